@@ -1,0 +1,87 @@
+"""A body in pieces: split for sending, put together in any order, verified piece by piece against its manifest."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from schemas.messages import MAX_CHUNK_SIZE, MAX_CHUNKS, Body, CodecId
+
+
+class CorruptChunk(ValueError):
+    """A chunk that cannot belong to its body: too large, out of range, or not the bytes the manifest names."""
+
+
+def describe(body: bytes, codec: CodecId, chunk_size: int = MAX_CHUNK_SIZE, inline: int = MAX_CHUNK_SIZE) -> Body:
+    """The manifest entry of `body`: inline up to `inline` bytes, otherwise in chunks of `chunk_size` bytes."""
+    chunks = () if len(body) <= inline else tuple(_sha256(chunk) for chunk in split(body, chunk_size))
+    return Body(codec=codec, sha256=_sha256(body), size=len(body), chunks=chunks)
+
+
+def split(body: bytes, chunk_size: int = MAX_CHUNK_SIZE) -> tuple[bytes, ...]:
+    """`body` cut into chunks of `chunk_size` bytes; the last may be shorter."""
+    if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
+        raise ValueError(f"chunk_size must be 1 to {MAX_CHUNK_SIZE} bytes, got {chunk_size}")
+    return tuple(body[start : start + chunk_size] for start in range(0, len(body), chunk_size))
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What has arrived of one body. `body` is None until the manifest has come; chunks may come before it."""
+
+    body: Body | None = None
+    parts: Mapping[int, bytes] = field(default_factory=dict)
+
+    @property
+    def held(self) -> int:
+        """Bytes held so far."""
+        return sum(map(len, self.parts.values()))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Numbers of the chunks that have not arrived; empty while the manifest is unknown."""
+        expected = range(len(self.body.chunks)) if self.body else range(0)
+        return tuple(index for index in expected if index not in self.parts)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the manifest and every chunk are here."""
+        return self.body is not None and not self.missing
+
+    def with_chunk(self, index: int, chunk: bytes) -> Self:
+        """Add one chunk; a repeated one changes nothing, a false one raises CorruptChunk."""
+        if not 0 < len(chunk) <= MAX_CHUNK_SIZE or not 0 <= index < MAX_CHUNKS:
+            raise CorruptChunk(f"chunk {index} of {len(chunk)} bytes is out of bounds")
+        if self.body is not None:
+            if index >= len(self.body.chunks):
+                raise CorruptChunk(f"chunk {index} does not exist: the manifest names {len(self.body.chunks)}")
+            if _sha256(chunk) != self.body.chunks[index]:
+                raise CorruptChunk(f"chunk {index} is not the bytes that the manifest names")
+        return replace(self, parts={**self.parts, index: chunk})
+
+    def with_manifest(self, body: Body) -> Self:
+        """Learn what the body should be; chunks that turn out false are dropped, and so are missing again."""
+        true = {
+            index: chunk
+            for index, chunk in self.parts.items()
+            if index < len(body.chunks) and _sha256(chunk) == body.chunks[index]
+        }
+        return replace(self, body=body, parts=true)
+
+    def join(self) -> bytes:
+        """The whole body, verified; ValueError while chunks are missing, CorruptChunk if the sum is wrong."""
+        if self.body is None or self.missing:
+            raise ValueError("the body is not complete yet")
+        body = b"".join(self.parts[index] for index in range(len(self.body.chunks)))
+        verify(body, self.body)
+        return body
+
+
+def verify(body: bytes, expected: Body) -> None:
+    """Raise CorruptChunk unless `body` is exactly what the manifest names."""
+    if len(body) != expected.size or _sha256(body) != expected.sha256:
+        raise CorruptChunk(f"the body of {len(body)} bytes is not the {expected.size} bytes that the manifest names")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

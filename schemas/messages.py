@@ -1,0 +1,204 @@
+"""Every message as a frozen model. What cannot be said in these types cannot reach the coordinator's decisions.
+
+Payloads are compact JSON. A manifest may carry its body behind it: the JSON on one line, a newline, then raw bytes.
+"""
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.adapter import LoraConfig
+from schemas.topics import Name
+
+MAX_CHUNK_SIZE = 120 * 1024  # with headers it stays under 128 KiB, the smallest packet limit of the common brokers
+MAX_BODY_SIZE = 1 << 30
+MAX_MESSAGE_SIZE = 1 << 20
+MAX_CHUNKS = 10_000
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 hexadecimal digits")]
+UpdateId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="first 32 hexadecimal digits of a SHA-256")]
+Version = Annotated[int, Field(ge=0, lt=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds since 1970, UTC")]
+Sentence = Annotated[str, Field(max_length=500)]
+
+CodecId = Literal["fp32", "int8", "safetensors"]
+ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
+
+
+class InvalidMessage(ValueError):
+    """A payload that is not the message it should be; the text says what is wrong with it."""
+
+
+class Message(BaseModel):
+    """Base of all payloads: immutable, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    def to_bytes(self) -> bytes:
+        """The payload: one line of compact JSON, fields in their declared order."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Self:
+        """Parse a payload; anything but this message raises InvalidMessage with the first fault."""
+        if len(payload) > MAX_MESSAGE_SIZE:
+            raise InvalidMessage(f"{cls.__name__} of {len(payload)} bytes is over {MAX_MESSAGE_SIZE}")
+        try:
+            return cls.model_validate_json(payload)
+        except ValidationError as error:
+            raise InvalidMessage(f"{cls.__name__}: {_first_fault(error)}") from None
+
+
+class Body(Message):
+    """Where an adapter's bytes are: behind the manifest (`chunks` empty), or in chunks named by their SHA-256."""
+
+    codec: CodecId = Field(description="how to turn the bytes into an adapter")
+    sha256: Sha256 = Field(description="of the whole body")
+    size: int = Field(ge=1, le=MAX_BODY_SIZE, description="bytes")
+    chunks: tuple[Sha256, ...] = Field(
+        default=(), max_length=MAX_CHUNKS, description="SHA-256 of each chunk in order; empty when inline"
+    )
+
+    @model_validator(mode="after")
+    def _chunks_can_hold_the_body(self) -> Self:
+        if self.chunks and not len(self.chunks) <= self.size <= len(self.chunks) * MAX_CHUNK_SIZE:
+            raise ValueError(f"{len(self.chunks)} chunks cannot hold {self.size} bytes")
+        if not self.chunks and self.size > MAX_CHUNK_SIZE:
+            raise ValueError(f"an inline body of {self.size} bytes is over {MAX_CHUNK_SIZE}: send it in chunks")
+        return self
+
+
+class UpdateManifest(Message):
+    """A node's update: what it trained from, on how much, and where the delta's bytes are."""
+
+    boot_id: UpdateId = Field(description="the node process that made it")
+    sequence: Count = Field(description="the node's running number of updates")
+    base_version: Version = Field(description="global version that the training started from")
+    base_digest: Sha256 = Field(description="digest of that version")
+    base_model: Sha256 = Field(description="digest of the frozen LLM")
+    layout: Sha256 = Field(description="digest of the adapter layout")
+    examples: int = Field(ge=1, le=10**9, description="private examples trained on")
+    steps: int = Field(ge=1, le=10**9, description="optimiser steps")
+    participation: Count = Field(description="updates this node believes were accepted before; a claim, never used")
+    loss: float = Field(ge=0, description="mean training loss over the last steps, nats per answer token")
+    seconds: float = Field(ge=0, description="duration of the training")
+    body: Body
+
+
+class Receipt(Message):
+    """The coordinator's answer to one update, sent after it is on disk."""
+
+    update_id: UpdateId
+    status: ReceiptStatus = Field(
+        description="accepted: durable, may be forgotten; aggregated: it went into `version`; duplicate: known already; "
+        "stale: too old; rejected: see `reason`; incomplete: send the chunks in `missing`"
+    )
+    reason: Sentence | None = Field(default=None, description="for stale and rejected: what to do about it")
+    missing: tuple[Annotated[int, Field(ge=0, lt=MAX_CHUNKS)], ...] = Field(
+        default=(), max_length=MAX_CHUNKS, description="chunk numbers to send again"
+    )
+    version: Version | None = Field(default=None, description="the version that the update went into")
+
+
+class GlobalPointer(Message):
+    """The atomic switch: which global version is current. Readers trust it only if (epoch, version) never falls."""
+
+    epoch: Count = Field(description="rises with every coordinator start and rollback")
+    version: Version
+    digest: Sha256 = Field(description="SHA-256 of the version's safetensors body")
+    parent: Sha256 | None = Field(description="digest of the version before; none for the first")
+    size: int = Field(ge=1, le=MAX_BODY_SIZE, description="bytes of the body")
+    chunks: int = Field(ge=0, le=MAX_CHUNKS, description="number of chunks; 0 when the body is inline")
+
+
+class VersionInput(Message):
+    """One update that a global version was made of."""
+
+    node: Name
+    update_id: UpdateId
+    base_version: Version
+    examples: Count
+    weight: float = Field(description="absolute factor of its delta in the step")
+
+
+class GlobalManifest(Message):
+    """A global version: its lineage, its inputs with their weights, and where its bytes are."""
+
+    epoch: Count
+    version: Version
+    parent: Sha256 | None = Field(description="digest of the version before; none for the first")
+    base_model: Sha256
+    lora: LoraConfig
+    layout: Sha256
+    strategy: str = Field(max_length=64)
+    inputs: tuple[VersionInput, ...] = Field(max_length=100_000)
+    created_at_ns: TimestampNs
+    body: Body
+
+    @property
+    def digest(self) -> str:
+        """The version's content address: the SHA-256 of its body."""
+        return self.body.sha256
+
+
+class CoordinatorState(Message):
+    """The coordinator's birth (with the terms of the federation) and, with `online` false, its will."""
+
+    online: bool
+    boot_id: UpdateId
+    epoch: Count
+    base_model: Sha256
+    base_model_name: str = Field(max_length=500)
+    lora: LoraConfig
+    layout: Sha256
+    strategy: str = Field(max_length=64)
+    one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
+    codecs: tuple[CodecId, ...] = Field(strict=False, description="codecs taken for updates, best first")
+    finished: bool = Field(default=False, description="the last version is published: no more training")
+
+
+class NodeState(Message):
+    """A node's birth and, with `online` false, its will; equal boot_ids tie a will to its birth."""
+
+    online: bool
+    boot_id: UpdateId
+    base_model: Sha256
+    version: Version | None = Field(default=None, description="global version held")
+
+
+class NodeMetrics(Message):
+    """A node's progress and counters since its process started."""
+
+    boot_id: UpdateId
+    base_version: Version | None = Field(default=None, description="version being trained from; none while idle")
+    step: Count = 0
+    steps: Count = 0
+    loss: float | None = Field(default=None, ge=0, description="of the last step")
+    updates_sent: Count = 0
+    updates_accepted: Count = 0
+    updates_rejected: Count = 0
+    outbox: Count = Field(default=0, description="updates that wait for their receipt")
+
+
+def join_body(manifest: Message, body: bytes) -> bytes:
+    """A manifest's payload with its body behind it."""
+    return manifest.to_bytes() + b"\n" + body
+
+
+def split_body(payload: bytes) -> tuple[bytes, bytes]:
+    """The manifest's JSON and the body behind it, empty when there is none."""
+    manifest, _, body = payload.partition(b"\n")
+    return manifest, body
+
+
+def update_id(manifest: bytes) -> str:
+    """An update's id is the hash of its manifest's JSON: the same update sent twice is the same update."""
+    return hashlib.sha256(manifest).hexdigest()[:32]
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}"[:300] if where else fault["msg"][:300]

@@ -1,0 +1,190 @@
+"""Every MQTT topic: built here, parsed here, with its QoS, retain flag and expiry. Nothing else spells a topic.
+
+An address says what a topic means (`UpdateChunk(node, update_id, index)`); `route` turns it into the topic string and
+the flags to publish with, `parse` turns a received topic back into an address or, for anything else, None.
+"""
+
+import re
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+ROOT = "alignfed/v1"
+DAY_S = 24 * 3600
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", description="letters, digits, '_', '.', '-'; at most 64")]
+
+_FIELD_PATTERNS = {
+    "federation": NAME_PATTERN,
+    "node": NAME_PATTERN,
+    "update_id": r"[0-9a-f]{32}",
+    "version": r"0|[1-9][0-9]{0,8}",
+    "index": r"0|[1-9][0-9]{0,4}",
+}
+
+
+class Route(NamedTuple):
+    """Where and how to publish; the field names are those of a publication."""
+
+    topic: str
+    qos: int
+    retain: bool
+    expiry_s: int | None
+
+
+class TopicSpec(NamedTuple):
+    """One row of the topic table."""
+
+    pattern: str
+    sender: str
+    content: str
+    qos: int = 1
+    retain: bool = False
+    expiry_s: int | None = None
+
+
+@dataclass(frozen=True)
+class GlobalHead:
+    """The retained pointer to the version that nodes train from."""
+
+    spec: ClassVar = TopicSpec("global/head", "coordinator", "GlobalPointer", retain=True)
+
+
+@dataclass(frozen=True)
+class GlobalRelease:
+    """The retained pointer to the version that nodes serve."""
+
+    spec: ClassVar = TopicSpec("global/release", "coordinator", "GlobalPointer", retain=True)
+
+
+@dataclass(frozen=True)
+class GlobalManifestOf:
+    """The immutable manifest of one global version."""
+
+    version: int
+    spec: ClassVar = TopicSpec("global/v/{version}/manifest", "coordinator", "GlobalManifest", retain=True)
+
+
+@dataclass(frozen=True)
+class GlobalChunk:
+    """One chunk of a global version's body."""
+
+    version: int
+    index: int
+    spec: ClassVar = TopicSpec("global/v/{version}/chunk/{index}", "coordinator", "bytes of the body", retain=True)
+
+
+@dataclass(frozen=True)
+class UpdateManifestOf:
+    """The manifest of a node's update, with the body behind it when it fits into one packet."""
+
+    node: str
+    update_id: str
+    spec: ClassVar = TopicSpec("update/{node}/{update_id}/manifest", "node", "UpdateManifest", expiry_s=DAY_S)
+
+
+@dataclass(frozen=True)
+class UpdateChunk:
+    """One chunk of a node's update."""
+
+    node: str
+    update_id: str
+    index: int
+    spec: ClassVar = TopicSpec("update/{node}/{update_id}/chunk/{index}", "node", "bytes of the body", expiry_s=DAY_S)
+
+
+@dataclass(frozen=True)
+class ReceiptFor:
+    """The coordinator's answers to one node."""
+
+    node: str
+    spec: ClassVar = TopicSpec("receipt/{node}", "coordinator", "Receipt", expiry_s=DAY_S)
+
+
+@dataclass(frozen=True)
+class NodeStateOf:
+    """A node's birth and, as its will, its death."""
+
+    node: str
+    spec: ClassVar = TopicSpec("node/{node}/state", "node", "NodeState", retain=True)
+
+
+@dataclass(frozen=True)
+class NodeMetricsOf:
+    """A node's counters and training progress; lost ones don't matter."""
+
+    node: str
+    spec: ClassVar = TopicSpec("node/{node}/metrics", "node", "NodeMetrics", qos=0, expiry_s=60)
+
+
+@dataclass(frozen=True)
+class CoordinatorStateOf:
+    """The coordinator's birth, with the terms of the federation, and its will."""
+
+    spec: ClassVar = TopicSpec("coordinator/state", "coordinator", "CoordinatorState", retain=True)
+
+
+Address = (
+    GlobalHead
+    | GlobalRelease
+    | GlobalManifestOf
+    | GlobalChunk
+    | UpdateManifestOf
+    | UpdateChunk
+    | ReceiptFor
+    | NodeStateOf
+    | NodeMetricsOf
+    | CoordinatorStateOf
+)
+ADDRESSES: tuple[type[Address], ...] = (
+    GlobalHead,
+    GlobalRelease,
+    GlobalManifestOf,
+    GlobalChunk,
+    UpdateManifestOf,
+    UpdateChunk,
+    ReceiptFor,
+    NodeStateOf,
+    NodeMetricsOf,
+    CoordinatorStateOf,
+)
+
+
+def route(federation: str, address: Address) -> Route:
+    """The topic string of `address` and the flags to publish it with; a malformed field raises ValueError."""
+    spec = address.spec
+    values = {"federation": federation} | {f.name: str(getattr(address, f.name)) for f in fields(address)}
+    for name, value in values.items():
+        if not re.fullmatch(_FIELD_PATTERNS[name], value):
+            raise ValueError(f"{value!r} is not a valid {name} for a topic")
+    topic = f"{ROOT}/{federation}/{spec.pattern.format(**values)}"
+    return Route(topic, spec.qos, spec.retain, spec.expiry_s)
+
+
+def topic_filter(federation: str, kind: type[Address], **fixed: str | int) -> str:
+    """The subscription filter for `kind`, with '+' for every field that is not in `fixed`."""
+    values = {f.name: str(fixed.get(f.name, "+")) for f in fields(kind)}
+    return f"{ROOT}/{federation}/{kind.spec.pattern.format(**values)}"
+
+
+def parse(federation: str, topic: str) -> Address | None:
+    """What `topic` means in this federation; None for any other topic. Every field of the answer is well-formed."""
+    if len(topic) > 512:
+        return None
+    for kind in ADDRESSES:
+        if found := _topic_regex(federation, kind).fullmatch(topic):
+            return kind(**{name: _typed(name, text) for name, text in found.groupdict().items()})
+    return None
+
+
+@cache
+def _topic_regex(federation: str, kind: type) -> re.Pattern[str]:
+    groups = {f.name: f"(?P<{f.name}>{_FIELD_PATTERNS[f.name]})" for f in fields(kind)}
+    return re.compile(re.escape(f"{ROOT}/{federation}/") + kind.spec.pattern.format(**groups))
+
+
+def _typed(name: str, text: str) -> Any:
+    return int(text) if name in ("version", "index") else text
