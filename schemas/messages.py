@@ -92,8 +92,8 @@ class Receipt(Message):
 
     update_id: UpdateId
     status: ReceiptStatus = Field(
-        description="accepted: durable, may be forgotten; aggregated: it went into `version`; duplicate: known already; "
-        "stale: too old; rejected: see `reason`; incomplete: send the chunks in `missing`"
+        description="accepted: durable, may be forgotten; aggregated: it went into `version`; "
+        "duplicate: known already; stale: too old; rejected: see `reason`; incomplete: send the chunks in `missing`"
     )
     reason: Sentence | None = Field(default=None, description="for stale and rejected: what to do about it")
     missing: tuple[Annotated[int, Field(ge=0, lt=MAX_CHUNKS)], ...] = Field(

@@ -174,14 +174,18 @@ def parse(federation: str, topic: str) -> Address | None:
     """What `topic` means in this federation; None for any other topic. Every field of the answer is well-formed."""
     if len(topic) > 512:
         return None
-    for kind in ADDRESSES:
-        if found := _topic_regex(federation, kind).fullmatch(topic):
+    for kind, pattern in _patterns(federation):
+        if found := pattern.fullmatch(topic):
             return kind(**{name: _typed(name, text) for name, text in found.groupdict().items()})
     return None
 
 
 @cache
-def _topic_regex(federation: str, kind: type) -> re.Pattern[str]:
+def _patterns(federation: str) -> tuple[tuple[type[Address], re.Pattern[str]], ...]:
+    return tuple((kind, _pattern(federation, kind)) for kind in ADDRESSES)
+
+
+def _pattern(federation: str, kind: type[Address]) -> re.Pattern[str]:
     groups = {f.name: f"(?P<{f.name}>{_FIELD_PATTERNS[f.name]})" for f in fields(kind)}
     return re.compile(re.escape(f"{ROOT}/{federation}/") + kind.spec.pattern.format(**groups))
 
