@@ -72,15 +72,14 @@ class Assembly:
         """The whole body, verified; ValueError while chunks are missing, CorruptChunk if the sum is wrong."""
         if self.body is None or self.missing:
             raise ValueError("the body is not complete yet")
-        body = b"".join(self.parts[index] for index in range(len(self.body.chunks)))
-        verify(body, self.body)
-        return body
+        return verify(b"".join(self.parts[index] for index in range(len(self.body.chunks))), self.body)
 
 
-def verify(body: bytes, expected: Body) -> None:
-    """Raise CorruptChunk unless `body` is exactly what the manifest names."""
+def verify(body: bytes, expected: Body) -> bytes:
+    """`body` itself if it is exactly what the manifest names; CorruptChunk otherwise."""
     if len(body) != expected.size or _sha256(body) != expected.sha256:
         raise CorruptChunk(f"the body of {len(body)} bytes is not the {expected.size} bytes that the manifest names")
+    return body
 
 
 def _sha256(data: bytes) -> str:

@@ -1,0 +1,105 @@
+"""The order in which retained topics are published, so that a reader never sees a pointer to what is not there.
+
+Work is a queue of phases. A phase begins when the broker has acknowledged all of the phase before it: first the bodies
+and manifests, then the pointers (the atomic switch), then the deletion of versions that are no longer kept. Starting
+over is always safe: every publication may be repeated.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from broker.events import Publication, Published
+from coordinator.registry import Registry
+from schemas import chunks
+from schemas.messages import GlobalManifest, GlobalPointer
+from schemas.topics import Address, GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease, route
+
+WINDOW = 32  # publications handed over and not yet acknowledged: bounds memory at 4 MB, whatever a body's size
+
+
+class PublishRefused(RuntimeError):
+    """The broker will not take what the coordinator must publish."""
+
+
+class Publishes(Protocol):
+    """What a phase is handed to: a broker client."""
+
+    def publish(self, publication: Publication) -> int:
+        """Queue a publication; its token comes back in `Published`."""
+
+
+class PhasedPublisher:
+    """Publishes phase after phase, each only when the one before is acknowledged."""
+
+    def __init__(self, client: Publishes) -> None:
+        self._client = client
+        self._phases: deque[Iterator[Publication]] = deque()
+        self._unacknowledged: dict[int, str] = {}
+
+    def add(self, *phases: Iterable[Publication]) -> None:
+        """Append phases to the queue."""
+        self._phases.extend(map(iter, phases))
+        self._pump()
+
+    def start_over(self, *phases: Iterable[Publication]) -> None:
+        """Forget what is queued and begin with these phases instead."""
+        self._phases.clear()
+        self.add(*phases)
+
+    def on_published(self, event: Published) -> None:
+        """Take note of an acknowledgement; one for a publication of somebody else is ignored."""
+        topic = self._unacknowledged.pop(event.token, None)
+        if topic is not None and event.reason is not None:
+            raise PublishRefused(f"the broker refused {topic}: {event.reason}; check the coordinator's access rights")
+        self._pump()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is published and acknowledged."""
+        return not self._phases and not self._unacknowledged
+
+    def _pump(self) -> None:
+        while self._phases and len(self._unacknowledged) < WINDOW:
+            publication = next(self._phases[0], None)
+            if publication is not None:
+                self._unacknowledged[self._client.publish(publication)] = publication.topic
+            elif self._unacknowledged:
+                return
+            else:
+                self._phases.popleft()
+
+
+def bodies(federation: str, registry: Registry, manifests: Iterable[GlobalManifest]) -> Iterator[Publication]:
+    """Chunks, then the manifest, of each version; a body is read from disk when its turn comes."""
+    for manifest in manifests:
+        body = registry.body(manifest.version)
+        for index, chunk in enumerate(chunks.split(body)):
+            yield publication(federation, GlobalChunk(manifest.version, index), chunk)
+        yield publication(federation, GlobalManifestOf(manifest.version), manifest.to_bytes())
+
+
+def pointers(federation: str, manifest: GlobalManifest, epoch: int) -> tuple[Publication, Publication]:
+    """Head and release, both at this version: there is no release stage yet that could hold one back."""
+    pointer = GlobalPointer(
+        epoch=epoch,
+        version=manifest.version,
+        digest=manifest.digest,
+        parent=manifest.parent,
+        size=manifest.body.size,
+        chunks=len(manifest.body.chunks),
+    ).to_bytes()
+    return publication(federation, GlobalHead(), pointer), publication(federation, GlobalRelease(), pointer)
+
+
+def deletions(federation: str, manifests: Iterable[GlobalManifest]) -> Iterator[Publication]:
+    """Empty retained payloads, which delete; the manifest goes last, so that a crash leaves a name for what is left."""
+    for manifest in manifests:
+        for index in range(len(manifest.body.chunks)):
+            yield publication(federation, GlobalChunk(manifest.version, index), b"")
+        yield publication(federation, GlobalManifestOf(manifest.version), b"")
+
+
+def publication(federation: str, address: Address, payload: bytes) -> Publication:
+    """A payload with the topic, QoS, retain flag and expiry of its address."""
+    return Publication(payload=payload, **route(federation, address)._asdict())

@@ -1,0 +1,75 @@
+"""Global adapters on disk, content-addressed, with their lineage.
+
+    objects/<digest>.safetensors    the bytes of one adapter: `sha256sum` prints its name
+    manifests/<version>.json        the manifest of one version
+
+A file appears under its name only when it is whole and on disk, so whatever is found can be used after a crash.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from schemas.adapter import Adapter, Layout
+from schemas.messages import GlobalManifest, InvalidMessage
+
+
+class RegistryError(RuntimeError):
+    """A version that is not here, or whose bytes are not what its manifest says."""
+
+
+class Registry:
+    """The versions kept under one folder, which is created when the first one is added."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, manifest: GlobalManifest, adapter: Adapter) -> None:
+        """Keep one version. Adding it again is harmless; on return it survives a power cut."""
+        _write(self.folder / "objects" / f"{manifest.digest}.safetensors", adapter.to_safetensors())
+        _write(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
+
+    def versions(self) -> list[GlobalManifest]:
+        """Every manifest, oldest first."""
+        numbers = [int(path.stem) for path in (self.folder / "manifests").glob("*.json") if path.stem.isdecimal()]
+        return [self.manifest(version) for version in sorted(numbers)]
+
+    def manifest(self, version: int) -> GlobalManifest:
+        """The manifest of one version."""
+        try:
+            return GlobalManifest.from_bytes((self.folder / "manifests" / f"{version}.json").read_bytes())
+        except FileNotFoundError:
+            raise RegistryError(f"there is no version {version} in {self.folder}") from None
+        except InvalidMessage as error:
+            raise RegistryError(f"the manifest of version {version} in {self.folder} is damaged: {error}") from None
+
+    def body(self, version: int) -> bytes:
+        """The safetensors bytes of one version, verified against its manifest."""
+        digest = self.manifest(version).digest
+        try:
+            body = (self.folder / "objects" / f"{digest}.safetensors").read_bytes()
+        except FileNotFoundError:
+            raise RegistryError(f"the adapter {digest[:12]} of version {version} is missing in {self.folder}") from None
+        if hashlib.sha256(body).hexdigest() != digest:
+            raise RegistryError(f"the adapter {digest[:12]} of version {version} in {self.folder} is damaged")
+        return body
+
+    def adapter(self, version: int, layout: Layout) -> Adapter:
+        """The adapter of one version."""
+        return Adapter.from_safetensors(layout, self.body(version))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all, and on disk before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,159 @@
+"""What the coordinator knows, what can happen to it, and what it wants done. Values only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coordinator.strategies import Strategy
+from coordinator.updates import Buffer, GlobalAdapter
+from schemas.adapter import Adapter, Layout
+from schemas.chunks import Assembly
+from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, Sha256, UpdateManifest
+from schemas.topics import Name
+
+_MIB = 1 << 20
+
+
+class Limits(BaseModel):
+    """Bounds on what strangers can make the coordinator hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = Field(default=10_000, ge=1, description="distinct nodes that are remembered")
+    partial_updates_per_node: int = Field(default=8, ge=1, description="incomplete updates held for one node")
+    partial_bytes_per_node: int = Field(default=256 * _MIB, ge=MAX_CHUNK_SIZE, description="bytes of those chunks")
+    partial_bytes: int = Field(default=1024 * _MIB, ge=MAX_CHUNK_SIZE, description="bytes of chunks from all nodes")
+    partial_ttl_s: float = Field(default=3600, gt=0, description="an update that is not complete by then is dropped")
+    resend_after_s: float = Field(default=5, gt=0, description="silence before missing chunks are asked for")
+
+
+class FederationConfig(BaseModel):
+    """The terms of a federation. It is the first row of the journal, so a replay needs nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    federation: Name
+    base_model: Sha256
+    base_model_name: Annotated[str, Field(max_length=500)]
+    layout: Layout
+    strategy: Strategy
+    limits: Limits = Limits()
+    final_version: int | None = None
+
+
+@dataclass(frozen=True)
+class PartialUpdate:
+    """An update that is still arriving; chunks may come before their manifest."""
+
+    started_at_ns: int
+    touched_at_ns: int
+    assembly: Assembly = field(default_factory=Assembly)
+    manifest: UpdateManifest | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of an accepted update; `version` is None while it waits in the buffer."""
+
+    base_version: int
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class NodeLedger:
+    """The coordinator's own count of one node's doings; nothing in it is taken from a claim."""
+
+    participation: int = 0
+    accepted: Mapping[str, Accepted] = field(default_factory=dict)
+    partial: Mapping[str, PartialUpdate] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()  # the latest few ids, so that their late chunks are not collected
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of chunks held for this node."""
+        return sum(partial.assembly.held for partial in self.partial.values())
+
+
+@dataclass(frozen=True)
+class FederationState:
+    """Everything that decisions depend on. A fold over the journal yields it again, bit for bit."""
+
+    config: FederationConfig
+    epoch: int
+    head: GlobalAdapter
+    digests: Mapping[int, str]  # of every version that an update may still start from
+    bases: Mapping[int, Adapter]  # their adapters, if the strategy needs them
+    buffer: Buffer = field(default_factory=Buffer)
+    nodes: Mapping[str, NodeLedger] = field(default_factory=dict)
+    partial_bytes: int = 0  # of all nodes
+    dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last version is published: updates are no longer taken."""
+        final = self.config.final_version
+        return final is not None and self.head.version >= final
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message, raw, as it came from the broker."""
+
+    at_ns: int
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed. The shell ticks when `next_deadline` says so."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """A coordinator process took over; what it publishes carries a higher epoch."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True)
+class Configured:
+    """The operator changed the strategy, the limits or the final version."""
+
+    at_ns: int
+    config: FederationConfig
+
+
+Event = Received | Ticked | Started | Configured
+
+
+@dataclass(frozen=True)
+class SendReceipt:
+    """Answer a node. `manifest` is the update's, when it could be read."""
+
+    node: str
+    receipt: Receipt
+    manifest: UpdateManifest | None = None
+
+
+@dataclass(frozen=True)
+class PublishVersion:
+    """Keep and publish a new global version."""
+
+    manifest: GlobalManifest
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A message that nobody gets an answer to; counted under `reason`."""
+
+    reason: str
+    detail: str
+
+
+Effect = SendReceipt | PublishVersion | Drop
