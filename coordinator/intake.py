@@ -119,8 +119,7 @@ def ask_again(state: FederationState, at_ns: int) -> Step:
     for node, ledger in state.nodes.items():
         for id_, arriving in ledger.partial.items():
             if at_ns >= arriving.started_at_ns + seconds(limits.partial_ttl_s):
-                state, more = _drop(state, "update never completed", f"{node} {id_}")
-                state = with_ledger(state, node, replace(state.nodes[node], partial=without(ledger.partial, id_)))
+                state, more = _drop(_forget(state, node, id_), "update never completed", f"{node} {id_}")
                 effects += more
             elif arriving.manifest and at_ns >= arriving.touched_at_ns + seconds(limits.resend_after_s):
                 state = _with_partial(state, node, id_, replace(arriving, touched_at_ns=at_ns))
@@ -236,6 +235,11 @@ def _with_partial(state: FederationState, node: str, id_: str, partial: PartialU
         oldest = min(partials, key=lambda other: (partials[other].started_at_ns, other))
         partials = without(partials, oldest)
     return with_ledger(state, node, replace(ledger, partial=partials))
+
+
+def _forget(state: FederationState, node: str, id_: str) -> FederationState:
+    ledger = _ledger(state, node)
+    return with_ledger(state, node, replace(ledger, partial=without(ledger.partial, id_)))
 
 
 def without(mapping: Mapping[str, V], key: str) -> dict[str, V]:

@@ -29,6 +29,11 @@ class Registry:
         _write(self.folder / "objects" / f"{manifest.digest}.safetensors", adapter.to_safetensors())
         _write(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
 
+    def has(self, manifest: GlobalManifest) -> bool:
+        """Whether this very version is kept already."""
+        path = self.folder / "manifests" / f"{manifest.version}.json"
+        return path.exists() and path.read_bytes() == manifest.to_bytes()
+
     def versions(self) -> list[GlobalManifest]:
         """Every manifest, oldest first."""
         numbers = [int(path.stem) for path in (self.folder / "manifests").glob("*.json") if path.stem.isdecimal()]

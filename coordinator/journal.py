@@ -1,0 +1,195 @@
+"""The journal: everything that ever went into the core, raw and in order, and beside it what came of it, for reading.
+
+The recording file holds one row for each event: messages as they arrived, and under topics that no client can publish
+to, the terms of the federation, its first adapter, ticks and starts. The core's state is a fold over these rows. The
+tables `versions` and `updates` are written in the same transaction and only ever read by people, tools and tests.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.recording import RecordingError, Row, append, open_recording, read_rows
+from coordinator.core import found, step
+from coordinator.state import (
+    Configured,
+    Effect,
+    Event,
+    FederationConfig,
+    FederationState,
+    PublishVersion,
+    Received,
+    SendReceipt,
+    Started,
+    Ticked,
+)
+from schemas.adapter import Adapter, InvalidAdapter
+from schemas.messages import GlobalManifest
+
+CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS versions (
+    version INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,
+    manifest BLOB NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS updates (
+    node TEXT NOT NULL,
+    update_id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    reason TEXT,
+    base_version INTEGER NOT NULL,
+    version INTEGER,
+    examples INTEGER NOT NULL,
+    steps INTEGER NOT NULL,
+    loss REAL NOT NULL,
+    body_size INTEGER NOT NULL,
+    manifest_size INTEGER NOT NULL,
+    received_at_ns INTEGER NOT NULL,
+    PRIMARY KEY (node, update_id)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """What became of one update; `version` is the one it was aggregated into."""
+
+    node: str
+    update_id: str
+    status: str
+    reason: str | None
+    base_version: int
+    version: int | None
+    examples: int
+    steps: int
+    loss: float
+    body_size: int
+    manifest_size: int
+    received_at_ns: int
+
+
+def open_journal(path: Path) -> sqlite3.Connection:
+    """Open or create the journal; on damage RecordingError says what to do."""
+    connection = open_recording(path)
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def path_of(journal: sqlite3.Connection) -> Path:
+    """The file behind an open journal."""
+    return Path(journal.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0])
+
+
+def record_founding(connection: sqlite3.Connection, config: FederationConfig, adapter: Adapter, at_ns: int) -> None:
+    """Write the first two rows and version 0, within a transaction."""
+    append(connection, Row(at_ns, CONFIG, config.model_dump_json().encode()))
+    seq = append(connection, Row(at_ns, ADAPTER, adapter.to_safetensors()))
+    _record_effects(connection, seq, at_ns, found(config, adapter, at_ns)[1])
+
+
+def record(connection: sqlite3.Connection, row: Row, effects: tuple[Effect, ...]) -> None:
+    """Write one event's row and what came of it, within a transaction."""
+    _record_effects(connection, append(connection, row), row.received_at_ns, effects)
+
+
+def row_of_event(event: Ticked | Started | Configured) -> Row:
+    """The row of an event that is not a message."""
+    match event:
+        case Ticked():
+            return Row(event.at_ns, TICK, b"")
+        case Started():
+            return Row(event.at_ns, START, b"")
+        case Configured():
+            return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
+
+
+def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
+    """The state and the effects after each row from the second on; nothing for an empty journal."""
+    rows = read_rows(path)
+    first, second = next(rows, None), next(rows, None)
+    if first is None or second is None:
+        return
+    state, effects = _found(path, first, second)
+    yield state, effects
+    for row in rows:
+        state, effects = step(state, _event(row))
+        yield state, effects
+
+
+def read_versions(path: Path) -> list[GlobalManifest]:
+    """The recorded manifests, oldest first."""
+    with closing(_read_only(path)) as connection:
+        rows = connection.execute("SELECT manifest FROM versions ORDER BY version").fetchall()
+    return [GlobalManifest.from_bytes(manifest) for (manifest,) in rows]
+
+
+def read_updates(path: Path) -> list[UpdateRow]:
+    """Every update whose manifest could be read, in order of arrival."""
+    columns = ", ".join(UpdateRow.__dataclass_fields__)
+    with closing(_read_only(path)) as connection:
+        rows = connection.execute(f"SELECT {columns} FROM updates ORDER BY received_at_ns, node, update_id").fetchall()
+    return [UpdateRow(*row) for row in rows]
+
+
+def _found(path: Path, first: Row, second: Row) -> tuple[FederationState, tuple[Effect, ...]]:
+    if (first.topic, second.topic) != (CONFIG, ADAPTER):
+        raise RecordingError(f"{path} does not begin with a federation's terms: it is a recording, not a journal")
+    try:
+        config = FederationConfig.model_validate_json(first.payload)
+        adapter = Adapter.from_safetensors(config.layout, second.payload)
+    except (ValueError, InvalidAdapter) as error:
+        raise RecordingError(f"{path}: the federation's terms cannot be read: {error}") from None
+    return found(config, adapter, second.received_at_ns)
+
+
+def _event(row: Row) -> Event:
+    match row.topic:
+        case topic if topic == TICK:
+            return Ticked(row.received_at_ns)
+        case topic if topic == START:
+            return Started(row.received_at_ns)
+        case topic if topic == CONFIG:
+            return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
+        case _:
+            return Received(row.received_at_ns, row.topic, row.payload)
+
+
+def _record_effects(connection: sqlite3.Connection, seq: int, at_ns: int, effects: tuple[Effect, ...]) -> None:
+    for effect in effects:
+        match effect:
+            case PublishVersion(manifest):
+                values = (manifest.version, manifest.digest, manifest.to_bytes(), seq)
+                connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", values)
+            case SendReceipt(node, receipt, None) if receipt.status in ("aggregated", "rejected"):
+                connection.execute(
+                    "UPDATE updates SET status = ?, reason = ?, version = ? WHERE node = ? AND update_id = ?",
+                    (receipt.status, receipt.reason, receipt.version, node, receipt.update_id),
+                )
+            case SendReceipt(node, receipt, manifest) if manifest is not None:
+                row = UpdateRow(
+                    node=node,
+                    update_id=receipt.update_id,
+                    status=receipt.status,
+                    reason=receipt.reason,
+                    base_version=manifest.base_version,
+                    version=receipt.version,
+                    examples=manifest.examples,
+                    steps=manifest.steps,
+                    loss=manifest.loss,
+                    body_size=manifest.body.size,
+                    manifest_size=len(manifest.to_bytes()),
+                    received_at_ns=at_ns,
+                )
+                marks = ", ".join("?" * len(vars(row)))
+                connection.execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", tuple(vars(row).values()))
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise RecordingError(f"{path} does not exist")
+    return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)

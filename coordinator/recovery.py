@@ -1,0 +1,65 @@
+"""From what is on disk to a running federation: fold the journal, mend the registry, take over."""
+
+import sqlite3
+
+from broker.recording import transaction
+from coordinator.core import step
+from coordinator.journal import fold, path_of, record, record_founding, row_of_event
+from coordinator.registry import Registry
+from coordinator.state import Configured, Effect, FederationConfig, FederationState, PublishVersion, Started
+from schemas.adapter import Adapter
+
+
+class FederationDiffers(RuntimeError):
+    """The journal belongs to another federation than the one that was configured."""
+
+
+def restore(
+    journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
+) -> FederationState:
+    """The state after everything recorded, under the terms of `config`, in a new epoch.
+
+    An empty journal founds the federation with `adapter` as version 0. A version that a crash kept out of the registry
+    is put there. Raises FederationDiffers when the journal is that of another federation.
+    """
+    state = _folded(journal, registry)
+    if state is None:
+        with transaction(journal):
+            record_founding(journal, config, adapter, at_ns)
+        state = _folded(journal, registry)
+        assert state is not None
+    _check_same_federation(state.config, config)
+    events: list[Configured | Started] = [] if state.config == config else [Configured(at_ns, config)]
+    for event in (*events, Started(at_ns)):
+        state, effects = step(state, event)
+        with transaction(journal):
+            record(journal, row_of_event(event), effects)
+        _keep_versions(registry, effects)
+    return state
+
+
+def _folded(journal: sqlite3.Connection, registry: Registry) -> FederationState | None:
+    state = None
+    for folded, effects in fold(path_of(journal)):
+        _keep_versions(registry, effects)
+        state = folded
+    return state
+
+
+def _keep_versions(registry: Registry, effects: tuple[Effect, ...]) -> None:
+    for effect in effects:
+        if isinstance(effect, PublishVersion) and not registry.has(effect.manifest):
+            registry.add(effect.manifest, effect.adapter)
+
+
+def _check_same_federation(recorded: FederationConfig, wanted: FederationConfig) -> None:
+    for what, before, now in (
+        ("federation", recorded.federation, wanted.federation),
+        ("base model", recorded.base_model, wanted.base_model),
+        ("adapter layout", recorded.layout.digest, wanted.layout.digest),
+    ):
+        if before != now:
+            raise FederationDiffers(
+                f"this data directory belongs to a federation whose {what} is {before}, not {now}: "
+                "configure the same, or give the new federation a data_dir of its own"
+            )
