@@ -146,12 +146,17 @@ class Adapter:
         """Whether no value is NaN or infinite."""
         return bool(np.isfinite(self.values).all())
 
+    # overflow gives infinity without a warning here: `is_finite` is how callers ask
+
+    @np.errstate(over="ignore", invalid="ignore")
     def __add__(self, other: Self) -> Self:
         return self._like(other, self.values + other.values)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def __sub__(self, other: Self) -> Self:
         return self._like(other, self.values - other.values)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def __mul__(self, factor: float) -> Self:
         return type(self)(self.layout, self.values * np.float32(factor))
 
@@ -168,6 +173,7 @@ class Adapter:
         return type(self)(self.layout, values)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def weighted_sum(deltas: list[Adapter], weights: ArrayLike) -> Adapter:
     """sum_i weights[i] * deltas[i], added in the order given, in float64, then rounded once to float32."""
     if not deltas:
