@@ -7,11 +7,10 @@ tables `versions` and `updates` are written in the same transaction and only eve
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.recording import RecordingError, Row, append, open_recording, read_rows
+from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
 from coordinator.state import (
     Configured,
@@ -26,7 +25,7 @@ from coordinator.state import (
     Ticked,
 )
 from schemas.adapter import Adapter, InvalidAdapter
-from schemas.messages import GlobalManifest
+from schemas.messages import GlobalManifest, InvalidMessage
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
 
@@ -80,11 +79,6 @@ def open_journal(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def path_of(journal: sqlite3.Connection) -> Path:
-    """The file behind an open journal."""
-    return Path(journal.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0])
-
-
 def record_founding(connection: sqlite3.Connection, config: FederationConfig, adapter: Adapter, at_ns: int) -> None:
     """Write the first two rows and version 0, within a transaction."""
     append(connection, Row(at_ns, CONFIG, config.model_dump_json().encode()))
@@ -123,15 +117,18 @@ def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
 
 def read_versions(path: Path) -> list[GlobalManifest]:
     """The recorded manifests, oldest first."""
-    with closing(_read_only(path)) as connection:
+    with reading(path) as connection:
         rows = connection.execute("SELECT manifest FROM versions ORDER BY version").fetchall()
-    return [GlobalManifest.from_bytes(manifest) for (manifest,) in rows]
+    try:
+        return [GlobalManifest.from_bytes(manifest) for (manifest,) in rows]
+    except InvalidMessage as error:
+        raise RecordingError(f"{path} is damaged: {error}; restore it from a copy") from None
 
 
 def read_updates(path: Path) -> list[UpdateRow]:
     """Every update whose manifest could be read, in order of arrival."""
     columns = ", ".join(UpdateRow.__dataclass_fields__)
-    with closing(_read_only(path)) as connection:
+    with reading(path) as connection:
         rows = connection.execute(f"SELECT {columns} FROM updates ORDER BY received_at_ns, node, update_id").fetchall()
     return [UpdateRow(*row) for row in rows]
 
@@ -187,9 +184,3 @@ def _record_effects(connection: sqlite3.Connection, seq: int, at_ns: int, effect
                 )
                 marks = ", ".join("?" * len(vars(row)))
                 connection.execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", tuple(vars(row).values()))
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        raise RecordingError(f"{path} does not exist")
-    return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)

@@ -2,9 +2,9 @@
 
 import sqlite3
 
-from broker.recording import transaction
+from broker.recording import path_of, transaction
 from coordinator.core import step
-from coordinator.journal import fold, path_of, record, record_founding, row_of_event
+from coordinator.journal import fold, record, record_founding, row_of_event
 from coordinator.registry import Registry
 from coordinator.state import Configured, Effect, FederationConfig, FederationState, PublishVersion, Started
 from schemas.adapter import Adapter

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from coordinator.state import FederationConfig, Limits, Received
 from coordinator.strategies import FedBuff, Strategy
 from coordinator.updates import AdapterUpdate

@@ -5,6 +5,8 @@ from itertools import permutations
 
 import hypothesis.strategies as st
 import pytest
+from hypothesis import HealthCheck, given, settings
+
 from coordinator.core import found, next_deadline, step
 from coordinator.state import (
     Configured,
@@ -20,7 +22,6 @@ from coordinator.state import (
     Ticked,
 )
 from coordinator.strategies import FedAsync, FedBuff
-from hypothesis import HealthCheck, given, settings
 from schemas.adapter import Adapter
 
 MakeConfig = Callable[..., FederationConfig]

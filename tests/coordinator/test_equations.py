@@ -1,4 +1,5 @@
 import pytest
+
 from coordinator.equations import freshness, staleness
 
 

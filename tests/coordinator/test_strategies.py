@@ -2,6 +2,7 @@ from collections.abc import Callable
 from itertools import permutations
 
 import pytest
+
 from coordinator.strategies import FedAsync, FedAvg, FedBuff
 from coordinator.updates import AdapterUpdate, Buffer, GlobalAdapter
 from schemas.adapter import Adapter, weighted_sum

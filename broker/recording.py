@@ -1,0 +1,259 @@
+"""The recording file: messages as they arrived, raw, in one SQLite file that other tables may share.
+
+Rows are only ever appended. Each carries a checksum, because SQLite notices a page that is missing but not a byte that
+changed. A payload is not looked into here: a malformed one is recorded and replays like any other.
+
+    connection = open_recording(path)
+    with transaction(connection):
+        seq = append(connection, row_of(message))
+        connection.execute("INSERT INTO my_own_table ...")   # commits with the row or not at all
+"""
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from broker.events import Message, MessageProperties
+
+APPLICATION_ID = 0x414C4644  # "ALFD", tells our files from other SQLite files
+FORMAT_VERSION = 1
+
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT_VERSION};
+CREATE TABLE messages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    received_at_ns INTEGER NOT NULL,
+    topic TEXT NOT NULL,
+    qos INTEGER NOT NULL,
+    retain INTEGER NOT NULL,
+    dup INTEGER NOT NULL,
+    properties TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    crc32 INTEGER NOT NULL
+) STRICT;
+"""
+_COLUMNS = "received_at_ns, topic, qos, retain, dup, properties, payload, crc32"
+
+
+class RecordingError(Exception):
+    """A recording cannot be used; says which file, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded message. `seq` is its place in the order of arrival, from 1; 0 until it is appended."""
+
+    received_at_ns: int
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    duplicate: bool = False
+    properties: MessageProperties = field(default_factory=MessageProperties)
+    seq: int = 0
+
+
+def row_of(message: Message) -> Row:
+    """What is recorded of a message: all but its connection."""
+    return Row(
+        received_at_ns=message.received_at_ns,
+        topic=message.topic,
+        payload=message.payload,
+        qos=message.qos,
+        retain=message.retain,
+        duplicate=message.duplicate,
+        properties=message.properties,
+    )
+
+
+def open_recording(path: Path) -> sqlite3.Connection:
+    """Open a recording to append to, checked from end to end; a file that does not exist is created.
+
+    Every commit is on disk when it returns. Raises RecordingError.
+    """
+    with _typed(path, sqlite3.Error, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _create(path)
+        connection = sqlite3.connect(path.resolve().as_uri() + "?mode=rw", uri=True, isolation_level=None)
+        try:
+            _check_kind(path, connection)
+            _check_pages(path, connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All statements in the block are on disk when it ends, or none when it raises. Raises RecordingError."""
+    with _typed(path_of(connection), sqlite3.Error):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # a full disk has ended it already
+                connection.execute("ROLLBACK")
+            raise
+
+
+def append(connection: sqlite3.Connection, row: Row) -> int:
+    """Append a row within a `transaction` and return its `seq`. Raises ValueError outside of one."""
+    if not connection.in_transaction:
+        raise ValueError("append within a transaction, so that it is clear when the row is on disk")
+    values = (
+        row.received_at_ns,
+        row.topic,
+        row.qos,
+        int(row.retain),
+        int(row.duplicate),
+        _properties_to_json(row.properties),
+        row.payload,
+    )
+    cursor = connection.execute(
+        f"INSERT INTO messages ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, _checksum(*values))
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def read_rows(path: Path, after_seq: int = 0) -> Iterator[Row]:
+    """Stream the rows after `after_seq` in order, while another process may go on recording. Raises RecordingError."""
+    with _reading(path) as connection:
+        for values in connection.execute(
+            f"SELECT seq, {_COLUMNS} FROM messages WHERE seq > ? ORDER BY seq", (after_seq,)
+        ):
+            yield _row(path, *values)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection for the tables that share the file, checked from end to end. Raises RecordingError."""
+    with _reading(path) as connection:
+        _check_pages(path, connection)
+        yield connection
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    with _typed(path, sqlite3.Error, OSError), closing(_open_to_read(path)) as connection:
+        _check_kind(path, connection)
+        yield connection
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise RecordingError(f"{path} does not exist")
+    return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
+
+
+def _create(path: Path) -> None:
+    """Make an empty recording under another name first: a crash on the way must not leave half a file behind."""
+    unfinished = path.with_name(path.name + ".new")
+    # SQLite would replay the log of a file that is gone into the new one of the same name.
+    for leftover in (unfinished, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        leftover.unlink(missing_ok=True)
+    with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
+        connection.executescript(_SCHEMA)
+    os.replace(unfinished, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _check_kind(path: Path, connection: sqlite3.Connection) -> None:
+    if path.stat().st_size == 0:
+        raise RecordingError(f"{path} is empty: not a recording, or one that was cut short")
+    [(application,)] = connection.execute("PRAGMA application_id").fetchall()
+    [(version,)] = connection.execute("PRAGMA user_version").fetchall()
+    if application != APPLICATION_ID:
+        raise RecordingError(f"{path} is a SQLite file of another program, not a recording")
+    if version > FORMAT_VERSION:
+        raise RecordingError(
+            f"{path} has format {version} and this program knows up to {FORMAT_VERSION}; use a newer one"
+        )
+
+
+def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
+    [(verdict,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+    if verdict != "ok":
+        raise RecordingError(f"{path} is damaged: {verdict}; restore it from a copy")
+
+
+@contextmanager
+def _typed(path: Path, *failures: type[Exception]) -> Iterator[None]:
+    """Turn what SQLite and the file system say about the file into RecordingError."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError):
+        raise  # the statement is at fault, not the file
+    except failures as failure:
+        raise RecordingError(f"{path}: {_explain(failure)}") from failure
+
+
+def _explain(failure: Exception) -> str:
+    code = getattr(failure, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest its detail
+    if code == sqlite3.SQLITE_NOTADB:
+        return "not a recording, or its first bytes are damaged"
+    if code == sqlite3.SQLITE_CORRUPT:
+        return f"damaged or cut short ({failure}); restore it from a copy"
+    if code == sqlite3.SQLITE_FULL:
+        return "the disk is full; nothing of this transaction was kept"
+    if code == sqlite3.SQLITE_BUSY:
+        return "another program is writing to it"
+    return str(failure)
+
+
+def path_of(connection: sqlite3.Connection) -> Path:
+    """The file behind an open recording."""
+    return Path(connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0])
+
+
+def _row(path: Path, seq: int, *values: Any) -> Row:
+    *recorded, checksum = values
+    if not isinstance(recorded[-1], bytes) or _checksum(*recorded) != checksum:
+        raise RecordingError(f"{path}: row {seq} is damaged, its checksum differs; restore the file from a copy")
+    received_at_ns, topic, qos, retain, dup, properties, payload = recorded
+    return Row(received_at_ns, topic, payload, qos, bool(retain), bool(dup), _properties_from_json(properties), seq=seq)
+
+
+def _checksum(*values: Any) -> int:
+    *fields, payload = values
+    return zlib.crc32(payload, zlib.crc32(repr(fields).encode("utf-8")))
+
+
+def _properties_to_json(properties: MessageProperties) -> str:
+    correlation_data = properties.correlation_data
+    present = {
+        "user": properties.user or None,
+        "content_type": properties.content_type,
+        "response_topic": properties.response_topic,
+        "correlation_data": None if correlation_data is None else correlation_data.hex(),
+        "expiry_s": properties.expiry_s,
+    }
+    return json.dumps({k: v for k, v in present.items() if v is not None}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _properties_from_json(text: str) -> MessageProperties:
+    present = json.loads(text)
+    correlation_data = present.get("correlation_data")
+    return MessageProperties(
+        user=tuple((key, value) for key, value in present.get("user", ())),
+        content_type=present.get("content_type"),
+        response_topic=present.get("response_topic"),
+        correlation_data=None if correlation_data is None else bytes.fromhex(correlation_data),
+        expiry_s=present.get("expiry_s"),
+    )
