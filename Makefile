@@ -1,30 +1,41 @@
-# Five words do everything: demo, test, check, golden, clean. Each sets up .venv first when it has to.
-PYTHON ?= python3
+# Five words do everything: demo, test, check, golden, clean. Each but clean sets up .venv first when it has to.
+# A fresh machine needs Python 3.11 or newer with pip and venv, and make. Another Python: make demo PYTHON=/path/to/python
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check golden clean
+.PHONY: help demo test check golden clean
+.DELETE_ON_ERROR:
 
-demo: $(STAMP)  ## set up, then run the whole system on this machine on real data
+help:  ## say what each word does
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+demo: $(STAMP)  ## run the whole system on this machine on real data
 	$(VENV)/bin/alignfed demo
 
-test: $(STAMP)  ## set up, then run every test
+test: $(STAMP)  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest
 
-check: $(STAMP)  ## format, lint, types, import rules
+check: $(STAMP)  ## check format, lint, types and import rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-golden: $(STAMP)  ## rewrite the golden transcripts and generated docs; review the diff before committing
+golden: $(STAMP)  ## rewrite golden transcripts and generated documents; read the diff before committing
 	$(VENV)/bin/python -m pytest tests/golden tests/docs --rewrite
 
-clean:  ## remove the environment and caches; runs/ stays
+clean:  ## remove the environment and the caches; runs/ and alignfed-data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The stamp is written last: an install that was cut off is taken up again, a finished one costs nothing.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alignfed needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(or $(PYTHON),false) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "alignfed needs Python 3.11 or newer. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv." \
+	       "Or name another Python: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -131,10 +131,7 @@ def append(connection: sqlite3.Connection, row: Row) -> int:
 def read_rows(path: Path, after_seq: int = 0) -> Iterator[Row]:
     """Stream the rows after `after_seq` in order, while another process may go on recording. Raises RecordingError."""
     with _reading(path) as connection:
-        for values in connection.execute(
-            f"SELECT seq, {_COLUMNS} FROM messages WHERE seq > ? ORDER BY seq", (after_seq,)
-        ):
-            yield _row(path, *values)
+        yield from _rows(path, connection, after_seq)
 
 
 @contextmanager
@@ -152,10 +149,23 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def _rows(path: Path, connection: sqlite3.Connection, after_seq: int) -> Iterator[Row]:
+    query = f"SELECT seq, {_COLUMNS} FROM messages WHERE seq > ? ORDER BY seq"
+    for values in connection.execute(query, (after_seq,)):
+        yield _row(path, *values)
+
+
 def _open_to_read(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise RecordingError(f"{path} does not exist")
-    return sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
+    # Without a log no writer is at work, and reading leaves no trace; with one SQLite must join in.
+    access = "?mode=ro" if _has_log(path) else "?mode=ro&immutable=1"
+    return sqlite3.connect(path.resolve().as_uri() + access, uri=True, isolation_level=None)
+
+
+def _has_log(path: Path) -> bool:
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def _create(path: Path) -> None:
@@ -181,6 +191,9 @@ def _check_kind(path: Path, connection: sqlite3.Connection) -> None:
     [(version,)] = connection.execute("PRAGMA user_version").fetchall()
     if application != APPLICATION_ID:
         raise RecordingError(f"{path} is a SQLite file of another program, not a recording")
+    [(page_size,)] = connection.execute("PRAGMA page_size").fetchall()
+    if path.stat().st_size % page_size and not _has_log(path):
+        raise RecordingError(f"{path} is cut short; restore it from a copy")  # SQLite would fill the page with zeros
     if version > FORMAT_VERSION:
         raise RecordingError(
             f"{path} has format {version} and this program knows up to {FORMAT_VERSION}; use a newer one"

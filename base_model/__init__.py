@@ -1,0 +1,1 @@
+"""The frozen language model of a federation: named, fetched, verified, cached, loaded, adapted and questioned."""

@@ -1,0 +1,83 @@
+"""Events on their way from the network thread to the caller, and which messages are still to be acknowledged.
+
+Pure but for a lock and a wait; knows nothing of sockets. QoS 1 messages are bounded by the window of unacknowledged
+messages that the broker keeps to; QoS 0 messages are dropped and counted when the caller falls behind.
+"""
+
+import threading
+from collections import deque
+
+from broker.events import Event, Message, NetworkThreadDied
+
+MAX_WAITING = 1_000
+
+
+class Inbox:
+    """A queue of events with the acknowledgements that the caller owes. Safe to use from any thread."""
+
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        self.dropped = 0  # QoS 0 messages that found the inbox full
+        self.generation = 0
+        self._max_waiting = max_waiting
+        self._events: deque[Event] = deque()
+        self._unacknowledged: deque[int] = deque()  # packet ids of this generation, in the order received
+        self._acknowledged: list[int] = []
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def begin_generation(self, session_present: bool) -> None:
+        """Forget what the last connection left open: packet ids mean nothing on a new one.
+
+        A broker that kept the session sends every unacknowledged message again, so those that wait here are let go;
+        without a session these are the only copies, and they stay.
+        """
+        with self._changed:
+            self.generation += 1
+            self._unacknowledged.clear()
+            self._acknowledged.clear()
+            if session_present:
+                self._events = deque(e for e in self._events if not (isinstance(e, Message) and e.qos > 0))
+
+    def put(self, event: Event) -> None:
+        """Append an event for the caller."""
+        with self._changed:
+            if isinstance(event, Message):
+                if event.qos > 0:
+                    self._unacknowledged.append(event.mid)
+                elif len(self._events) >= self._max_waiting:
+                    self.dropped += 1
+                    return
+            self._events.append(event)
+            self._changed.notify()
+
+    def fail(self, failure: BaseException) -> None:
+        """Make every `get` from now on raise NetworkThreadDied with this cause."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def get(self, timeout_s: float | None) -> Event | None:
+        """The next event, or None when `timeout_s` passes first. Raises NetworkThreadDied."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._events) or self._failure is not None, timeout_s)
+            if self._failure is not None:
+                raise NetworkThreadDied(f"the MQTT network thread stopped: {self._failure!r}") from self._failure
+            return self._events.popleft() if self._events else None
+
+    def acknowledge(self, message: Message) -> None:
+        """Note that the caller is done with a message. Raises ValueError when an earlier one is still open."""
+        with self._changed:
+            if message.qos == 0 or message.generation != self.generation:
+                return
+            if not self._unacknowledged or self._unacknowledged[0] != message.mid:
+                raise ValueError(
+                    f"acknowledge messages once and in the order received: packet {message.mid} on {message.topic!r} "
+                    f"is not the next one, {self._unacknowledged[0] if self._unacknowledged else 'none'} is"
+                )
+            self._acknowledged.append(self._unacknowledged.popleft())
+
+    def take_acknowledged(self) -> list[int]:
+        """Packet ids to acknowledge to the broker, in order; each is handed out once."""
+        with self._changed:
+            taken, self._acknowledged = self._acknowledged, []
+            return taken

@@ -1,0 +1,222 @@
+"""Every decision of a node: `step(state, event) -> (state, effects)`. Pure: no clock, no random source, no I/O.
+
+What was said is handled first; then whatever is due by now is done, so that no decision depends on which event woke us.
+The three courses of events have a file each: fetch.py, learning.py, delivery.py.
+"""
+
+from dataclasses import replace
+
+from edge_node import delivery, fetch, learning
+from edge_node.state import (
+    BrokerConnected,
+    BrokerLost,
+    DescribeLayout,
+    EdgeState,
+    Effect,
+    Effects,
+    Event,
+    GlobalAdapter,
+    Heard,
+    Identity,
+    LayoutDescribed,
+    Memory,
+    Note,
+    PublishMetrics,
+    PublishState,
+    RememberTerms,
+    StepTrained,
+    Stop,
+    Ticked,
+    TrainingFailed,
+    TrainingFinished,
+    WaitingUpdate,
+    Warn,
+)
+from schemas import topics
+from schemas.adapter import Layout
+from schemas.chunks import CorruptChunk
+from schemas.messages import CoordinatorState, InvalidMessage, NodeMetrics, NodeState
+
+PROGRESS_EVERY_S = 0.5
+
+
+def initial_state(
+    identity: Identity,
+    memory: Memory,
+    at: float,
+    outbox: tuple[WaitingUpdate, ...] = (),
+    terms: CoordinatorState | None = None,
+    layout: Layout | None = None,
+    held: GlobalAdapter | None = None,
+) -> tuple[EdgeState, Effects]:
+    """A node that has just started, with what it had on disk; for a moment it hopes for a newer version."""
+    state = EdgeState(identity, memory, newer_until=at + fetch.PATIENCE_S, outbox=outbox)
+    if terms is None or layout is None or (terms.base_model, terms.layout) != (identity.base_model, layout.digest):
+        return delivery.trim(state)  # nothing on disk, or of another model: all of it is heard again
+    if held is not None:
+        mark = max(memory.mark, (held.pointer.epoch, held.pointer.version))
+        state = replace(state, held=held, memory=replace(memory, mark=mark))
+    return delivery.trim(replace(state, terms=terms, layout=layout))
+
+
+def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
+    """What the node knows after the event, and what is to be done about it, in this order."""
+    before = state
+    state, effects = _handle(state, event)
+    for due in (_settle, fetch.pursue, learning.train_if_due, delivery.send_due):
+        state, more = due(state, event.at)
+        effects += more
+    state, news = _announce(before, state, event)
+    return state, effects + news
+
+
+def next_deadline(state: EdgeState) -> float | None:
+    """When to tell the node that time has passed, if nothing else happens; None while nothing waits for time."""
+    deadlines = (fetch.next_due(state), learning.next_due(state), delivery.next_due(state))
+    return min((at for at in deadlines if at is not None), default=None)
+
+
+def node_state(state: EdgeState) -> NodeState:
+    """What this node tells about itself."""
+    version = state.held.pointer.version if state.held is not None else None
+    return NodeState(online=True, boot_id=state.identity.boot_id, base_model=state.identity.base_model, version=version)
+
+
+def node_metrics(state: EdgeState) -> NodeMetrics:
+    """The node's progress and counters."""
+    training = state.training
+    return NodeMetrics(
+        boot_id=state.identity.boot_id,
+        base_version=training.job.start.pointer.version if training is not None else None,
+        step=training.step if training is not None else 0,
+        steps=state.identity.settings.training.steps if training is not None else 0,
+        loss=state.last_loss,
+        updates_sent=state.updates_sent,
+        updates_accepted=state.updates_accepted,
+        updates_rejected=state.updates_rejected,
+        outbox=len(state.outbox),
+    )
+
+
+def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
+    match event:
+        case Heard():
+            return _hear(state, event)
+        case BrokerConnected(max_packet_size=limit):
+            return replace(state, connected=True, max_packet_size=limit), (Note("connected to the broker"),)
+        case BrokerLost(reason=reason):
+            return replace(state, connected=False), (Warn(reason),)
+        case LayoutDescribed(layout=layout):
+            return _learn_layout(state, layout)
+        case StepTrained():
+            return learning.on_step(state, event)
+        case TrainingFinished():
+            return learning.on_finished(state, event)
+        case TrainingFailed():
+            return learning.on_failed(state, event)
+        case Ticked():
+            return state, ()
+
+
+def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
+    """Whatever a message says: what cannot be understood is counted and otherwise changes nothing."""
+    if not message.payload:  # a retained message was deleted
+        return state, ()
+    at, payload = message.at, message.payload
+    try:
+        match topics.parse(state.identity.federation, message.topic):
+            case topics.GlobalHead():
+                return fetch.on_head(state, at, payload)
+            case topics.GlobalRelease():
+                return fetch.on_release(state, payload)
+            case topics.GlobalManifestOf(version):
+                return fetch.on_manifest(state, at, version, payload)
+            case topics.GlobalChunk(version, index):
+                return fetch.on_chunk(state, at, version, index, payload)
+            case topics.CoordinatorStateOf():
+                return _on_terms(state, at, CoordinatorState.from_bytes(payload))
+            case topics.ReceiptFor(node) if node == state.identity.settings.node:
+                return delivery.on_receipt(state, at, payload)
+        return _ignore(state, f"nothing is expected on {message.topic[:200]!r}")
+    except (InvalidMessage, CorruptChunk) as fault:
+        return _ignore(state, str(fault))
+
+
+def _ignore(state: EdgeState, why: str) -> tuple[EdgeState, Effects]:
+    state = replace(state, ignored=state.ignored + 1)
+    # the 1st, 2nd, 4th, 8th ...: a flood of garbage must not become a flood of lines
+    loud = state.ignored & (state.ignored - 1) == 0
+    return state, (Warn(f"ignored a message ({state.ignored} so far): {why}"),) if loud else ()
+
+
+def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[EdgeState, Effects]:
+    """Take part on the coordinator's terms, if our base model is the federation's."""
+    known = state.terms
+    if terms == known:
+        return state, ()
+    if terms.base_model != state.identity.base_model:
+        return state, (Stop(_other_base_model(state, terms)),)
+    effects: Effects = (RememberTerms(terms), *_presence(known, terms))
+    if terms.online and (known is None or known.boot_id != terms.boot_id or not known.online):
+        state = delivery.coordinator_returned(state, at)
+    state = replace(state, terms=terms)
+    if state.layout is not None and state.layout.lora == terms.lora:
+        state, stop = _learn_layout(state, state.layout)
+        return state, effects + stop
+    state, aborted = learning.abort(state)
+    return replace(state, layout=None, held=None), (*effects, *aborted, DescribeLayout(terms.lora))
+
+
+def _learn_layout(state: EdgeState, layout: Layout) -> tuple[EdgeState, Effects]:
+    terms = state.terms
+    if terms is None or layout.lora != terms.lora:
+        return state, ()  # the terms have changed since we asked
+    if layout.digest != terms.layout:
+        return state, (Stop(_other_layout(layout, terms)),)
+    return replace(state, layout=layout), ()
+
+
+def _settle(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
+    """Nobody waits for the result of a job once the last version is out."""
+    finished = state.terms is not None and state.terms.finished
+    return learning.abort(state) if finished else (state, ())
+
+
+def _announce(before: EdgeState, state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
+    """Publish what changed for others to see; mere progress at most twice a second."""
+    if not state.connected:
+        return state, ()
+    news = list[Effect]()
+    arrived = isinstance(event, BrokerConnected)
+    if arrived or node_state(state) != node_state(before):
+        news.append(PublishState(node_state(state)))
+    changed = arrived or node_metrics(state) != node_metrics(before)
+    if changed and (not isinstance(event, StepTrained) or event.at - state.metrics_at >= PROGRESS_EVERY_S):
+        news.append(PublishMetrics(node_metrics(state)))
+        state = replace(state, metrics_at=event.at)
+    return state, tuple(news)
+
+
+def _presence(known: CoordinatorState | None, terms: CoordinatorState) -> Effects:
+    if known is not None and (known.online, known.finished) == (terms.online, terms.finished):
+        return ()
+    if terms.finished:
+        return (Note("the federation is finished: no more training"),)
+    if terms.online:
+        return (Note(f"the coordinator is online: strategy {terms.strategy}, base model {terms.base_model_name}"),)
+    return (Warn("the coordinator is offline; training goes on, and updates wait in the outbox"),)
+
+
+def _other_base_model(state: EdgeState, terms: CoordinatorState) -> str:
+    return (
+        f"this node's base model is {state.identity.base_model}, but the federation {state.identity.federation} trains "
+        f"{terms.base_model_name} with digest {terms.base_model}. Name that model under [base_model] in this node's "
+        "configuration and start it again"
+    )
+
+
+def _other_layout(layout: Layout, terms: CoordinatorState) -> str:
+    return (
+        f"the adapter layout is {layout.digest} here, but {terms.layout} at the coordinator, although base model and "
+        "LoRA settings agree. Install the same release of alignfed on both and start this node again"
+    )

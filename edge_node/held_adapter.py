@@ -1,0 +1,79 @@
+"""The version a node holds, and the terms it learnt it under, on disk: so that it can go on without the broker.
+
+A body is named by its digest, and the pointer beside it is the switch, replaced in one step: whenever the power fails,
+the folder holds the old version or the new one. It does not decide what to hold.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from edge_node.state import GlobalAdapter
+from schemas.adapter import Layout
+from schemas.codec import CodecError, decode
+from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
+
+_POINTER, _TERMS = "pointer.json", "terms.json"
+
+
+class DamagedFile(ValueError):
+    """A file of the held version is not what was written; it is harmless to fetch the version again."""
+
+
+def keep(folder: Path, pointer: GlobalPointer, body: bytes) -> None:
+    """Make this the version held; on disk when the call returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(_body_file(folder, pointer), body)
+    _write(folder / _POINTER, pointer.to_bytes())
+    for old in folder.glob("*.safetensors"):
+        if old != _body_file(folder, pointer):
+            old.unlink()
+
+
+def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
+    """The version held, verified; None when there is none yet. Raises DamagedFile."""
+    try:
+        pointer = GlobalPointer.from_bytes((folder / _POINTER).read_bytes())
+        body = _body_file(folder, pointer).read_bytes()
+        if hashlib.sha256(body).hexdigest() != pointer.digest:
+            raise DamagedFile(f"the body of version {pointer.version} in {folder} is damaged")
+        return GlobalAdapter(pointer, decode(body, layout, "safetensors"))
+    except FileNotFoundError:
+        return None
+    except (InvalidMessage, CodecError) as fault:
+        raise DamagedFile(f"{folder}: {fault}") from fault
+
+
+def keep_terms(folder: Path, terms: CoordinatorState) -> None:
+    """Remember the terms of the federation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _TERMS, terms.to_bytes())
+
+
+def recall_terms(folder: Path) -> CoordinatorState | None:
+    """The terms last heard; None before the first time. Raises DamagedFile."""
+    try:
+        return CoordinatorState.from_bytes((folder / _TERMS).read_bytes())
+    except FileNotFoundError:
+        return None
+    except InvalidMessage as fault:
+        raise DamagedFile(f"{folder / _TERMS}: {fault}") from fault
+
+
+def _body_file(folder: Path, pointer: GlobalPointer) -> Path:
+    return folder / f"{pointer.digest}.safetensors"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: the old content or the new one, never a part of either, also after a power cut."""
+    half = path.with_name(f"{path.name}.half")
+    with half.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,141 @@
+"""When to train, from which version, and what becomes of the result: an update for the outbox. Pure."""
+
+import hashlib
+import math
+from dataclasses import replace
+
+from edge_node import delivery
+from edge_node.backoff import wait_s
+from edge_node.state import (
+    AbortTraining,
+    EdgeState,
+    Effects,
+    GlobalAdapter,
+    Identity,
+    Note,
+    StepTrained,
+    Train,
+    Training,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingJob,
+    Update,
+    Warn,
+)
+from schemas.adapter import Adapter
+from schemas.chunks import describe
+from schemas.codec import encode
+from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, UpdateManifest, update_id
+
+REST_S = 30.0  # after a training that came to nothing; doubles each time
+HEADROOM = 1024  # bytes of a packet that are not body: topic, properties and an inline body's manifest
+SMALLEST_CHUNK = 16 * 1024
+
+
+def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
+    """Begin a job when there is a version to learn from, room for the update, and nothing better to wait for."""
+    if state.held is None or not _may_train(state) or at < _earliest(state):
+        return state, ()
+    sequence = state.memory.sequence
+    job = TrainingJob(state.held, sequence, _seed(state.identity, state.held, sequence))
+    memory = replace(state.memory, sequence=sequence + 1)
+    return replace(state, memory=memory, training=Training(job)), (Train(job),)
+
+
+def next_due(state: EdgeState) -> float | None:
+    """When a job may begin that only has to wait."""
+    return _earliest(state) if _may_train(state) else None
+
+
+def abort(state: EdgeState) -> tuple[EdgeState, Effects]:
+    """End the job under way, if there is one."""
+    return (replace(state, training=None), (AbortTraining(),)) if state.training is not None else (state, ())
+
+
+def on_step(state: EdgeState, event: StepTrained) -> tuple[EdgeState, Effects]:
+    """Note how far the training is."""
+    if state.training is None or state.training.job.sequence != event.sequence:
+        return state, ()
+    training = replace(state.training, step=event.step)
+    return replace(state, training=training, last_loss=_sayable(event.loss)), ()
+
+
+def on_finished(state: EdgeState, event: TrainingFinished) -> tuple[EdgeState, Effects]:
+    """Make an update of what was learnt, if it is made of numbers."""
+    if state.training is None or state.training.job.sequence != event.sequence:
+        return state, ()
+    start = state.training.job.start
+    name = f"training on version {start.pointer.version}"
+    delta = event.adapter - start.adapter
+    if not delta.is_finite or _sayable(event.loss) is None:
+        return _rest(state, event.at, f"{name} diverged and was dropped; try a smaller learning_rate")
+    update = _update(state, start, delta, event)
+    done = Note(f"{name}: {event.steps} steps, loss {event.loss:.3g}, {event.seconds:.1f} s")
+    state, effects = delivery.store(replace(state, training=None, failures=0, last_loss=event.loss), update)
+    return state, (done, *effects)
+
+
+def on_failed(state: EdgeState, event: TrainingFailed) -> tuple[EdgeState, Effects]:
+    """Say what is wrong, and try again later: the owner may have mended it."""
+    if state.training is None or state.training.job.sequence != event.sequence:
+        return state, ()
+    return _rest(state, event.at, f"cannot train: {event.reason}")
+
+
+def _may_train(state: EdgeState) -> bool:
+    """Whether nothing but time stands in the way of a job."""
+    terms, held = state.terms, state.held
+    if terms is None or terms.finished or held is None or state.training is not None:
+        return False
+    used_up = terms.one_update_per_version and held.pointer.digest == state.memory.last_base
+    return not used_up and len(state.outbox) < state.identity.settings.outbox_updates
+
+
+def _earliest(state: EdgeState) -> float:
+    return max(state.newer_until, state.rest_until)
+
+
+def _rest(state: EdgeState, at: float, why: str) -> tuple[EdgeState, Effects]:
+    failures = state.failures + 1
+    pause_s = wait_s(state.identity.settings.node, failures, REST_S)
+    state = replace(state, training=None, failures=failures, rest_until=at + pause_s)
+    return state, (Warn(f"{why}. Next try in {pause_s:.0f} s"),)
+
+
+def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: TrainingFinished) -> Update:
+    codec = _codec(state.terms, state.identity.settings.codec)
+    body = encode(delta, codec)
+    room = (state.max_packet_size or 2 * MAX_CHUNK_SIZE) - HEADROOM
+    chunk_size = max(SMALLEST_CHUNK, min(MAX_CHUNK_SIZE, room))
+    manifest = UpdateManifest(
+        boot_id=state.identity.boot_id,
+        sequence=event.sequence,
+        base_version=start.pointer.version,
+        base_digest=start.pointer.digest,
+        base_model=state.identity.base_model,
+        layout=delta.layout.digest,
+        examples=event.examples,
+        steps=event.steps,
+        participation=state.memory.participation,
+        loss=event.loss,
+        seconds=event.seconds,
+        body=describe(body, codec, chunk_size, inline=min(MAX_CHUNK_SIZE, room)),
+    ).to_bytes()
+    return Update(update_id(manifest), event.sequence, start.pointer.digest, manifest, body, chunk_size)
+
+
+def _codec(terms: CoordinatorState | None, preferred: CodecId) -> CodecId:
+    """The owner's choice if the coordinator takes it, else the coordinator's first."""
+    taken = terms.codecs if terms is not None else ()
+    return preferred if preferred in taken or not taken else taken[0]
+
+
+def _seed(identity: Identity, base: GlobalAdapter, sequence: int) -> int:
+    """The same settings, node, version and sequence number give the same order of examples."""
+    settings = identity.settings
+    text = f"{settings.training.seed} {settings.node} {base.pointer.version} {sequence}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _sayable(loss: float) -> float | None:
+    return loss if math.isfinite(loss) and loss >= 0 else None

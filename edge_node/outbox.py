@@ -1,0 +1,149 @@
+"""The updates that wait for their receipt, and the few facts that outlive the process, in one SQLite file.
+
+A broker's acknowledgement is no proof that anything was kept, so an update stays here until the coordinator's receipt.
+Every write is on disk when the call returns. It does not know topics, the network, or what a delta is.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from edge_node.state import Memory, Update, WaitingUpdate
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS updates (
+    update_id TEXT PRIMARY KEY, sequence INTEGER NOT NULL, base_digest TEXT NOT NULL,
+    manifest BLOB NOT NULL, body BLOB NOT NULL, size INTEGER NOT NULL, chunk_size INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS memory (
+    id INTEGER PRIMARY KEY CHECK (id = 0), boots INTEGER NOT NULL, sequence INTEGER NOT NULL,
+    participation INTEGER NOT NULL, last_base TEXT, epoch INTEGER NOT NULL, version INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO memory VALUES (0, 0, 0, 0, NULL, 0, 0);
+"""
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class OutboxDamaged(RuntimeError):
+    """The outbox file cannot be read; it was moved aside, and the text says where and what to do."""
+
+
+class Outbox:
+    """The node's durable queue of updates. Used by one thread of one process; raises OutboxDamaged, sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._database = sqlite3.connect(path, isolation_level=None)
+        with self._watched():
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                self._move_aside(verdict)
+            self._database.executescript(_SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def put(self, update: Update) -> None:
+        """Keep an update, and that its base has been trained on."""
+        row = (
+            update.update_id,
+            update.sequence,
+            update.base_digest,
+            update.manifest,
+            update.body,
+            len(update.body),
+            update.chunk_size,
+        )
+        with self._transaction() as database:
+            database.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            database.execute("UPDATE memory SET sequence = ?, last_base = ?", (update.sequence + 1, update.base_digest))
+
+    def waiting(self) -> tuple[WaitingUpdate, ...]:
+        """What is in the outbox, oldest first, without the bytes."""
+        with self._watched():
+            rows = self._database.execute("SELECT update_id, sequence, size FROM updates ORDER BY sequence").fetchall()
+        return tuple(WaitingUpdate(update_id, sequence, size) for update_id, sequence, size in rows)
+
+    def load(self, update_id: str) -> Update:
+        """An update with its bytes; KeyError when it is not in the outbox."""
+        with self._watched():
+            row = self._database.execute(
+                "SELECT update_id, sequence, base_digest, manifest, body, chunk_size FROM updates WHERE update_id = ?",
+                (update_id,),
+            ).fetchone()
+        if row is None:
+            raise KeyError(update_id)
+        return Update(*row)
+
+    def settle(self, update_id: str) -> None:
+        """Forget an accepted update, and count it."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM updates WHERE update_id = ?", (update_id,))
+            database.execute("UPDATE memory SET participation = participation + 1")
+
+    def drop(self, update_id: str) -> None:
+        """Forget an update that nobody will use."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM updates WHERE update_id = ?", (update_id,))
+
+    def memory(self) -> Memory:
+        """What the node knew when it last ran."""
+        with self._watched():
+            row = self._database.execute("SELECT sequence, participation, last_base, epoch, version FROM memory")
+            sequence, participation, last_base, epoch, version = row.fetchone()
+        return Memory(sequence, participation, last_base, mark=(epoch, version))
+
+    def raise_mark(self, mark: tuple[int, int]) -> None:
+        """Note the newest (epoch, version) held; it never falls."""
+        with self._transaction() as database:
+            database.execute("UPDATE memory SET epoch = ?1, version = ?2 WHERE (epoch, version) < (?1, ?2)", mark)
+
+    def count_boot(self) -> int:
+        """How often the node has started on this file, this time included."""
+        with self._transaction() as database:
+            (boots,) = database.execute("UPDATE memory SET boots = boots + 1 RETURNING boots").fetchone()
+        return int(boots)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._watched():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as fault:
+            # the low byte is the kind of error, the rest its variety
+            if (getattr(fault, "sqlite_errorcode", None) or 0) & 0xFF in _DAMAGED:
+                self._move_aside(str(fault))
+            raise
+
+    def _move_aside(self, fault: str) -> None:
+        """Keep a damaged file for who wants to look into it, make room for a new one, and say so."""
+        self._database.close()
+        number = 1
+        while (aside := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
+            number += 1
+        for suffix in ("", "-wal", "-shm"):
+            part = self._path.with_name(self._path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        raise OutboxDamaged(
+            f"{self._path} is damaged ({fault}). It was moved to {aside}. "
+            "Start the node again to go on with an empty outbox; updates without a receipt are lost"
+        )

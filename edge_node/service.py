@@ -1,0 +1,296 @@
+"""The node as a process: it turns messages and progress into events, asks the core, and does what the core says.
+
+One loop owns the state; the MQTT client and the trainer only put into its queue. It decides nothing by itself.
+"""
+
+import fcntl
+import logging
+import queue
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from base_model.examples import InvalidExamples
+from base_model.layout import layout_of
+from base_model.reference import ResolvedModel, resolve
+from base_model.settings import BaseModelSettings
+from base_model.wheel import BaseModelError
+from broker.client import Client
+from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Published, Subscribed
+from broker.settings import BrokerSettings
+from edge_node import core, held_adapter, state
+from edge_node.local_data import LocalData
+from edge_node.outbox import Outbox, OutboxDamaged
+from edge_node.publisher import Publisher, publication
+from edge_node.settings import EdgeSettings
+from edge_node.trainer import Trainer, TrainerDied
+from schemas import topics
+from schemas.messages import NodeState
+
+log = logging.getLogger(__name__)
+
+CLEAN, FAILED, REFUSED = 0, 1, 3
+WILL_DELAY_S = 30
+FAREWELL_S = 2.0
+EXPECTED_FAULTS = (BaseModelError, InvalidExamples, NetworkThreadDied, OutboxDamaged, OSError, sqlite3.OperationalError)
+
+
+class AlreadyRunning(OSError):
+    """Another process works in the same data folder."""
+
+
+class StopRequested:
+    """The owner asked the process to end."""
+
+
+def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> int:
+    """Run one node until SIGTERM or SIGINT; call it from the main thread. What it has to say goes to `logging`.
+
+    Returns 0 after a clean stop, 1 after a fault that the log explains, 3 when the federation cannot take this node.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop runs, either signal is an exception
+    try:
+        with _alone_in(settings.data_dir), Outbox(settings.data_dir / "outbox.db") as outbox:
+            resolved = resolve(base_model.name, base_model.cache, _log_stages())
+            return Service(federation, resolved, broker, settings, outbox).serve()
+    except KeyboardInterrupt:
+        return CLEAN
+    except EXPECTED_FAULTS as fault:
+        log.error("%s", fault)
+        return FAILED
+
+
+class Service:
+    """The loop of one node and what it works with."""
+
+    def __init__(
+        self, federation: str, resolved: ResolvedModel, broker: BrokerSettings, settings: EdgeSettings, outbox: Outbox
+    ) -> None:
+        boot_id = f"{outbox.count_boot():08x}{uuid.uuid4().hex[8:]}"  # a later boot sorts behind an earlier one
+        self._identity = state.Identity(federation, boot_id, resolved.digest, settings)
+        self._resolved, self._broker, self._outbox = resolved, broker, outbox
+        self._head_folder = settings.data_dir / "head"
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._data = LocalData(settings.data)
+        log.info("node %s: %d private examples, %s", settings.node, len(self._data.examples()), resolved.name)
+        self._client = Client(
+            broker,
+            client_id=f"{federation}-{settings.node}",
+            will=publication(federation, topics.NodeStateOf(settings.node), self._farewell().to_bytes()),
+            will_delay_s=WILL_DELAY_S,
+            subscriptions=_subscriptions(federation, settings.node),
+            # the session lasts as long as the process: nothing in an older one is missed, for what waits in the outbox
+            # is sent again, and a version half fetched then must not go on coming
+            clean_start=True,
+        )
+        self._publisher = Publisher(self._client, federation, settings.node, outbox)
+        self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
+
+    def serve(self) -> int:
+        """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
+        ended = threading.Event()
+        forwarder = threading.Thread(target=_forward, args=(self._client, self._inbox.put, ended), daemon=True)
+        with _signals_to(self._inbox.put):
+            self._client.start()
+            forwarder.start()
+            try:
+                return self._loop()
+            finally:
+                self._trainer.abort()
+                self._publisher.state(self._farewell())
+                self._client.stop(FAREWELL_S)
+                ended.set()
+                self._trainer.stop()
+                log.info("stopped")
+
+    def _loop(self) -> int:
+        now, effects = self._recall()
+        refused = self._carry_out(effects)
+        while not refused:
+            item = self._next(core.next_deadline(now))
+            if isinstance(item, StopRequested):
+                return CLEAN
+            event = self._event(item)
+            if event is not None:
+                now, effects = core.step(now, event)
+                refused = self._carry_out(effects)
+            if isinstance(item, Message):  # not before all that follows from it is on disk
+                self._client.ack(item)
+        return REFUSED
+
+    def _recall(self) -> tuple[state.EdgeState, state.Effects]:
+        """The state to begin with, from what is on disk; what is damaged there comes from the broker again."""
+        terms = layout = held = None
+        try:
+            terms = held_adapter.recall_terms(self._head_folder)
+            if terms is not None and terms.base_model == self._resolved.digest:
+                layout = layout_of(self._resolved, terms.lora)
+                held = held_adapter.recall(self._head_folder, layout)
+        except held_adapter.DamagedFile as fault:
+            log.warning("%s; it will be fetched again", fault)
+        return core.initial_state(
+            self._identity, self._outbox.memory(), time.monotonic(), self._outbox.waiting(), terms, layout, held
+        )
+
+    def _next(self, deadline: float | None) -> Any:
+        """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
+        try:
+            return self._inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return state.Ticked(time.monotonic())
+
+    def _event(self, item: Any) -> state.Event | None:
+        """What an item of the queue means to the core; None when it is only for the log."""
+        at = time.monotonic()
+        match item:
+            case Message(topic=topic, payload=payload):
+                return state.Heard(at, topic, payload)
+            case Connected(max_packet_size=limit):
+                ours = self._broker.max_packet_size
+                return state.BrokerConnected(at, min(limit or ours, ours))
+            case Disconnected(reason=reason):
+                return state.BrokerLost(at, reason)
+            case Published():
+                self._publisher.answered(item)
+                return None
+            case Subscribed(filter=topic_filter, reason=reason):
+                if reason is not None:
+                    log.warning("the broker refused the subscription to %s: %s", topic_filter, reason)
+                return None
+            case TrainerDied(error=error):
+                raise error
+            case NetworkThreadDied():
+                raise item
+        event: state.Event = item  # the trainer and we ourselves speak the core's language
+        return event
+
+    def _carry_out(self, effects: state.Effects) -> bool:
+        """Do what the core asks for, in this order. True when it asks to stop."""
+        for effect in effects:
+            if isinstance(effect, state.Stop):
+                log.error("%s", effect.reason)
+                return True
+            self._do(effect)
+        return False
+
+    def _do(self, effect: state.Effect) -> None:
+        match effect:
+            case state.Note(text):
+                log.info("%s", text)
+            case state.Warn(text):
+                log.warning("%s", text)
+            case state.PublishState(node_state):
+                self._publisher.state(node_state)
+            case state.PublishMetrics(metrics):
+                self._publisher.metrics(metrics)
+            case state.SendUpdate(update_id):
+                self._publisher.update(update_id)
+            case state.SendChunks(update_id, chunks):
+                self._publisher.chunks(update_id, chunks)
+            case state.FetchVersion(version):
+                self._client.subscribe(*_version_filters(self._identity.federation, version))
+            case state.EndFetch(version):
+                self._client.unsubscribe(*_version_filters(self._identity.federation, version))
+            case state.DescribeLayout(lora):
+                layout = layout_of(self._resolved, lora)
+                self._inbox.put(state.LayoutDescribed(time.monotonic(), layout))
+            case state.Train(job):
+                self._trainer.train(job)
+            case state.AbortTraining():
+                self._trainer.abort()
+            case _:
+                self._write(effect)
+
+    def _write(self, effect: state.Effect) -> None:
+        """What has to be on disk before anything that follows it is done."""
+        match effect:
+            case state.KeepVersion(pointer, body):
+                held_adapter.keep(self._head_folder, pointer, body)
+            case state.RememberTerms(terms):
+                held_adapter.keep_terms(self._head_folder, terms)
+            case state.RememberMark(mark):
+                self._outbox.raise_mark(mark)
+            case state.StoreUpdate(update):
+                self._outbox.put(update)
+            case state.SettleUpdate(update_id):
+                self._outbox.settle(update_id)
+            case state.DropUpdate(update_id):
+                self._outbox.drop(update_id)
+            case _:
+                raise ValueError(f"nobody carries out {effect}")
+
+    def _farewell(self) -> NodeState:
+        return NodeState(online=False, boot_id=self._identity.boot_id, base_model=self._resolved.digest)
+
+
+def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event) -> None:
+    """Move the client's events into the queue, where the trainer's are too."""
+    try:
+        while not ended.is_set():
+            if (event := client.next_event(1.0)) is not None:
+                put(event)
+    except NetworkThreadDied as fault:
+        put(fault)
+
+
+def _subscriptions(federation: str, node: str) -> tuple[str, ...]:
+    return (
+        topics.topic_filter(federation, topics.CoordinatorStateOf),
+        topics.topic_filter(federation, topics.GlobalHead),
+        topics.topic_filter(federation, topics.GlobalRelease),
+        topics.topic_filter(federation, topics.ReceiptFor, node=node),
+    )
+
+
+def _version_filters(federation: str, version: int) -> tuple[str, ...]:
+    return (
+        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
+        topics.topic_filter(federation, topics.GlobalChunk, version=version),
+    )
+
+
+def _log_stages() -> Callable[[str, int, int | None], None]:
+    """Progress of getting the base model, one line a stage."""
+    said = set[str]()
+
+    def progress(stage: str, _done: int, _total: int | None) -> None:
+        if stage not in said:
+            said.add(stage)
+            log.info("base model: %s", stage)
+
+    return progress
+
+
+@contextmanager
+def _signals_to(put: Callable[[Any], None]) -> Iterator[None]:
+    """While this lasts, SIGTERM and SIGINT become one more item of the queue (whose put is safe in a handler)."""
+
+    def handler(_number: int, _frame: Any) -> None:
+        put(StopRequested())
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the operating system lets go when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"another node works in {folder}: stop it, or give this one a data_dir of its own"
+            ) from None
+        yield

@@ -1,0 +1,38 @@
+"""What the owner of a node decides: its name, its data, how it trains, how much it keeps. Loads no PyTorch."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from base_model.settings import TrainingConfig
+from schemas.topics import Name
+
+
+def _own_folder(settings: dict[str, Any]) -> Path:
+    return Path("alignfed-data") / str(settings.get("node", "node"))
+
+
+class EdgeSettings(BaseModel):
+    """One node: the private examples it learns from, and the limits it keeps to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: Name
+    data: Path = Field(description="private examples, JSON lines of prompt and completion; read again when it changes")
+    data_dir: Path = Field(default_factory=_own_folder, description="the node's own folder: outbox, held version")
+    codec: Literal["int8", "fp32"] = Field(default="int8", description="for updates, if the coordinator takes it")
+    slowdown: float = Field(
+        default=1.0, ge=1, le=1000, description="above 1: pause after each step, to behave like slower hardware"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="processor threads that training may use")
+    training: TrainingConfig = TrainingConfig()
+    outbox_updates: int = Field(
+        default=16, ge=1, le=10_000, description="training pauses while so many updates wait for their receipt"
+    )
+    outbox_bytes: int = Field(
+        default=256 << 20, ge=1 << 20, description="beyond it the updates with the oldest base are dropped"
+    )
+    resend_after_s: float = Field(
+        default=30.0, gt=0, le=3600, description="patience with a missing receipt; it doubles with every attempt"
+    )

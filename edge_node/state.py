@@ -1,0 +1,350 @@
+"""What a node knows, what it can be told, and what it can ask for: state, events and effects of the edge core. Pure.
+
+Times are seconds on one clock that never goes back, and come in with the events.
+"""
+
+from dataclasses import dataclass, field
+
+from edge_node.settings import EdgeSettings
+from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.chunks import Assembly
+from schemas.messages import CoordinatorState, GlobalPointer, NodeMetrics, NodeState
+
+# Values.
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this node is for as long as its process runs."""
+
+    federation: str
+    boot_id: str
+    base_model: str  # digest
+    settings: EdgeSettings
+
+
+@dataclass(frozen=True)
+class GlobalAdapter:
+    """A verified global version: its pointer and its weights."""
+
+    pointer: GlobalPointer
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A version on its way: what has arrived of it, and when to ask the broker for it again."""
+
+    pointer: GlobalPointer
+    again_at: float
+    attempts: int = 1
+    assembly: Assembly = field(default_factory=Assembly)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What the trainer needs: where to start from, and the seed that decides the order of the examples."""
+
+    start: GlobalAdapter
+    sequence: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """The job under way and the last step that it reported."""
+
+    job: TrainingJob
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """A finished update exactly as it will travel; the manifest's bytes decide its id, so they are kept as they are."""
+
+    update_id: str
+    sequence: int
+    base_digest: str
+    manifest: bytes
+    body: bytes
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class WaitingUpdate:
+    """An update in the outbox, without its bytes: how often it was sent, and when to send it again."""
+
+    update_id: str
+    sequence: int
+    size: int  # bytes of the body
+    attempts: int = 0
+    again_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What outlives the process besides the updates themselves."""
+
+    sequence: int = 0  # of the next job and its update
+    participation: int = 0  # updates accepted so far
+    last_base: str | None = None  # digest of the version last trained on
+    mark: tuple[int, int] = (0, 0)  # (epoch, version) of the newest version ever held: never falls
+
+
+@dataclass(frozen=True)
+class EdgeState:
+    """Everything the node's decisions depend on."""
+
+    identity: Identity
+    memory: Memory
+    newer_until: float  # till then a newer version may well arrive, and training on an older one would be a waste
+    outbox: tuple[WaitingUpdate, ...] = ()  # oldest first
+    connected: bool = False
+    max_packet_size: int | None = None
+    terms: CoordinatorState | None = None
+    layout: Layout | None = None  # our own, of the terms' LoRA configuration
+    head: GlobalPointer | None = None  # the version to train from, as last heard
+    release: GlobalPointer | None = None  # the version to serve, as last heard; serving is not built yet
+    fetch: Fetch | None = None
+    held: GlobalAdapter | None = None
+    training: Training | None = None
+    failures: int = 0  # trainings in a row that came to nothing
+    rest_until: float = 0.0
+    last_loss: float | None = None
+    updates_sent: int = 0
+    updates_accepted: int = 0
+    updates_rejected: int = 0
+    ignored: int = 0  # messages that made no sense
+    metrics_at: float = float("-inf")  # when progress was last published
+
+
+# Events: what a node can be told.
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message arrived on one of our subscriptions; raw, for it may be anything."""
+
+    at: float
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class BrokerConnected:
+    """The broker answered; `max_packet_size` in bytes, None for no limit."""
+
+    at: float
+    max_packet_size: int | None
+
+
+@dataclass(frozen=True)
+class BrokerLost:
+    """The broker is away or refuses us; the reason says what its owner can do."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayoutDescribed:
+    """What the LoRA configuration of the federation means for our base model."""
+
+    at: float
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class StepTrained:
+    """The trainer did one step of the job with this sequence number; loss in nats per answer token."""
+
+    at: float
+    sequence: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingFinished:
+    """The job is done: the adapter at its end, and how it came about."""
+
+    at: float
+    sequence: int
+    adapter: Adapter
+    examples: int  # different private examples seen
+    steps: int
+    loss: float  # mean over the job
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingFailed:
+    """The job cannot be done; the reason tells the owner what to do."""
+
+    at: float
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time passed."""
+
+    at: float
+
+
+Event = (
+    Heard | BrokerConnected | BrokerLost | LayoutDescribed | StepTrained | TrainingFinished | TrainingFailed | Ticked
+)
+
+
+# Effects: what a node can ask for.
+
+
+@dataclass(frozen=True)
+class DescribeLayout:
+    """Find out which factors this configuration adds to our base model; the answer is LayoutDescribed."""
+
+    lora: LoraConfig
+
+
+@dataclass(frozen=True)
+class RememberTerms:
+    """Keep the terms of the federation for a start without the broker."""
+
+    terms: CoordinatorState
+
+
+@dataclass(frozen=True)
+class RememberMark:
+    """Note on disk that no older version than this may be held from now on."""
+
+    mark: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FetchVersion:
+    """Subscribe to a version's manifest and chunks, again if need be: what is retained comes anew."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class EndFetch:
+    """Unsubscribe from a version's manifest and chunks."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class KeepVersion:
+    """Write a verified version to disk in place of the one before."""
+
+    pointer: GlobalPointer
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Train:
+    """Begin a job; the answers are StepTrained, then TrainingFinished or TrainingFailed."""
+
+    job: TrainingJob
+
+
+@dataclass(frozen=True)
+class AbortTraining:
+    """End the job under way; its answers no longer matter."""
+
+
+@dataclass(frozen=True)
+class StoreUpdate:
+    """Put an update into the outbox, on disk, before anything is sent."""
+
+    update: Update
+
+
+@dataclass(frozen=True)
+class SendUpdate:
+    """Publish an update of the outbox: its chunks if it has any, then its manifest."""
+
+    update_id: str
+
+
+@dataclass(frozen=True)
+class SendChunks:
+    """Publish these chunks of an update again."""
+
+    update_id: str
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SettleUpdate:
+    """Forget an update that was accepted, and count it."""
+
+    update_id: str
+
+
+@dataclass(frozen=True)
+class DropUpdate:
+    """Forget an update that nobody will use."""
+
+    update_id: str
+
+
+@dataclass(frozen=True)
+class PublishState:
+    """Tell everybody what this node is and holds."""
+
+    state: NodeState
+
+
+@dataclass(frozen=True)
+class PublishMetrics:
+    """Tell everybody how the training goes."""
+
+    metrics: NodeMetrics
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line in the log, for the owner's information."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Warn:
+    """A line in the log about something that did not go as it should."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """This node cannot take part; the reason says what its owner should do."""
+
+    reason: str
+
+
+Effect = (
+    DescribeLayout
+    | RememberTerms
+    | RememberMark
+    | FetchVersion
+    | EndFetch
+    | KeepVersion
+    | Train
+    | AbortTraining
+    | StoreUpdate
+    | SendUpdate
+    | SendChunks
+    | SettleUpdate
+    | DropUpdate
+    | PublishState
+    | PublishMetrics
+    | Note
+    | Warn
+    | Stop
+)
+Effects = tuple[Effect, ...]

@@ -1,0 +1,1 @@
+"""Tasks that alignfed can learn out of the box, with real data."""

@@ -1,0 +1,1 @@
+"""Smart-home commands: a household says something, the model answers with the intent as JSON."""

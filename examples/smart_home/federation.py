@@ -1,0 +1,154 @@
+"""A federation on this machine: its processes, started and tended, and what is seen of them at the broker.
+
+It decides nothing about learning; it is a supervisor and a bystander.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from base_model.settings import BaseModelSettings
+from broker.client import Client
+from broker.events import Message
+from broker.settings import BrokerSettings
+from coordinator.settings import CoordinatorSettings
+from edge_node.settings import EdgeSettings
+from examples.smart_home.fleet import Fleet, Program, Restart
+from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe
+from examples.smart_home.live import Setting, Show, shown
+from examples.smart_home.plan import NodePlan, Plan
+from examples.smart_home.workplace import Workplace, write_config
+from schemas.topics import topic_filter
+
+FEDERATION = "home"
+COORDINATOR = "coordinator"
+STALLED_AFTER_S = 180.0
+_TURN_S = 0.1
+_EVENTS_A_TURN = 200
+
+
+class Stalled(RuntimeError):
+    """No new version for a long time; says where to look."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What was seen from start to end, and which processes had to be started again."""
+
+    view: FleetView
+    restarts: Mapping[str, int]
+
+
+def federate(
+    plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: BrokerSettings, console: Console, kind: str
+) -> Ran:
+    """Run the federation until its final version is out, then stop every process.
+
+    Raises ProcessFailed, Stalled or NetworkThreadDied; no process is left in any case.
+    """
+    _write_configs(plan, place, base_model, broker)
+    first = first_view(FEDERATION, plan.recipe.versions, {node.name: node.slowdown for node in plan.nodes})
+    setting = Setting(f"{kind} on {broker.address}", plan.recipe.strategy.name, time.time_ns())
+    filters = [topic_filter(FEDERATION, kind) for kind in OBSERVED]
+    with (
+        Fleet(_environment()) as fleet,
+        Client(broker, f"{FEDERATION}-bystander", subscriptions=filters, clean_start=True) as client,
+        shown(console, setting, first) as show,
+    ):
+        try:
+            view = _watch(plan, place, fleet, client, first, show, console)
+        except KeyboardInterrupt:
+            console.print("stopping the processes; once more to kill them", style="yellow", highlight=False)
+            raise
+        return Ran(view, dict(fleet.restarts))
+
+
+def _watch(
+    plan: Plan, place: Workplace, fleet: Fleet, client: Client, view: FleetView, show: Show, console: Console
+) -> FleetView:
+    fleet.start(_program(place, COORDINATOR))
+    waiting = list(plan.nodes)
+    progressed_at, head = time.monotonic(), view.head
+    while True:
+        for message in _arrived(client):
+            view = observe(view, message)
+            show(view, time.time_ns())
+        show(view, time.time_ns())
+        if view.is_final:
+            return view
+        for node in [node for node in waiting if _may_join(node, view)]:
+            fleet.start(_program(place, node.name))
+            waiting.remove(node)
+        for restart in fleet.tend():
+            console.print(_in_words(restart), style="yellow", highlight=False, soft_wrap=True)
+        if view.head != head:
+            progressed_at, head = time.monotonic(), view.head
+        elif time.monotonic() - progressed_at > STALLED_AFTER_S:
+            raise Stalled(_stalled(view, place))
+
+
+def _arrived(client: Client) -> Iterator[Message]:
+    """Messages that wait now, at most some; every one is acknowledged once the caller is done with it."""
+    patience_s = _TURN_S
+    for _ in range(_EVENTS_A_TURN):
+        event = client.next_event(patience_s)
+        if event is None:
+            return
+        if isinstance(event, Message):
+            yield event
+            client.ack(event)
+        patience_s = 0
+
+
+def _may_join(node: NodePlan, view: FleetView) -> bool:
+    return node.joins_at is None or (view.head is not None and view.head >= node.joins_at)
+
+
+def _program(place: Workplace, name: str) -> Program:
+    role = COORDINATOR if name == COORDINATOR else "edge"
+    command = (sys.executable, "-m", "alignfed", role, "--config", str(place.config(name)))
+    return Program(name, command, place.log(name))
+
+
+def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: BrokerSettings) -> None:
+    recipe = plan.recipe
+    coordinator = CoordinatorSettings(
+        data_dir=place.coordinator,
+        lora=recipe.lora,
+        strategy=recipe.strategy,
+        seed=plan.seed,
+        final_version=recipe.versions,
+    )
+    shared = {"base_model": base_model, "broker": broker}
+    write_config(place.config(COORDINATOR), FEDERATION, shared | {"coordinator": coordinator})
+    for node in plan.nodes:
+        edge = EdgeSettings(
+            node=node.name,
+            data=place.data(node.name),
+            data_dir=place.node(node.name),
+            codec=recipe.codec,
+            slowdown=node.slowdown,
+            training=recipe.training,
+        )
+        write_config(place.config(node.name), FEDERATION, shared | {"edge": edge})
+
+
+def _environment() -> dict[str, str]:
+    """For the processes: one thread each, and no setting of this shell that would overrule their files."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ALIGNFED_")}
+    single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return inherited | single | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _in_words(restart: Restart) -> str:
+    again = "" if restart.count == 1 else f" ({restart.count} times by now)"
+    return f"{restart.name} {restart.ended}; started it again{again}"
+
+
+def _stalled(view: FleetView, place: Workplace) -> str:
+    at = "no version at all" if view.head is None else f"no version after {view.head}"
+    return f"{at} for {STALLED_AFTER_S:.0f} s. Look into the logs in {place.log(COORDINATOR).parent}."

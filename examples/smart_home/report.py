@@ -1,0 +1,94 @@
+"""The report as one page that needs nothing else: no network, no script, no font of its own.
+
+It lays out a Report; every number on the page is in `report.json` beside it.
+"""
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from base_model.settings import TrainingConfig
+from examples.smart_home import charts
+from examples.smart_home.outcome import Report
+from examples.smart_home.wording import duration, megabytes, percent, speed, verdict
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "megabytes": megabytes,
+        "duration": duration,
+        "day": _day,
+        "word": in_word,
+        "speed": speed,
+        "verdict": verdict,
+        "breakable": _breakable,
+    }
+    return environment.get_template("report.html.j2").render(report=report, charts=charts, facts=_facts(report))
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write the page to `path`."""
+    path.write_text(render(report), encoding="utf-8")
+
+
+def in_word(count: int) -> str:
+    """A small count as a word."""
+    return _WORDS[count] if count < len(_WORDS) else str(count)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _breakable(text: str) -> Markup:
+    """Text that may break between the parts of a JSON object, which has no spaces."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,{])", text))
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """The configuration as (name, value), for the table at the end."""
+    recipe = report.recipe
+    lora = recipe.lora
+    layers = "all layers" if lora.last_layers is None else f"last {lora.last_layers} layers"
+    return [
+        ("base model", f"{report.base_model.name} ({report.base_model.digest[:12]})"),
+        (
+            "adapter",
+            f"LoRA rank {lora.rank}, alpha {lora.alpha} on {', '.join(lora.target_modules)} of the {layers}: "
+            f"{report.base_model.adapter_parameters:,} parameters",
+        ),
+        ("strategy", _settings(recipe.strategy.model_dump(mode="json"))),
+        ("training", _training(recipe.training)),
+        ("codec", recipe.codec),
+        ("broker", report.broker),
+        ("data", f"{recipe.private_examples} commands per home, {report.held_out.after.examples} held out"),
+        ("seed", str(report.seed)),
+        ("memory", f"{report.peak_rss_mb:,.0f} MB at the peak, all processes together ({report.peak_memory_is})"),
+        ("restarts", ", ".join(f"{name}: {count}" for name, count in report.restarts.items()) or "none"),
+        ("folder", str(report.folder)),
+    ]
+
+
+def _training(training: TrainingConfig) -> str:
+    return f"{training.steps} steps of {training.batch_size} at learning rate {training.learning_rate:g} per update"
+
+
+def _settings(values: dict[str, Any]) -> str:
+    name = values.pop("name")
+    return f"{name}: " + ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items() if value is not None)

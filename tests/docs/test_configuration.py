@@ -1,0 +1,85 @@
+"""docs/configuration.md lists every setting with its type, default and meaning, as the models have them."""
+
+import inspect
+import tomllib
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from base_model.settings import BaseModelSettings, TrainingConfig
+from broker.settings import BrokerSettings
+from configuration import Configuration, load, variable
+from coordinator.settings import CoordinatorSettings
+from coordinator.state import Limits
+from coordinator.strategies import Strategy
+from edge_node.settings import EdgeSettings
+from schemas.adapter import LoraConfig
+
+HEADER = ["key", "type", "default", "meaning"]
+STRATEGIES = get_args(get_args(Strategy)[0])
+SECTIONS = {
+    "Configuration": Configuration,
+    "base_model": BaseModelSettings,
+    "broker": BrokerSettings,
+    "coordinator": CoordinatorSettings,
+    "coordinator.lora": LoraConfig,
+    "coordinator.limits": Limits,
+    "edge": EdgeSettings,
+    "edge.training": TrainingConfig,
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_settings_of_every_section_are_the_code(section, generated, table, field_rows):
+    generated("configuration.md", section, table(HEADER, _rows(SECTIONS[section], field_rows)))
+
+
+def test_every_strategy_is_listed_with_its_settings(generated, table, field_rows):
+    parts = [
+        f"#### {strategy.model_fields['name'].default}\n\n{inspect.getmodule(strategy).__doc__.splitlines()[0]}\n\n"
+        f"{inspect.getdoc(strategy)}\n\n{table(HEADER, _rows(strategy, field_rows))}"
+        for strategy in STRATEGIES
+    ]
+    generated("configuration.md", "coordinator.strategy", "\n\n".join(parts))
+
+
+def test_no_section_is_missing_from_the_document():
+    reachable, found = [Configuration], set()
+    while reachable:
+        found.add(model := reachable.pop())
+        reachable += [m for field in model.model_fields.values() for m in _models(field.annotation) if m not in found]
+    assert found == {*SECTIONS.values(), *STRATEGIES}
+
+
+@pytest.mark.parametrize("model", [*SECTIONS.values(), *STRATEGIES], ids=lambda model: model.__name__)
+def test_every_setting_says_what_it_means(model, field_rows):
+    assert [row[0] for row in field_rows(model) if not row[3] and row[0] != "`name`"] == []
+
+
+def test_the_complete_file_of_the_document_is_a_valid_one(docs, tmp_path):
+    example = (docs / "configuration.md").read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    file = tmp_path / "alignfed.toml"
+    file.write_text(example, encoding="utf-8")
+    assert load(file, {}).broker.port == tomllib.loads(example)["broker"]["port"]
+
+
+def test_the_environment_variables_of_the_document_are_right(docs):
+    text = (docs / "configuration.md").read_text(encoding="utf-8")
+    assert f"`{variable('broker', 'port')}=8883`" in text
+    assert f"`{variable('edge', 'training', 'steps')}=20`" in text
+
+
+def _rows(model, field_rows):
+    """The settings of a model; one that is a model itself is a table of its own in the file."""
+    for (key, kind, default, meaning), field in zip(field_rows(model), model.model_fields.values(), strict=True):
+        if any(_models(field.annotation)):
+            kind, default = "table", "see below"
+        yield [key, kind, default, meaning]
+
+
+def _models(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

@@ -1,0 +1,165 @@
+"""From the outbox to the receipt."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from edge_node.core import next_deadline
+from edge_node.state import BrokerLost, DropUpdate, Note, SendChunks, SendUpdate, SettleUpdate, StoreUpdate, Warn
+from schemas.messages import Receipt
+from schemas.topics import CoordinatorStateOf, ReceiptFor
+
+
+@pytest.fixture
+def learner(start_node: Any, coordinator: Any) -> Any:
+    """A node that trains on version 3; its outbox has room for six updates."""
+    node = start_node(outbox_updates=6, resend_after_s=30)
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    return node
+
+
+def sent(effects: Any) -> list[str]:
+    return [effect.update_id for effect in effects if isinstance(effect, SendUpdate)]
+
+
+def test_an_update_is_on_disk_before_it_is_sent(learner: Any) -> None:
+    effects = learner.finishes(2.0)
+    kinds = [type(effect) for effect in effects]
+    assert kinds.index(StoreUpdate) < kinds.index(SendUpdate)
+
+
+@pytest.mark.parametrize("status", ["accepted", "aggregated", "duplicate"])
+def test_an_update_is_forgotten_and_counted_once_it_is_safe(learner: Any, status: str) -> None:
+    update = learner.learns(2.0)
+    effects = learner.is_told(update, status)
+    assert SettleUpdate(update.update_id) in effects
+    assert Note(f"update {update.update_id[:8]} accepted") in effects
+    assert learner.state.outbox == ()
+    assert (learner.state.memory.participation, learner.state.updates_accepted) == (1, 1)
+
+
+@pytest.mark.parametrize("status", ["stale", "rejected"])
+def test_an_update_that_nobody_wants_is_forgotten_and_the_log_says_why(learner: Any, status: str) -> None:
+    update = learner.learns(2.0)
+    effects = learner.is_told(update, status, reason="train on a newer version")
+    assert DropUpdate(update.update_id) in effects
+    assert Warn(f"update {update.update_id[:8]} {status}: train on a newer version") in effects
+    assert (learner.state.memory.participation, learner.state.updates_rejected) == (0, 1)
+
+
+def test_a_second_receipt_changes_nothing_but_tells_where_the_update_went(learner: Any) -> None:
+    update = learner.learns(2.0)
+    learner.is_told(update, "accepted")
+    before = learner.state
+    assert learner.is_told(update, "accepted") == ()
+    assert learner.is_told(update, "aggregated", version=4) == (
+        Note(f"update {update.update_id[:8]} went into version 4"),
+    )
+    assert learner.state == before
+
+
+def test_a_receipt_for_another_node_or_an_unknown_update_settles_nothing(learner: Any) -> None:
+    update = learner.learns(2.0)
+    stray = Receipt(update_id=update.update_id, status="accepted")
+    learner.hears(ReceiptFor("home-2"), stray)
+    learner.hears(ReceiptFor(learner.name), stray.model_copy(update={"update_id": "0" * 32}))
+    assert [waiting.update_id for waiting in learner.state.outbox] == [update.update_id]
+
+
+def test_chunks_that_the_coordinator_misses_are_sent_again_at_once(learner: Any) -> None:
+    update = learner.learns(2.0)
+    effects = learner.is_told(update, "incomplete", missing=(1, 4))
+    assert SendChunks(update.update_id, (1, 4)) in effects
+
+
+def test_a_coordinator_that_never_has_enough_cannot_make_a_node_send_without_end(learner: Any) -> None:
+    update = learner.learns(2.0)
+    answers = [learner.is_told(update, "incomplete", missing=(0,)) for _ in range(100)]
+    assert sum(any(isinstance(effect, SendChunks) for effect in effects) for effects in answers) == 3
+
+
+def test_an_update_without_a_receipt_is_sent_again_ever_more_rarely(learner: Any) -> None:
+    update = learner.learns(2.0)
+    begun, sent_at = learner.now, []
+    while learner.now < begun + 1000:
+        sent_at += [learner.now - begun for update_id in sent(learner.waits(1)) if update_id == update.update_id]
+    assert 22 <= sent_at[0] <= 39
+    pauses = [later - earlier for earlier, later in pairwise(sent_at)]
+    assert pauses == sorted(pauses)
+    assert 4 <= len(sent_at) <= 6
+
+
+def test_two_updates_are_not_sent_again_in_step(learner: Any) -> None:
+    for value in (2.0, 3.0):
+        learner.learns(value, seconds=0.0)
+    first, second = learner.state.outbox
+    assert first.again_at != second.again_at
+
+
+def test_at_most_four_updates_are_in_flight(learner: Any) -> None:
+    updates = [learner.learns(float(value)) for value in range(2, 7)]
+    assert [waiting.attempts for waiting in learner.state.outbox] == [1, 1, 1, 1, 0]
+    effects = learner.is_told(updates[0], "accepted")
+    assert sent(effects) == [updates[4].update_id]
+
+
+def test_nothing_is_sent_while_the_broker_is_away(learner: Any) -> None:
+    learner.tell(BrokerLost(learner.now, "the broker is away"))
+    update = learner.learns(2.0)
+    assert sent(learner.waits(1000)) == []
+    assert sent(learner.connects()) == [update.update_id]
+
+
+def test_what_waited_on_disk_is_sent_oldest_first_after_a_restart(
+    learner: Any, start_node: Any, coordinator: Any
+) -> None:
+    updates = [learner.learns(float(value)) for value in range(2, 7)]
+    on_disk = tuple(replace(waiting, attempts=0, again_at=0.0) for waiting in learner.state.outbox)
+    node = start_node(outbox=on_disk)
+    assert sent(node.connects()) == [update.update_id for update in updates[:4]]
+
+
+def test_a_coordinator_that_returns_gets_time_to_answer_and_then_everything_again(
+    learner: Any, coordinator: Any
+) -> None:
+    update = learner.learns(2.0)
+    learner.hears(CoordinatorStateOf(), coordinator.terms(online=False))
+    learner.waits(500)
+    learner.hears(CoordinatorStateOf(), coordinator.terms(boot_id="c1" * 16, epoch=2))
+    assert sent(learner.waits(15)) == []
+    assert sent(learner.waits(30)) == [update.update_id]
+
+
+def test_an_outbox_over_its_bytes_drops_the_oldest_base_and_keeps_the_newest(start_node: Any, coordinator: Any) -> None:
+    small = 1 << 20
+    node = start_node(outbox_bytes=small)
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    first = node.learns(2.0)
+    (waiting,) = node.state.outbox
+    node.state = replace(node.state, outbox=(replace(waiting, size=small),))
+    effects = node.finishes(3.0)
+    assert DropUpdate(first.update_id) in effects
+    assert Warn(f"update {first.update_id[:8]} dropped: the outbox is full") in effects
+    assert len(node.state.outbox) == 1
+
+
+def test_an_outbox_that_was_made_smaller_is_trimmed_at_the_start(learner: Any, start_node: Any) -> None:
+    for value in range(2, 7):
+        learner.learns(float(value))
+    node = start_node(outbox=learner.state.outbox, outbox_updates=2)
+    assert [waiting.sequence for waiting in node.state.outbox] == [3, 4]
+
+
+def test_the_node_sleeps_exactly_until_the_next_thing_is_due(learner: Any, coordinator: Any) -> None:
+    learner.hears(CoordinatorStateOf(), coordinator.terms(finished=True))
+    assert next_deadline(learner.state) is None
+    learner.hears(CoordinatorStateOf(), coordinator.terms())
+    learner.learns(2.0)
+    deadline = next_deadline(learner.state)
+    assert deadline == learner.state.outbox[0].again_at
+    assert sent(learner.waits(deadline - learner.now - 0.001)) == []
+    assert len(sent(learner.waits(0.002))) == 1

@@ -1,0 +1,223 @@
+"""When a node trains, and what it makes of the result."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_node.settings import EdgeSettings
+from edge_node.state import (
+    AbortTraining,
+    BrokerLost,
+    Memory,
+    StoreUpdate,
+    Train,
+    TrainingFailed,
+    TrainingFinished,
+    Warn,
+)
+from schemas.chunks import split
+from schemas.codec import decode
+from schemas.messages import UpdateManifest, update_id
+from schemas.topics import CoordinatorStateOf, GlobalHead
+
+
+def jobs(effects: Any) -> list[Any]:
+    return [effect.job for effect in effects if isinstance(effect, Train)]
+
+
+def manifest_of(update: Any) -> UpdateManifest:
+    return UpdateManifest.from_bytes(update.manifest)
+
+
+def test_a_node_trains_as_soon_as_it_holds_a_version(member: Any, coordinator: Any) -> None:
+    (job,) = jobs(member.receives(coordinator.version(3, value=2.0)))
+    assert job.start.adapter == coordinator.adapter(2.0)
+
+
+def test_nothing_is_trained_before_the_terms_are_known(node: Any, coordinator: Any) -> None:
+    node.connects()
+    assert jobs(node.receives(coordinator.version(3))) == []
+
+
+def test_an_update_is_what_was_learnt_since_the_version_that_was_dispatched(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3, value=2.0))
+    member.receives(coordinator.version(4, value=9.0))  # comes in the midst of the training
+    update = member.learns(2.5)
+    manifest = manifest_of(update)
+    delta = decode(update.body, coordinator.adapter(0).layout, manifest.body.codec)
+    assert delta.values.tolist() == [0.5] * 8
+    assert (manifest.base_version, manifest.base_digest) == (3, coordinator.version(3, value=2.0).pointer.digest)
+    assert (manifest.examples, manifest.steps, manifest.loss) == (5, 8, 1.25)
+    assert update.update_id == update_id(update.manifest)
+
+
+def test_after_an_update_the_node_trains_on_the_newest_version_it_holds(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3))
+    member.receives(coordinator.version(4))
+    (job,) = jobs(member.finishes(2.0))
+    assert job.start.pointer.version == 4
+
+
+def test_without_a_newer_version_it_trains_on_the_same_one_again_with_other_examples(
+    member: Any, coordinator: Any
+) -> None:
+    (first,) = jobs(member.receives(coordinator.version(3)))
+    (second,) = jobs(member.finishes(2.0))
+    assert second.start.pointer.version == 3
+    assert second.seed != first.seed
+
+
+def test_the_same_node_version_and_sequence_give_the_same_seed(start_node: Any, coordinator: Any) -> None:
+    seeds = []
+    for name in ("home-1", "home-1", "home-2"):
+        node = start_node(node=name)
+        node.joins(coordinator.terms())
+        seeds += [job.seed for job in jobs(node.receives(coordinator.version(3)))]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_one_update_per_version_means_to_wait_for_the_next(start_node: Any, coordinator: Any) -> None:
+    node = start_node()
+    node.joins(coordinator.terms(one_update_per_version=True))
+    node.receives(coordinator.version(3))
+    assert jobs(node.finishes(2.0)) == []
+    assert jobs(node.waits(10_000)) == []
+    assert len(jobs(node.receives(coordinator.version(4, value=3.0)))) == 1
+
+
+def test_one_update_per_version_holds_after_a_restart_too(start_node: Any, coordinator: Any) -> None:
+    held = coordinator.held(3)
+    terms = coordinator.terms(one_update_per_version=True)
+    node = start_node(memory=Memory(sequence=1, last_base=held.pointer.digest), terms=terms, held=held)
+    node.connects()
+    assert jobs(node.waits(10_000)) == []
+
+
+def test_a_node_that_starts_without_a_broker_goes_on_from_what_it_held(start_node: Any, coordinator: Any) -> None:
+    node = start_node(terms=coordinator.terms(), held=coordinator.held(3))
+    assert jobs(node.waits(1)) == []  # the broker may answer any moment, with something newer
+    assert [job.start.pointer.version for job in jobs(node.waits(10))] == [3]
+
+
+def test_a_node_that_starts_and_hears_that_it_is_up_to_date_trains_at_once(start_node: Any, coordinator: Any) -> None:
+    node = start_node(terms=coordinator.terms(), held=coordinator.held(3))
+    node.connects()
+    assert len(jobs(node.hears(GlobalHead(), coordinator.version(3).pointer))) == 1
+
+
+def test_training_goes_on_without_broker_and_coordinator_until_the_outbox_is_full(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node(outbox_updates=3)
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    node.hears(CoordinatorStateOf(), coordinator.terms(online=False))
+    node.tell(BrokerLost(node.now, "the broker is away"))
+    for _ in range(3):
+        node.learns(2.0)
+    assert node.state.training is None
+    assert jobs(node.waits(10_000)) == []
+
+
+def test_a_receipt_makes_room_for_the_next_training(start_node: Any, coordinator: Any) -> None:
+    node = start_node(outbox_updates=1)
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    update = node.learns(2.0)
+    assert node.state.training is None
+    assert len(jobs(node.is_told(update, "accepted"))) == 1
+
+
+def test_a_finished_federation_needs_no_more_training(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3))
+    effects = member.hears(CoordinatorStateOf(), coordinator.terms(finished=True))
+    assert AbortTraining() in effects
+    assert jobs(member.receives(coordinator.version(4))) == []
+
+
+def test_the_result_of_an_aborted_job_is_not_used(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3))
+    sequence = member.state.training.job.sequence
+    member.hears(CoordinatorStateOf(), coordinator.terms(finished=True))
+    late = TrainingFinished(1.0, sequence, coordinator.adapter(2.0), examples=1, steps=1, loss=1.0, seconds=1.0)
+    assert member.tell(late) == ()
+
+
+@pytest.mark.parametrize(("value", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (3e38, 1.0)])
+def test_a_diverged_training_is_dropped_and_tried_again_later(
+    member: Any, coordinator: Any, value: float, loss: float
+) -> None:
+    member.receives(coordinator.version(3, value=-3e38))
+    with np.errstate(over="ignore"):
+        effects = member.finishes(value, loss)
+    assert not any(isinstance(effect, StoreUpdate) for effect in effects)
+    assert any(isinstance(effect, Warn) and "smaller learning_rate" in effect.text for effect in effects)
+    assert jobs(effects) == []
+    assert len(jobs(member.waits(60))) == 1
+
+
+def test_a_training_that_cannot_be_done_is_tried_again_ever_more_rarely(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3))
+    pauses = []
+    for _ in range(3):
+        sequence = member.state.training.job.sequence
+        (warning, *_) = member.tell(TrainingFailed(member.now, sequence, "examples.jsonl holds no examples"))
+        assert "examples.jsonl holds no examples" in warning.text
+        before = member.now
+        while member.state.training is None:
+            member.waits(1)
+        pauses.append(member.now - before)
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 60 < pauses[-1]
+
+
+def test_the_owner_s_codec_is_used_where_the_coordinator_takes_it(start_node: Any, coordinator: Any) -> None:
+    for taken, used in ((("int8", "fp32"), "fp32"), (("int8",), "int8"), ((), "fp32")):
+        node = start_node(codec="fp32")
+        node.joins(coordinator.terms(codecs=taken))
+        node.receives(coordinator.version(3))
+        assert manifest_of(node.learns(2.0)).body.codec == used
+
+
+def test_a_body_that_fits_into_a_packet_travels_with_its_manifest(start_node: Any, coordinator: Any) -> None:
+    node = start_node(codec="fp32")
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    assert manifest_of(node.learns(2.0)).body.chunks == ()
+
+
+def test_a_body_larger_than_the_broker_s_packets_travels_in_chunks(start_node: Any, coordinator: Any) -> None:
+    node = start_node(codec="fp32")
+    node.joins(coordinator.terms())
+    node.connects(max_packet_size=1024 + 31)  # the fp32 body has 32 bytes
+    node.receives(coordinator.version(3))
+    update = node.learns(2.0)
+    assert len(manifest_of(update).body.chunks) == len(split(update.body, update.chunk_size)) == 1
+
+
+def test_a_node_claims_the_participation_it_was_told_of(member: Any, coordinator: Any) -> None:
+    member.receives(coordinator.version(3))
+    first = member.learns(2.0)
+    member.is_told(first, "accepted")
+    assert manifest_of(first).participation == 0
+    assert manifest_of(member.learns(3.0)).participation == 1
+
+
+def test_every_update_has_a_sequence_number_of_its_own(start_node: Any, coordinator: Any) -> None:
+    node = start_node(memory=Memory(sequence=7))
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    assert [manifest_of(node.learns(value)).sequence for value in (2.0, 2.0)] == [7, 8]
+
+
+def test_settings_name_what_is_wrong_and_have_sensible_defaults() -> None:
+    given: dict[str, Any] = {"node": "home-1", "data": "examples.jsonl"}
+    settings = EdgeSettings(**given)
+    assert str(settings.data_dir) == "alignfed-data/home-1"
+    assert (settings.codec, settings.slowdown) == ("int8", 1.0)
+    with pytest.raises(ValueError, match="slow_down"):
+        EdgeSettings(**(given | {"slow_down": 2}))
+    with pytest.raises(ValueError, match="node"):
+        EdgeSettings(**(given | {"node": "home 1"}))

@@ -1,0 +1,376 @@
+"""A real node process, a real broker, a real tiny model; the coordinator's side is played by the test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from base_model.examples import Example, save_examples
+from base_model.layout import initial_adapter, layout_of
+from base_model.reference import ResolvedModel, resolve
+from broker.client import Client
+from broker.embedded import EmbeddedBroker, find_mosquitto
+from broker.events import Message, Publication
+from schemas import topics
+from schemas.adapter import Adapter, LoraConfig
+from schemas.chunks import describe, split
+from schemas.codec import decode, encode
+from schemas.messages import (
+    CoordinatorState,
+    GlobalManifest,
+    GlobalPointer,
+    NodeState,
+    Receipt,
+    UpdateManifest,
+    split_body,
+    update_id,
+)
+
+PATIENCE_S = 60.0  # how long a test waits for what must come; none waits for it to be late
+LORA = LoraConfig(rank=2)
+EXAMPLES = tuple(Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(6))
+
+NODE = """
+import json, logging, sys
+from base_model.settings import BaseModelSettings
+from broker.settings import BrokerSettings
+from edge_node.service import run
+from edge_node.settings import EdgeSettings
+
+logging.basicConfig(level="INFO", format="%(levelname)s %(message)s", stream=sys.stderr)
+config = json.loads(sys.argv[1])
+sys.exit(run(config["federation"], BaseModelSettings(**config["base_model"]), BrokerSettings(**config["broker"]),
+             EdgeSettings(**config["edge"])))
+"""
+
+
+class NodeProcess:
+    """One node as its owner runs it; `log` is what it wrote to standard error so far."""
+
+    def __init__(self, config: dict[str, Any], log: Path) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            command = [sys.executable, "-c", NODE, json.dumps(config)]
+            self.process = subprocess.Popen(command, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def ends(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self.process.wait(PATIENCE_S)
+
+    def is_asked_to_end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.ends()
+
+    def says(self, text: str) -> None:
+        """Wait until the log has this."""
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self.log:
+            assert self.process.poll() is None and time.monotonic() < deadline, f"{text!r} is not in:\n{self.log}"
+            time.sleep(0.05)
+
+
+class Federation:
+    """The coordinator's side, by hand: it publishes what the test says and hears what the node publishes."""
+
+    def __init__(self, broker: EmbeddedBroker, resolved: ResolvedModel) -> None:
+        self.name = f"test-{uuid.uuid4().hex[:8]}"
+        self.resolved = resolved
+        self.layout = layout_of(resolved, LORA)
+        self._client = self._connect(broker)
+
+    def _connect(self, broker: EmbeddedBroker) -> Client:
+        filters = [topics.topic_filter(self.name, kind) for kind in (topics.UpdateManifestOf, topics.NodeStateOf)]
+        client = Client(broker.settings, f"{self.name}-coordinator", subscriptions=filters)
+        client.start()
+        return client
+
+    def comes_back(self, broker: EmbeddedBroker) -> None:
+        """Connect afresh, without the patience that a client has grown while the broker was away."""
+        self.close()
+        self._client = self._connect(broker)
+
+    def close(self) -> None:
+        self._client.stop(1)
+
+    def say(self, address: topics.Address, payload: bytes) -> None:
+        self._client.publish(Publication(payload=payload, **topics.route(self.name, address)._asdict()))
+
+    def announce(self, **changes: Any) -> None:
+        usual: dict[str, Any] = {
+            "online": True,
+            "boot_id": "c0" * 16,
+            "epoch": 1,
+            "base_model": self.resolved.digest,
+            "base_model_name": "tiny",
+            "lora": LORA,
+            "layout": self.layout.digest,
+            "strategy": "by hand",
+            "one_update_per_version": True,
+            "codecs": ("int8", "fp32"),
+        }
+        self.say(topics.CoordinatorStateOf(), CoordinatorState(**(usual | changes)).to_bytes())
+
+    def publish(self, version: int, adapter: Adapter, chunk_size: int = 4096) -> None:
+        """Chunks, manifest, and the pointer last."""
+        body = encode(adapter, "safetensors")
+        entry = describe(body, "safetensors", chunk_size, inline=0)
+        manifest = GlobalManifest(
+            epoch=1,
+            version=version,
+            parent=None,
+            base_model=self.resolved.digest,
+            lora=LORA,
+            layout=self.layout.digest,
+            strategy="by hand",
+            inputs=(),
+            created_at_ns=0,
+            body=entry,
+        )
+        for index, chunk in enumerate(split(body, chunk_size)):
+            self.say(topics.GlobalChunk(version, index), chunk)
+        self.say(topics.GlobalManifestOf(version), manifest.to_bytes())
+        pointer = GlobalPointer(
+            epoch=1, version=version, digest=entry.sha256, parent=None, size=len(body), chunks=len(entry.chunks)
+        )
+        self.say(topics.GlobalHead(), pointer.to_bytes())
+
+    def answer(self, node: str, update: str, **receipt: Any) -> None:
+        self.say(topics.ReceiptFor(node), Receipt(update_id=update, **receipt).to_bytes())
+
+    def hears(self, wanted: Callable[[topics.Address, bytes], Any]) -> Any:
+        """The first thing that `wanted` makes of a message from a node."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            event = self._client.next_event(1.0)
+            if isinstance(event, Message):
+                self._client.ack(event)
+                address = topics.parse(self.name, event.topic)
+                assert address is not None
+                if (found := wanted(address, event.payload)) is not None:
+                    return found
+        raise AssertionError("the node did not say what was expected")
+
+    def hears_update(self) -> tuple[str, UpdateManifest, Adapter]:
+        """The next update: its id, its manifest, and its decoded delta."""
+
+        def update(address: topics.Address, payload: bytes) -> tuple[str, UpdateManifest, Adapter] | None:
+            if not isinstance(address, topics.UpdateManifestOf):
+                return None
+            head, body = split_body(payload)
+            assert update_id(head) == address.update_id
+            manifest = UpdateManifest.from_bytes(head)
+            return address.update_id, manifest, decode(body, self.layout, manifest.body.codec)
+
+        found: tuple[str, UpdateManifest, Adapter] = self.hears(update)
+        return found
+
+    def hears_state(self, wanted: Callable[[NodeState], bool]) -> NodeState:
+        """The first state of a node that is as wanted."""
+
+        def state(address: topics.Address, payload: bytes) -> NodeState | None:
+            if not isinstance(address, topics.NodeStateOf):
+                return None
+            told = NodeState.from_bytes(payload)
+            return told if wanted(told) else None
+
+        found: NodeState = self.hears(state)
+        return found
+
+
+@pytest.fixture(scope="module")
+def resolved(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
+    return resolve(str(tiny_model_dir), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def first(resolved: ResolvedModel) -> Adapter:
+    """The adapter of version 0."""
+    return initial_adapter(layout_of(resolved, LORA), seed=0)
+
+
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
+def each_broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
+    if request.param == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("MOSQUITTO IS NOT INSTALLED (apt install mosquitto)")
+    with EmbeddedBroker(request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker() as running:
+        yield running
+
+
+@pytest.fixture
+def found(resolved: ResolvedModel) -> Iterator[Any]:
+    """Found a federation on a broker."""
+    federations = []
+
+    def found(broker: EmbeddedBroker) -> Federation:
+        federations.append(Federation(broker, resolved))
+        return federations[-1]
+
+    yield found
+    for federation in federations:
+        federation.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path, resolved: ResolvedModel) -> Iterator[Any]:
+    """Start the node home-1 of a federation; the same folder each time."""
+    processes: list[NodeProcess] = []
+    save_examples(EXAMPLES, tmp_path / "examples.jsonl")
+
+    def start(federation: Federation, broker: EmbeddedBroker, **edge: Any) -> NodeProcess:
+        usual = {
+            "node": "home-1",
+            "data": str(tmp_path / "examples.jsonl"),
+            "data_dir": str(tmp_path / "home-1"),
+            "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
+        }
+        config = {
+            "federation": federation.name,
+            "base_model": {"name": str(resolved.path), "cache_dir": str(tmp_path / "cache")},
+            "broker": {"host": broker.settings.host, "port": broker.settings.port},
+            "edge": usual | edge,
+        }
+        processes.append(NodeProcess(config, tmp_path / f"node-{len(processes)}.log"))
+        return processes[-1]
+
+    yield start
+    for node in processes:
+        if node.process.poll() is None:
+            node.process.kill()
+            node.process.wait()
+
+
+def test_a_node_learns_publishes_gets_its_receipt_and_goes_on_with_the_next_version(
+    each_broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(each_broker)
+    federation.announce()
+    federation.publish(0, first)
+    node = start(federation, each_broker)
+    birth = federation.hears_state(lambda state: state.online)
+    assert federation.hears_state(lambda state: state.version == 0).boot_id == birth.boot_id
+    update, manifest, delta = federation.hears_update()
+    assert (manifest.base_version, manifest.base_digest, manifest.steps) == (0, first.digest, 2)
+    assert delta.norm > 0
+    federation.answer("home-1", update, status="accepted")
+    federation.publish(1, first + delta)
+    _, manifest, _ = federation.hears_update()
+    assert (manifest.base_version, manifest.participation, manifest.sequence) == (1, 1, 1)
+    assert node.is_asked_to_end() == 0
+    assert federation.hears_state(lambda state: not state.online).boot_id == birth.boot_id
+    for line in ("version 0 held", "training on version 0: 2 steps, loss ", f"update {update[:8]} accepted"):
+        assert line in node.log
+    assert "Traceback" not in node.log
+
+
+def test_a_version_published_later_is_picked_up_live(
+    each_broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(each_broker)
+    node = start(federation, each_broker)
+    federation.hears_state(lambda state: state.online)
+    federation.announce()
+    federation.publish(0, first)
+    federation.hears_state(lambda state: state.version == 0)
+    federation.publish(1, first * 2.0)
+    federation.hears_state(lambda state: state.version == 1)
+    assert node.is_asked_to_end(signal.SIGINT) == 0
+
+
+def test_an_update_without_a_receipt_survives_kill_9_of_its_node(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    federation.publish(0, first)
+    node = start(federation, broker)
+    before, _, _ = federation.hears_update()
+    node.process.kill()
+    node.process.wait()
+    node = start(federation, broker)
+    again, _, _ = federation.hears_update()
+    assert again == before
+    federation.answer("home-1", again, status="rejected", reason="the norm of the delta is too large")
+    node.says(f"update {again[:8]} rejected: the norm of the delta is too large")
+
+
+def test_a_node_goes_on_from_what_it_held_while_the_broker_is_away(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(broker)
+    federation.announce(one_update_per_version=False)
+    federation.publish(0, first)
+    node = start(federation, broker)
+    federation.hears_state(lambda state: state.version == 0)
+    node.process.kill()
+    node.process.wait()
+    broker.kill()
+    node = start(federation, broker, outbox_updates=2)
+    node.says("training on version 0: 2 steps")
+    broker.restart()
+    federation.comes_back(broker)
+    _, manifest, _ = federation.hears_update()
+    assert manifest.base_version == 0
+    assert node.is_asked_to_end() == 0
+
+
+def test_a_node_with_another_base_model_ends_with_code_3_and_says_what_to_do(
+    broker: EmbeddedBroker, found: Any, start: Any
+) -> None:
+    federation = found(broker)
+    federation.announce(base_model="0" * 64, base_model_name="hub/other")
+    node = start(federation, broker)
+    assert node.ends() == 3
+    assert "0" * 64 in node.log
+    assert federation.resolved.digest in node.log
+    assert "Name that model under [base_model]" in node.log
+    assert "Traceback" not in node.log
+
+
+def test_a_node_ends_cleanly_in_the_midst_of_a_step(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    federation.publish(0, first)
+    node = start(federation, broker, slowdown=1000, training={"steps": 1000, "batch_size": 2})
+    federation.hears_state(lambda state: state.version == 0)
+    node.says("base model loaded")
+    assert node.is_asked_to_end() == 0
+
+
+def test_faults_of_the_owner_end_with_code_1_and_a_sentence(
+    broker: EmbeddedBroker, found: Any, start: Any, tmp_path: Path
+) -> None:
+    federation = found(broker)
+    node = start(federation, broker, data=str(tmp_path / "nothing.jsonl"))
+    assert node.ends() == 1
+    assert f"cannot read {tmp_path / 'nothing.jsonl'}" in node.log
+    (tmp_path / "home-1" / "outbox.db").write_bytes(b"this is not a database" * 100)
+    node = start(federation, broker)
+    assert node.ends() == 1
+    assert "outbox.db is damaged" in node.log
+    running = start(federation, broker)
+    running.says("connected to the broker")
+    second = start(federation, broker)
+    assert second.ends() == 1
+    assert "another node works in" in second.log
+    assert running.is_asked_to_end() == 0
+    assert "Traceback" not in node.log + second.log + running.log

@@ -1,0 +1,112 @@
+"""One real training of a real, tiny model in the trainer's thread."""
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from base_model.examples import Example, save_examples
+from base_model.layout import initial_adapter, layout_of
+from base_model.reference import ResolvedModel, resolve
+from base_model.settings import TrainingConfig
+from edge_node.local_data import LocalData
+from edge_node.settings import EdgeSettings
+from edge_node.state import GlobalAdapter, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
+from edge_node.trainer import Trainer
+from schemas.adapter import LoraConfig
+from schemas.messages import GlobalPointer
+
+EXAMPLES = tuple(Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(3))
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def resolved(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
+    return resolve(str(tiny_model_dir), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def job(resolved: ResolvedModel) -> TrainingJob:
+    adapter = initial_adapter(layout_of(resolved, LoraConfig(rank=2)), seed=0)
+    size = len(adapter.to_safetensors())
+    pointer = GlobalPointer(epoch=1, version=3, digest=adapter.digest, parent=None, size=size, chunks=0)
+    return TrainingJob(GlobalAdapter(pointer, adapter), sequence=5, seed=1)
+
+
+class Bench:
+    """A trainer and what it emits."""
+
+    def __init__(self, resolved: ResolvedModel, data: Path, **settings: Any) -> None:
+        self.emitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.settings = EdgeSettings(node="home-1", data=data, **settings)
+        self.trainer = Trainer(resolved, LocalData(data), self.settings, self.emitted.put)
+
+    def next(self) -> Any:
+        return self.emitted.get(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def start(resolved: ResolvedModel, tmp_path: Path) -> Iterator[Any]:
+    benches = []
+
+    def start(**settings: Any) -> Bench:
+        save_examples(EXAMPLES, tmp_path / "examples.jsonl")
+        benches.append(Bench(resolved, tmp_path / "examples.jsonl", **settings))
+        return benches[-1]
+
+    yield start
+    for bench in benches:
+        bench.trainer.stop()
+
+
+def test_a_job_reports_every_step_and_ends_with_a_better_adapter(start: Any, job: TrainingJob) -> None:
+    bench = start(training=TrainingConfig(steps=6, batch_size=2, learning_rate=0.01))
+    bench.trainer.train(job)
+    steps = [bench.next() for _ in range(6)]
+    assert [(step.sequence, step.step) for step in steps] == [(5, number) for number in range(1, 7)]
+    assert all(isinstance(step, StepTrained) for step in steps)
+    assert steps[-1].loss < steps[0].loss
+    finished = bench.next()
+    assert isinstance(finished, TrainingFinished)
+    assert (finished.sequence, finished.steps, finished.examples) == (5, 6, 3)
+    assert (finished.adapter - job.start.adapter).norm > 0
+
+
+def test_the_same_job_gives_the_same_adapter(start: Any, job: TrainingJob) -> None:
+    bench = start(training=TrainingConfig(steps=2, batch_size=2))
+    digests = []
+    for _ in range(2):
+        bench.trainer.train(job)
+        digests.append([bench.next() for _ in range(3)][-1].adapter.digest)
+    assert digests[0] == digests[1]
+
+
+def test_an_aborted_job_gives_no_result_and_the_next_one_does(start: Any, job: TrainingJob) -> None:
+    bench = start(training=TrainingConfig(steps=3, batch_size=1), slowdown=1000)
+    bench.trainer.train(job)
+    assert isinstance(bench.next(), StepTrained)  # and now it pauses, a thousand times as long as the step took
+    bench.trainer.abort()
+    bench.trainer.train(TrainingJob(job.start, sequence=6, seed=2))
+    assert bench.next().sequence == 6
+
+
+def test_stopping_interrupts_the_pause_of_slow_hardware(start: Any, job: TrainingJob) -> None:
+    bench = start(training=TrainingConfig(steps=3, batch_size=1), slowdown=1000)
+    bench.trainer.train(job)
+    bench.next()
+    bench.trainer.stop()
+    assert not bench.trainer._thread.is_alive()
+
+
+def test_data_that_were_spoilt_are_a_failed_job_and_not_the_end(start: Any, job: TrainingJob, tmp_path: Path) -> None:
+    bench = start(training=TrainingConfig(steps=1, batch_size=1))
+    (tmp_path / "examples.jsonl").write_text("{")
+    bench.trainer.train(job)
+    failed = bench.next()
+    assert isinstance(failed, TrainingFailed)
+    assert "examples.jsonl, line 1" in failed.reason
+    save_examples(EXAMPLES, tmp_path / "examples.jsonl")
+    bench.trainer.train(job)
+    assert isinstance(bench.next(), StepTrained)
