@@ -93,7 +93,8 @@ def demo(
     """
     from examples.smart_home.demo import DemoOptions, run_demo
 
-    raise typer.Exit(run_demo(DemoOptions(nodes, versions, seed, strategy, report)))
+    options = DemoOptions(nodes=nodes, versions=versions, seed=seed, strategy=strategy, report=report)
+    raise typer.Exit(run_demo(options))
 
 
 @app.command(epilog=_ending("alignfed broker --port 1884", "1  the broker could not start, or ended by itself"))

@@ -41,12 +41,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unknown_bytes(files: list[Path], record_path: Path) -> int:
+    """How many bytes `record_files` would have to read now."""
+    known = _known(record_path)
+    return sum(path.stat().st_size for path in files if not _is_unchanged(path, known))
+
+
 def record_files(files: list[Path], record_path: Path) -> DigestRecord:
     """Hash the files and keep the record; a file whose size and time the old record has is not read again."""
-    old = read_record(record_path)
-    known = {fact.name: fact for fact in old.files} if old else {}
-    record = DigestRecord(files=tuple(_fact(path, known.get(path.name)) for path in files))
-    if record != old:
+    known = _known(record_path)
+    facts = (known[path.name] if _is_unchanged(path, known) else _fact(path) for path in files)
+    record = DigestRecord(files=tuple(facts))
+    if record.files != tuple(known.values()):
         _write(record_path, record)
     return record
 
@@ -72,10 +78,19 @@ def read_record(record_path: Path) -> DigestRecord | None:
         return None
 
 
-def _fact(path: Path, known: FileFact | None) -> FileFact:
+def _known(record_path: Path) -> dict[str, FileFact]:
+    record = read_record(record_path)
+    return {fact.name: fact for fact in record.files} if record else {}
+
+
+def _is_unchanged(path: Path, known: dict[str, FileFact]) -> bool:
+    fact, status = known.get(path.name), path.stat()
+    return fact is not None and (fact.size, fact.mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def _fact(path: Path) -> FileFact:
+    # the status first: a file that changes while it is read is then hashed again next time
     status = path.stat()
-    if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
-        return known
     return FileFact(name=path.name, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256_of(path))
 
 

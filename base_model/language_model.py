@@ -31,7 +31,7 @@ class LanguageModel:
     """A loaded base model and the adapter that is on it now."""
 
     resolved: ResolvedModel
-    network: PreTrainedModel | PeftModel
+    network: Any  # PreTrainedModel or PeftModel: neither is typed as callable with what models take
     tokenizer: PreTrainedTokenizerBase
     adapted: Layout | None = None
 
@@ -109,15 +109,15 @@ class LanguageModel:
         self.adapted = layout
 
 
-def _factors(network: Any) -> dict[str, torch.Tensor]:
-    return get_peft_model_state_dict(network, save_embedding_layers=False)
+def _factors(network: PeftModel) -> dict[str, torch.Tensor]:
+    return dict(get_peft_model_state_dict(network, save_embedding_layers=False))
 
 
 def _mapped_network(resolved: ResolvedModel, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(resolved.path, local_files_only=True)
     # buffers are computed and small, so they are real; parameters are empty until the mapped ones take their place
     with init_empty_weights(include_buffers=False):
-        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     state: dict[str, torch.Tensor] = {}
     for path in sorted(resolved.path.glob("*.safetensors")):
         state |= load_file(path)
@@ -127,4 +127,5 @@ def _mapped_network(resolved: ResolvedModel, dtype: torch.dtype) -> PreTrainedMo
     if empty:
         raise BaseModelError(f"the weight files of {resolved.name} lack {len(empty)} tensors, first: {empty[0]}")
     network.requires_grad_(False)
-    return network.eval()
+    network.train(False)
+    return network

@@ -1,4 +1,4 @@
-"""An adapter as a PEFT folder: the two files that `PeftModel.from_pretrained` reads. No PyTorch needed to write them."""
+"""An adapter as a PEFT folder: the two files that `PeftModel.from_pretrained` reads. Written without PyTorch."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from base_model.digest import is_intact, record_files
+from base_model.digest import DigestRecord, is_intact, record_files, sha256_of, unknown_bytes
 from base_model.progress import Progress, silent
 from base_model.wheel import BaseModelError, fetch_gguf, pin_of
 
@@ -56,7 +56,7 @@ def resolve(name: str, cache: Path, progress: Progress = silent) -> ResolvedMode
         return _resolve_wheel(name, cache, progress)
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        digest = record_files([path], _record_of(path, cache)).files[0].sha256
+        digest = _recorded([path], _record_of(path, cache), progress).files[0].sha256
         return ResolvedModel(name, _converted(path, digest, cache, progress), digest)
     if path.is_dir():
         return _resolve_folder(name, path, cache, progress)
@@ -73,7 +73,7 @@ def _resolve_wheel(name: str, cache: Path, progress: Progress) -> ResolvedModel:
     pin = pin_of(requirement)
     gguf = cache / "gguf" / f"{pin.gguf_sha256}.gguf"
     with _locked(cache, pin.wheel_sha256, progress):
-        if not _is_converted(pin.gguf_sha256, cache) and not gguf.exists():
+        if not _is_converted(pin.gguf_sha256, cache) and not (gguf.exists() and sha256_of(gguf) == pin.gguf_sha256):
             with _work_folder(cache, pin.wheel_sha256) as work:
                 gguf.parent.mkdir(parents=True, exist_ok=True)
                 fetch_gguf(requirement, pin, work, progress).replace(gguf)
@@ -87,8 +87,13 @@ def _resolve_folder(name: str, folder: Path, cache: Path, progress: Progress) ->
             f"{folder} is not a base model: it needs config.json and .safetensors files. "
             "Pickled weights (.bin, .pt) are never read; save the model as safetensors first."
         )
-    progress("hash", 0, sum(path.stat().st_size for path in weights))
-    return ResolvedModel(name, folder, record_files([config, *weights], _record_of(folder, cache)).digest)
+    return ResolvedModel(name, folder, _recorded([config, *weights], _record_of(folder, cache), progress).digest)
+
+
+def _recorded(files: list[Path], record_path: Path, progress: Progress) -> DigestRecord:
+    if unread := unknown_bytes(files, record_path):
+        progress("hash", 0, unread)
+    return record_files(files, record_path)
 
 
 def _hub_snapshot(hub_id: str, cache: Path, progress: Progress) -> Path:

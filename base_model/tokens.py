@@ -6,6 +6,7 @@ last few columns, and the same layout serves training, loss and generation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -56,10 +57,14 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     user = {"role": "user", "content": prompt}
     try:
         # an empty system turn: many templates otherwise insert a long one of their own, paid for in every example
-        turns = [{"role": "system", "content": ""}, user]
-        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
+        return _chat_tokens(tokenizer, [{"role": "system", "content": ""}, user])
     except TemplateError:  # templates without a system role say so by raising
-        return list(tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"])
+        return _chat_tokens(tokenizer, [user])
+
+
+def _chat_tokens(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
+    tokens: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    return list(tokens)
 
 
 def collate(examples: Sequence[Encoded], padding: int) -> Batch:

@@ -37,16 +37,17 @@ def train(
     model: LanguageModel, adapter: Adapter, examples: Sequence[Example], config: TrainingConfig, on_step: OnStep
 ) -> TrainingResult:
     """Train a copy of `adapter` on the examples; the model is left with the trained adapter on it."""
+    if not examples:
+        raise ValueError("train needs at least one example")
     model.apply(adapter)
     parameters = model.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-    encoded = [encode(model.tokenizer, example) for example in examples]
     losses = []
-    for step, chosen in enumerate(_orders(len(encoded), config), start=1):
-        batch = collate([encoded[index] for index in chosen], model.padding)
+    for step, chosen in enumerate(_orders(len(examples), config), start=1):
+        batch = collate([encode(model.tokenizer, examples[index]) for index in chosen], model.padding)
         loss = answer_losses(model, batch).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
         losses.append(loss.item())
@@ -57,7 +58,7 @@ def train(
         mean_loss=float(np.mean(losses)),
         last_loss=losses[-1],
         steps=config.steps,
-        examples_seen=config.steps * min(config.batch_size, len(encoded)),
+        examples_seen=config.steps * min(config.batch_size, len(examples)),
     )
 
 

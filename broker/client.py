@@ -235,24 +235,20 @@ class Client:
         with connection, selectors.DefaultSelector() as selector:
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             selector.register(connection, selectors.EVENT_READ)
-            code = self._serve(selector, connection)
+            self._serve(selector, connection)
         answered, self._connected = self._connected, False
-        return self._last_words or reasons.lost(self._settings, answered, paho.error_string(code))
+        return self._last_words or reasons.lost(self._settings, answered)
 
-    def _serve(self, selector: selectors.BaseSelector, connection: socket.socket) -> MQTTErrorCode:
+    def _serve(self, selector: selectors.BaseSelector, connection: socket.socket) -> None:
         answer_by = time.monotonic() + _CONNECT_TIMEOUT_S
-        code = MQTTErrorCode.MQTT_ERR_SUCCESS
-        while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
+        while self._connected or time.monotonic() < answer_by:
             self._seen_alive = time.monotonic()
             if self._connected:
                 self._hand_over()
-            elif time.monotonic() > answer_by:
-                return MQTTErrorCode.MQTT_ERR_CONN_LOST
             if self._finished():
-                self._say_farewell(connection)
-                break
-            code = self._turn(selector, connection)
-        return code
+                return self._say_farewell(connection)
+            if self._turn(selector, connection) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return None
 
     def _turn(self, selector: selectors.BaseSelector, connection: socket.socket) -> MQTTErrorCode:
         """Wait for the network or a caller, then read, write and see to the keepalive."""

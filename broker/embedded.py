@@ -144,6 +144,8 @@ class EmbeddedBroker:
         raise BrokerFailed("\n".join(failures))
 
     def _start(self) -> None:
+        if _accepts(self.settings):
+            raise BrokerFailed(f"{self.kind} did not start: {self.settings.address} is in use by another program")
         log = Path(self._directory.name) / "broker.log"
         with log.open("ab") as output:
             self._process = _spawn(self._command(), output.fileno())

@@ -31,10 +31,13 @@ def silent(settings: BrokerSettings) -> str:
     return f"the broker at {settings.address} has stopped answering for more than {settings.keepalive_s} s"
 
 
-def lost(settings: BrokerSettings, answered: bool, name: str) -> str:
+def lost(settings: BrokerSettings, answered: bool) -> str:
     """The connection ended without a word."""
     if answered:
-        return f"lost the connection to the broker at {settings.address}: {name}"
+        return (
+            f"the connection to the broker at {settings.address} broke off; "
+            "should this go on, look whether another client uses the same client id"
+        )
     return (
         f"{settings.address} accepts connections but does not answer an MQTT 5 connect: "
         "is it an MQTT 5 broker, and does this port expect TLS?"

@@ -3,7 +3,7 @@
 import os
 import ssl
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,16 +19,22 @@ class BrokerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", min_length=1)
-    port: Annotated[int, Field(ge=1, le=65535)] = 1883
-    username: str | None = None
-    password_file: Path | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    keepalive_s: Annotated[int, Field(ge=1, le=65535)] = 30
-    session_expiry_s: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = 3600
-    max_packet_size: Annotated[int, Field(ge=1024, le=268_435_455)] = MAX_PACKET_SIZE
+    host: str = Field(default="127.0.0.1", min_length=1, description="name or address of the broker")
+    port: int = Field(default=1883, ge=1, le=65535, description="usually 1883, with TLS 8883")
+    username: str | None = Field(default=None, description="for brokers that ask for one")
+    password_file: Path | None = Field(default=None, description="its first line is the password; needs username")
+    ca_file: Path | None = Field(
+        default=None, description="authority that signed the broker's certificate; turns on TLS"
+    )
+    cert_file: Path | None = Field(default=None, description="our certificate, for brokers that ask for one")
+    key_file: Path | None = Field(default=None, description="the private key of cert_file")
+    keepalive_s: int = Field(default=30, ge=1, le=65535, description="silence after which the connection is tested")
+    session_expiry_s: int = Field(
+        default=3600, ge=0, le=0xFFFFFFFF, description="how long the broker keeps messages for us while we are away"
+    )
+    max_packet_size: int = Field(
+        default=MAX_PACKET_SIZE, ge=1024, le=268_435_455, description="bytes; the broker's own limit counts too"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

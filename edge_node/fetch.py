@@ -23,6 +23,7 @@ from schemas.codec import CodecError, decode, largest_body
 from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
 
 ASK_AGAIN_S = 20.0  # for a version of which something stays away; doubles with every attempt
+UNSUBSCRIBED_S = 1.0  # before asking again
 PATIENCE_S = 5.0  # how long a version on its way holds back training on the one before
 
 
@@ -109,13 +110,16 @@ def _begin(state: EdgeState, wanted: GlobalPointer, at: float) -> tuple[EdgeStat
 
 
 def _ask_again(state: EdgeState, fetch: Fetch, at: float) -> tuple[EdgeState, Effects]:
+    """Unsubscribe, and after a pause subscribe: some brokers send what is retained only to a new subscription."""
+    version = fetch.pointer.version
     if not state.connected:
         return state, ()
-    attempts = fetch.attempts + 1
-    again_at = at + wait_s(fetch.pointer.digest, attempts, ASK_AGAIN_S)
-    state = replace(state, fetch=replace(fetch, attempts=attempts, again_at=again_at))
-    text = f"version {fetch.pointer.version} is not complete: asking the broker for it again"
-    return state, (FetchVersion(fetch.pointer.version), Note(text))
+    if fetch.subscribed:
+        fetch = replace(fetch, subscribed=False, attempts=fetch.attempts + 1, again_at=at + UNSUBSCRIBED_S)
+        text = f"version {version} is not complete: asking the broker for it again"
+        return replace(state, fetch=fetch), (EndFetch(version), Note(text))
+    again_at = at + wait_s(fetch.pointer.digest, fetch.attempts, ASK_AGAIN_S)
+    return replace(state, fetch=replace(fetch, subscribed=True, again_at=again_at)), (FetchVersion(version),)
 
 
 def _hold_if_complete(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:

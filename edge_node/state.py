@@ -37,6 +37,7 @@ class Fetch:
 
     pointer: GlobalPointer
     again_at: float
+    subscribed: bool = True
     attempts: int = 1
     assembly: Assembly = field(default_factory=Assembly)
 
@@ -224,7 +225,7 @@ class RememberMark:
 
 @dataclass(frozen=True)
 class FetchVersion:
-    """Subscribe to a version's manifest and chunks, again if need be: what is retained comes anew."""
+    """Subscribe to a version's manifest and chunks."""
 
     version: int
 

@@ -57,16 +57,21 @@ class Assembly:
                 raise CorruptChunk(f"chunk {index} does not exist: the manifest names {len(self.body.chunks)}")
             if _sha256(chunk) != self.body.chunks[index]:
                 raise CorruptChunk(f"chunk {index} is not the bytes that the manifest names")
+            if self.held - len(self.parts.get(index, b"")) + len(chunk) > self.body.size:
+                raise CorruptChunk(f"with chunk {index} the body is more than the {self.body.size} bytes it should be")
         return replace(self, parts={**self.parts, index: chunk})
 
     def with_manifest(self, body: Body) -> Self:
-        """Learn what the body should be; chunks that turn out false are dropped, and so are missing again."""
+        """Learn what the body should be; chunks that turn out false are dropped, and so are missing again.
+
+        True ones that are more bytes than the body make its size the lie: then none is kept.
+        """
         true = {
             index: chunk
             for index, chunk in self.parts.items()
             if index < len(body.chunks) and _sha256(chunk) == body.chunks[index]
         }
-        return replace(self, body=body, parts=true)
+        return replace(self, body=body, parts=true if sum(map(len, true.values())) <= body.size else {})
 
     def join(self) -> bytes:
         """The whole body, verified; ValueError while chunks are missing, CorruptChunk if the sum is wrong."""

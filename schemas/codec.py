@@ -22,6 +22,7 @@ from schemas.messages import CodecId
 
 _FLOAT = np.dtype("<f4")
 _LEVELS = 127
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_LEVELS), np.float32(0))
 _SAFETENSORS_HEADER_PER_TENSOR = 512
 _MAX_WINDOW = 1 << 27
 
@@ -72,7 +73,8 @@ def _encode_int8(adapter: Adapter) -> bytes:
     scales, symbols = [], []
     for tensor in adapter.tensors().values():
         rows = _rows(tensor)
-        scale = (np.abs(rows).max(axis=1, keepdims=True) / np.float32(_LEVELS)).astype(np.float32)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(_LEVELS)
+        scale = np.minimum(scale, _LARGEST_SCALE)  # rounded up, the largest float would decode to infinity
         # a row so small that its scale is zero is sent as zeros
         ratio = np.divide(rows, scale, out=np.zeros_like(rows), where=scale > 0)
         scales.append(scale.ravel())

@@ -15,6 +15,8 @@ MAX_CHUNK_SIZE = 120 * 1024  # with headers it stays under 128 KiB, the smallest
 MAX_BODY_SIZE = 1 << 30
 MAX_MESSAGE_SIZE = 1 << 20
 MAX_CHUNKS = 10_000
+MAX_INPUTS = 1_000  # with MAX_CHUNKS, a global manifest still stays under MAX_MESSAGE_SIZE
+MAX_VALUES = 20_000  # the fullest message holds fewer; parsing stays under 128 MB, whatever the bytes
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 hexadecimal digits")]
 UpdateId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="first 32 hexadecimal digits of a SHA-256")]
@@ -45,8 +47,11 @@ class Message(BaseModel):
         """Parse a payload; anything but this message raises InvalidMessage with the first fault."""
         if len(payload) > MAX_MESSAGE_SIZE:
             raise InvalidMessage(f"{cls.__name__} of {len(payload)} bytes is over {MAX_MESSAGE_SIZE}")
+        # each JSON value but the first follows one of these
+        if (values := sum(map(payload.count, (b",", b"[", b"{")))) > MAX_VALUES:
+            raise InvalidMessage(f"{cls.__name__} of {values} values is over {MAX_VALUES}")
         try:
-            return cls.model_validate_json(payload)
+            return cls.model_validate_json(payload, strict=True)
         except ValidationError as error:
             raise InvalidMessage(f"{cls.__name__}: {_first_fault(error)}") from None
 
@@ -133,7 +138,7 @@ class GlobalManifest(Message):
     lora: LoraConfig
     layout: Sha256
     strategy: str = Field(max_length=64)
-    inputs: tuple[VersionInput, ...] = Field(max_length=100_000)
+    inputs: tuple[VersionInput, ...] = Field(max_length=MAX_INPUTS)
     created_at_ns: TimestampNs
     body: Body
 
@@ -155,7 +160,7 @@ class CoordinatorState(Message):
     layout: Sha256
     strategy: str = Field(max_length=64)
     one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
-    codecs: tuple[CodecId, ...] = Field(strict=False, description="codecs taken for updates, best first")
+    codecs: tuple[CodecId, ...] = Field(description="codecs taken for updates, best first")
     finished: bool = Field(default=False, description="the last version is published: no more training")
 
 
@@ -201,4 +206,5 @@ def update_id(manifest: bytes) -> str:
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}"[:300] if where else fault["msg"][:300]
+    # a field's name may be the sender's: in a log or a terminal it must stay mere text
+    return (f"{where}: {fault['msg']}" if where else fault["msg"])[:300].encode("unicode_escape").decode()[:300]

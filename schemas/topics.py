@@ -5,6 +5,7 @@ the flags to publish with, `parse` turns a received topic back into an address o
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -156,18 +157,21 @@ ADDRESSES: tuple[type[Address], ...] = (
 def route(federation: str, address: Address) -> Route:
     """The topic string of `address` and the flags to publish it with; a malformed field raises ValueError."""
     spec = address.spec
-    values = {"federation": federation} | {f.name: str(getattr(address, f.name)) for f in fields(address)}
-    for name, value in values.items():
-        if not re.fullmatch(_FIELD_PATTERNS[name], value):
-            raise ValueError(f"{value!r} is not a valid {name} for a topic")
+    values = _checked({"federation": federation} | {f.name: getattr(address, f.name) for f in fields(address)})
     topic = f"{ROOT}/{federation}/{spec.pattern.format(**values)}"
     return Route(topic, spec.qos, spec.retain, spec.expiry_s)
 
 
 def topic_filter(federation: str, kind: type[Address], **fixed: str | int) -> str:
-    """The subscription filter for `kind`, with '+' for every field that is not in `fixed`."""
-    values = {f.name: str(fixed.get(f.name, "+")) for f in fields(kind)}
-    return f"{ROOT}/{federation}/{kind.spec.pattern.format(**values)}"
+    """The subscription filter for `kind`, with '+' for every field that is not in `fixed`.
+
+    A field that is malformed or not of this kind raises ValueError.
+    """
+    names = [f.name for f in fields(kind)]
+    if unknown := fixed.keys() - names:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+    given = _checked({"federation": federation, **fixed})
+    return f"{ROOT}/{federation}/{kind.spec.pattern.format(**(dict.fromkeys(names, '+') | given))}"
 
 
 def parse(federation: str, topic: str) -> Address | None:
@@ -178,6 +182,15 @@ def parse(federation: str, topic: str) -> Address | None:
         if found := pattern.fullmatch(topic):
             return kind(**{name: _typed(name, text) for name, text in found.groupdict().items()})
     return None
+
+
+def _checked(values: Mapping[str, str | int]) -> dict[str, str]:
+    """The fields of a topic as text, each well-formed; ValueError names the first that is not."""
+    texts = {name: str(value) for name, value in values.items()}
+    for name, text in texts.items():
+        if not re.fullmatch(_FIELD_PATTERNS[name], text):
+            raise ValueError(f"{text!r} is not a valid {name} for a topic")
+    return texts
 
 
 @cache

@@ -51,7 +51,7 @@ def loss_over_versions(report: Report) -> str:
             versions[:: max(1, len(versions) - 1)], losses[:: max(1, len(losses) - 1)], color=ACCENT, s=34, zorder=3
         )
         axes.annotate(
-            f"{losses[0]:.2f} base model", (versions[0], losses[0]), (10, 0), textcoords="offset points", va="center"
+            f"{losses[0]:.2f} base model", (versions[0], losses[0]), (2, 9), textcoords="offset points", ha="left"
         )
         axes.annotate(
             f"{losses[-1]:.2f}",
@@ -61,7 +61,7 @@ def loss_over_versions(report: Report) -> str:
             ha="center",
             color=ACCENT,
         )
-        axes.set_ylim(0, max(losses) * 1.08)
+        axes.set_ylim(0, max(losses) * 1.15)
         axes.set_xlim(versions[0], versions[-1] * 1.02)
         axes.set_xticks(_few_integers(versions[-1]))
         axes.set_xlabel("version")

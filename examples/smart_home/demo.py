@@ -180,7 +180,7 @@ def _federate(plan: Plan, base_model: BaseModelSettings, place: Workplace, conso
         for limit in broker.limits:
             line(console, "", limit)
         console.print()
-        ran = federate(plan, place, base_model, broker.settings, console, broker.kind)
+        ran = federate(plan, place, base_model, broker, console)
         console.print()
         return broker.kind, ran
 

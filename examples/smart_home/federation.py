@@ -6,18 +6,21 @@ It decides nothing about learning; it is a supervisor and a bystander.
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import psutil
 from rich.console import Console
 
 from base_model.settings import BaseModelSettings
 from broker.client import Client
+from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Message
 from broker.settings import BrokerSettings
 from coordinator.settings import CoordinatorSettings
 from edge_node.settings import EdgeSettings
-from examples.smart_home.fleet import Fleet, Program, Restart
+from examples.smart_home.fleet import MAX_RESTARTS, Fleet, Program, Restart
 from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe
 from examples.smart_home.live import Setting, Show, shown
 from examples.smart_home.plan import NodePlan, Plan
@@ -44,51 +47,77 @@ class Ran:
 
 
 def federate(
-    plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: BrokerSettings, console: Console, kind: str
+    plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: EmbeddedBroker, console: Console
 ) -> Ran:
     """Run the federation until its final version is out, then stop every process.
 
-    Raises ProcessFailed, Stalled or NetworkThreadDied; no process is left in any case.
+    Raises BrokerFailed, NetworkThreadDied, ProcessFailed or Stalled; no process is left in any case.
     """
-    _write_configs(plan, place, base_model, broker)
+    _write_configs(plan, place, base_model, broker.settings)
     first = first_view(FEDERATION, plan.recipe.versions, {node.name: node.slowdown for node in plan.nodes})
-    setting = Setting(f"{kind} on {broker.address}", plan.recipe.strategy.name, time.time_ns())
+    setting = Setting(f"{broker.kind} on {broker.settings.address}", plan.recipe.strategy.name, time.time_ns())
     filters = [topic_filter(FEDERATION, kind) for kind in OBSERVED]
     with (
         Fleet(_environment()) as fleet,
-        Client(broker, f"{FEDERATION}-bystander", subscriptions=filters, clean_start=True) as client,
+        Client(broker.settings, f"{FEDERATION}-bystander", subscriptions=filters, clean_start=True) as client,
         shown(console, setting, first) as show,
     ):
+        site = _Site(plan, place, broker, fleet, console)
         try:
-            view = _watch(plan, place, fleet, client, first, show, console)
+            view = _watch(site, client, first, show)
         except KeyboardInterrupt:
             console.print("stopping the processes; once more to kill them", style="yellow", highlight=False)
             raise
-        return Ran(view, dict(fleet.restarts))
+        return Ran(view, dict(site.restarts))
 
 
-def _watch(
-    plan: Plan, place: Workplace, fleet: Fleet, client: Client, view: FleetView, show: Show, console: Console
-) -> FleetView:
-    fleet.start(_program(place, COORDINATOR))
-    waiting = list(plan.nodes)
+@dataclass(frozen=True)
+class _Site:
+    """What a supervisor looks after."""
+
+    plan: Plan
+    place: Workplace
+    broker: EmbeddedBroker
+    fleet: Fleet
+    console: Console
+    restarts: Counter[str] = field(default_factory=Counter)
+
+
+def _watch(site: _Site, client: Client, view: FleetView, show: Show) -> FleetView:
+    """Start everybody, look on and tend until the head is the last version."""
+    site.fleet.start(_program(site.place, COORDINATOR))
+    waiting = list(site.plan.nodes)
     progressed_at, head = time.monotonic(), view.head
-    while True:
+    while not view.is_final:
         for message in _arrived(client):
             view = observe(view, message)
             show(view, time.time_ns())
         show(view, time.time_ns())
-        if view.is_final:
-            return view
         for node in [node for node in waiting if _may_join(node, view)]:
-            fleet.start(_program(place, node.name))
+            site.fleet.start(_program(site.place, node.name))
             waiting.remove(node)
-        for restart in fleet.tend():
-            console.print(_in_words(restart), style="yellow", highlight=False, soft_wrap=True)
+        if not view.is_final:  # then the processes may end by themselves
+            _tend(site)
         if view.head != head:
             progressed_at, head = time.monotonic(), view.head
         elif time.monotonic() - progressed_at > STALLED_AFTER_S:
-            raise Stalled(_stalled(view, place))
+            raise Stalled(_stalled(view, site.place))
+    return view
+
+
+def _tend(site: _Site) -> None:
+    """Start again what was ended from outside, and say so. Raises ProcessFailed or BrokerFailed."""
+    restarts = list(site.fleet.tend())
+    if not psutil.pid_exists(site.broker.pid):
+        if site.restarts["broker"] == MAX_RESTARTS:
+            raise BrokerFailed(f"{site.broker.kind} ended {MAX_RESTARTS + 1} times")
+        site.broker.restart()
+        restarts.append(Restart("broker", "was ended", site.restarts["broker"] + 1))
+    for restart in restarts:
+        site.restarts[restart.name] = restart.count
+        often = "" if restart.count == 1 else f" ({restart.count} times by now)"
+        line = f"{restart.name} {restart.ended}; started it again{often}"
+        site.console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _arrived(client: Client) -> Iterator[Message]:
@@ -142,11 +171,6 @@ def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ALIGNFED_")}
     single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return inherited | single | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def _in_words(restart: Restart) -> str:
-    again = "" if restart.count == 1 else f" ({restart.count} times by now)"
-    return f"{restart.name} {restart.ended}; started it again{again}"
 
 
 def _stalled(view: FleetView, place: Workplace) -> str:

@@ -97,11 +97,6 @@ class Fleet:
         """The process id that runs under this name."""
         return self._processes[name].pid
 
-    @property
-    def restarts(self) -> Mapping[str, int]:
-        """How often each process was started again."""
-        return self._restarts
-
     def _launch(self, program: Program) -> None:
         leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()))
         with program.log.open("ab") as log:

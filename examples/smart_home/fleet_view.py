@@ -87,6 +87,7 @@ class FleetView:
     nodes: Mapping[str, NodeView]
     versions: tuple[VersionView, ...] = ()
     head: int | None = None
+    head_epoch: int = 0
     epoch: int | None = None
     coordinator_online: bool = False
     refused: int = 0
@@ -134,8 +135,11 @@ def _coordinator_state(view: FleetView, _: topics.CoordinatorStateOf, payload: b
 
 def _head(view: FleetView, _: topics.GlobalHead, payload: bytes) -> FleetView:
     pointer = GlobalPointer.from_bytes(payload)
-    known = (view.epoch or 0, view.head or 0)
-    return view if (pointer.epoch, pointer.version) < known else replace(view, head=pointer.version)
+    if pointer.version > view.final_version:
+        raise InvalidMessage(f"version {pointer.version} is beyond the last one, {view.final_version}")
+    if view.head is not None and (pointer.epoch, pointer.version) < (view.head_epoch, view.head):
+        return view
+    return replace(view, head=pointer.version, head_epoch=pointer.epoch)
 
 
 def _manifest(view: FleetView, address: topics.GlobalManifestOf, payload: bytes) -> FleetView:

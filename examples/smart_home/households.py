@@ -9,7 +9,8 @@ ROOMS = (
 DEVICES = {
     "light": (
         "desk lamp", "floor lamp", "reading lamp", "bedside lamp", "corner lamp", "chandelier", "ceiling light",
-        "wall light", "night light", "mirror light", "spotlight", "lantern", "led strip", "string light", "counter light",
+        "wall light", "night light", "mirror light", "spotlight", "lantern", "led strip", "string light",
+        "counter light",
     ),
     "switch": (
         "coffee maker", "kettle", "dehumidifier", "humidifier", "space heater", "water pump", "toaster",
@@ -32,7 +33,8 @@ SAYINGS: dict[str, tuple[tuple[str, str | int], ...]] = {
     "cover_states": (("open", "open"), ("closed", "closed"), ("shut", "closed")),
     "brightness_level": (("maximum", 100), ("highest", 100), ("minimum", 1), ("lowest", 1)),
     "cover_classes": (
-        ("blinds", "blind"), ("curtains", "curtain"), ("shutters", "shutter"), ("shades", "shade"), ("awning", "awning"),
+        ("blinds", "blind"), ("curtains", "curtain"), ("shutters", "shutter"), ("shades", "shade"),
+        ("awning", "awning"),
     ),
 }  # fmt: skip
 WORDS: dict[str, tuple[str, ...]] = {

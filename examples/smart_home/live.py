@@ -40,7 +40,7 @@ Show = Callable[[FleetView, int], None]
 @contextmanager
 def shown(console: Console, setting: Setting, first: FleetView) -> Iterator[Show]:
     """A place to show views of the fleet: a live picture on a terminal, else one line for each piece of news."""
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             yield _Picture(live, setting)
     else:

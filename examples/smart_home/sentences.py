@@ -130,7 +130,7 @@ SPOKEN = 0.75  # how often a word that may be left out is said
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence template, as text and parsed, the domains its {name} may be of, and the slots that every answer to it has."""
+    """A sentence template as text and parsed, the domains its {name} may be of, and the slots of every answer."""
 
     text: str
     expression: Expression
@@ -149,7 +149,8 @@ def templates(intent: str) -> tuple[Template, ...]:
                 if sentence.text in PICKED[intent]:
                     fixed = tuple(sorted((block.slots or {}).items()))
                     found.append(Template(sentence.text, sentence.expression, domains, fixed))
-    return tuple(found)
+    # hassil gives a block's sentences in an order that changes from process to process
+    return tuple(sorted(found, key=lambda template: (template.text, template.domains, template.fixed)))
 
 
 def speak(template: Template, random: Random, draw: DrawValue) -> tuple[str, Slots]:

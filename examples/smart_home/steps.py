@@ -67,6 +67,8 @@ def make_data(plan: Plan, place: Workplace, console: Console) -> Data:
 
 def load_model(resolved: ResolvedModel, console: Console) -> "LanguageModel":
     """Load the model into this process, on all its cores: the federation does not run while it is questioned."""
+    # threads that spin while they wait take four times as long as soon as another program wants a core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with stage(console, "load", of_count) as shown:
         from base_model.language_model import LanguageModel
 

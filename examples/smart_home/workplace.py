@@ -83,11 +83,13 @@ def make_workplace(runs: Path, now: datetime) -> Workplace:
 
 
 def write_config(path: Path, federation: str, sections: Mapping[str, BaseModel]) -> None:
-    """Write an alignfed.toml with every setting spelled out; what is None has no spelling and stays away."""
+    """Write an alignfed.toml that says exactly these settings; ValueError for a None that a default would replace."""
     lines = [f"federation = {_toml(federation)}"]
     for name, settings in sections.items():
         lines += ["", f"[{name}]"]
-        values = settings.model_dump(mode="json", exclude_none=True)
+        values = settings.model_dump(mode="json", exclude_none=True)  # TOML has no word for None
+        if type(settings).model_validate(values) != settings:
+            raise ValueError(f"[{name}] cannot be written: a setting is None and its default is not")
         lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

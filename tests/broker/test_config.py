@@ -1,6 +1,7 @@
 """The generated mosquitto configuration, proven on a real mosquitto: TLS, client certificates, access rules, limits."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from broker.client import Client
+from broker.client import MAX_IN_FLIGHT, Client
 from broker.config import AclRule, TlsFiles, acl, deployment_config, loopback_config
-from broker.events import Connected, Disconnected, Message, Publication, Published
+from broker.events import Connected, Disconnected, Message, Publication, Published, Subscribed
 from broker.settings import BrokerSettings
 
 Expect = Callable[..., Any]
@@ -91,7 +92,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(program: str, folder: Path, text: str, port: int) -> Iterator[None]:
+def serving(program: str, folder: Path, text: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """mosquitto with this configuration, until the block ends."""
     (folder / "mosquitto.conf").write_text(text)
     with (folder / "log").open("wb") as log:
@@ -105,7 +106,7 @@ def serving(program: str, folder: Path, text: str, port: int) -> Iterator[None]:
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.01)
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait()
@@ -188,6 +189,8 @@ def test_nobody_enters_without_a_certificate(
         assert "does this port expect TLS" in expect(client, Disconnected).reason
 
 
+# paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.mosquitto
 def test_a_broker_that_another_authority_signed_is_not_trusted(
     deployment: Callable[[str], BrokerSettings], tmp_path: Path, expect: Expect
@@ -226,9 +229,36 @@ def test_a_broker_that_comes_back_with_a_smaller_limit_gets_nothing_larger(
     port = free_port()
     text = loopback_config(port, tmp_path)
     with Client(BrokerSettings(port=port), "client") as client:
-        large = client.publish(Publication("t", b"x" * 100_000))
+        with serving(mosquitto, tmp_path, text, port) as process:
+            expect(client, Connected)
+            process.send_signal(signal.SIGSTOP)
+            in_flight = client.publish(Publication("t", b"x" * 100_000))
+            assert client.next_event(0.2) is None
+            process.kill()
+        queued = client.publish(Publication("t", b"x" * 100_000))
         small = client.publish(Publication("t", b"x"))
         with serving(mosquitto, tmp_path, text.replace("max_packet_size 1048576", "max_packet_size 50000"), port):
-            answers = {answer.token: answer for answer in (expect(client, Published) for _ in range(2))}
-    assert answers[large].reason is not None and "too large" in answers[large].reason
+            answers = {answer.token: answer for answer in (expect(client, Published) for _ in range(3))}
+    for large in (in_flight, queued):
+        assert answers[large].reason is not None and "too large" in answers[large].reason
     assert answers[small].reason is None
+
+
+@pytest.mark.mosquitto
+def test_a_broker_with_a_larger_window_keeps_to_ours(mosquitto: str, tmp_path: Path, expect: Expect) -> None:
+    port = free_port()
+    text = loopback_config(port, tmp_path).replace("max_inflight_messages 20", "max_inflight_messages 100")
+    with (
+        serving(mosquitto, tmp_path, text, port),
+        Client(BrokerSettings(port=port), "subscriber", subscriptions=("t",)) as subscriber,
+        Client(BrokerSettings(port=port), "publisher") as publisher,
+    ):
+        expect(subscriber, Subscribed)
+        for _ in range(MAX_IN_FLIGHT + 1):
+            publisher.publish(Publication("t", b""))
+        for _ in range(MAX_IN_FLIGHT + 1):
+            expect(publisher, Published)
+        held = [expect(subscriber, Message) for _ in range(MAX_IN_FLIGHT)]
+        assert subscriber.next_event(0.3) is None
+        subscriber.ack(held[0])
+        expect(subscriber, Message)

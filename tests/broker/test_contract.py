@@ -225,6 +225,17 @@ def test_a_client_that_stops_leaves_no_will(
     assert expect(observer, Message).payload == b"still quiet"
 
 
+def test_a_client_that_is_back_in_time_leaves_no_will(
+    broker: EmbeddedBroker, relay: Any, topic: str, connect: Connect, expect: Expect, receive: Receive
+) -> None:
+    observer = connect(broker.settings, subscriptions=(topic,))
+    client = connect(relay.settings, will=Publication(topic, b"gone"), will_delay_s=30)
+    relay.cut()
+    assert expect(client, Connected).session_present
+    client.publish(Publication(topic, b"back"))
+    assert payloads(receive(observer, 1)) == [b"back"]
+
+
 def test_publications_made_while_the_broker_is_away_arrive_in_order_when_it_is_back(
     own_broker: EmbeddedBroker, topic: str, connect: Connect, expect: Expect, receive: Receive
 ) -> None:
@@ -260,16 +271,47 @@ def test_publications_in_flight_when_the_connection_drops_are_all_answered(
     assert arrived == {b"%d" % i for i in range(100)}
 
 
-def test_a_restarted_broker_gives_the_retained_messages_to_a_client_it_has_forgotten(
+def test_subscriptions_stand_again_after_the_broker_has_lost_its_memory(
     own_broker: EmbeddedBroker, topic: str, connect: Connect, expect: Expect, receive: Receive
 ) -> None:
     subscriber = connect(own_broker.settings, subscriptions=(topic,))
     own_broker.kill()
     expect(subscriber, Disconnected)
     own_broker.restart()
-    assert not expect(subscriber, Connected).session_present
-    publish(connect(own_broker.settings), expect, Publication(topic, b"again", retain=True))
+    expect(subscriber, Subscribed)
+    publish(connect(own_broker.settings), expect, Publication(topic, b"again"))
     assert payloads(receive(subscriber, 1)) == [b"again"]
+
+
+def test_a_reconnect_does_not_repeat_what_is_retained(
+    broker: EmbeddedBroker, relay: Any, topic: str, connect: Connect, expect: Expect, receive: Receive
+) -> None:
+    publisher = connect(broker.settings)
+    publish(publisher, expect, Publication(topic, b"retained", retain=True))
+    subscriber = connect(relay.settings, subscriptions=(topic,))
+    assert payloads(receive(subscriber, 1)) == [b"retained"]
+    _wait_until_acknowledged(subscriber, expect)
+    relay.cut()
+    expect(subscriber, Connected)
+    expect(subscriber, Subscribed)
+    publish(publisher, expect, Publication(topic, b"new"))
+    assert payloads(receive(subscriber, 1)) == [b"new"]
+
+
+@pytest.mark.parametrize("clean_start", [True, False])
+def test_a_program_that_starts_again_gets_what_is_retained(
+    broker: EmbeddedBroker, topic: str, connect: Connect, expect: Expect, receive: Receive, clean_start: bool
+) -> None:
+    publisher = connect(broker.settings)
+    publish(publisher, expect, Publication(topic, b"retained", retain=True))
+    name = topic.replace("/", "-")
+    for _ in range(2):
+        subscriber = connect(broker.settings, name, subscriptions=(topic,), clean_start=clean_start)
+        first = receive(subscriber, 1)
+        subscriber.stop()
+        if broker.kind == "iotcore" and not clean_start:
+            break  # one of its limits: only a clean start brings retained messages again
+    assert payloads(first) == [b"retained"]
 
 
 def test_unsubscribed_topics_fall_silent(

@@ -57,10 +57,9 @@ def test_a_broker_that_cannot_start_says_why(own_broker: EmbeddedBroker) -> None
 
 
 def test_a_broker_listens_on_loopback_only(own_broker: EmbeddedBroker) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
+    with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         # Another loopback address, which a listener on every address would answer as well.
-        with pytest.raises(ConnectionRefusedError):
-            other.connect(("127.0.0.2", own_broker.settings.port))
+        other.connect(("127.0.0.2", own_broker.settings.port))
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_broker(own_broker: EmbeddedBroker) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 
 
 def test_the_help_of_every_command_is_in_the_document(generated):
@@ -19,6 +20,7 @@ def _commands(words):
         yield from _commands((*words, name))
 
 
+@cache
 def _help(words):
     environment = {**os.environ, "COLUMNS": "80"}
     command = [sys.executable, "-m", *words, "--help"]

@@ -30,6 +30,7 @@ FEDERATION = "home"
 START = datetime(2026, 11, 22, 14, 3, 5, tzinfo=UTC)
 
 Send = Callable[[topics.Address, Payload | bytes], Message]
+MakeManifest = Callable[..., GlobalManifest]
 
 
 @pytest.fixture
@@ -44,8 +45,13 @@ def send() -> Send:
     return message
 
 
-def manifest(version: int, *inputs: tuple[str, int, float], seconds: float = 0) -> GlobalManifest:
-    """A version made of (node, base version, weight) inputs, so many seconds after the start of the run."""
+@pytest.fixture
+def manifest() -> MakeManifest:
+    """Makes a version of (node, base version, weight) inputs, so many seconds after the start of the run."""
+    return _manifest
+
+
+def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0) -> GlobalManifest:
     return GlobalManifest(
         epoch=1,
         version=version,
@@ -68,9 +74,9 @@ def report(tmp_path: Path) -> Report:
     """Two homes, two versions: home-2 was one version behind and weighs less."""
     versions = version_outcomes(
         [
-            manifest(0),
-            manifest(1, ("home-1", 0, 0.5), ("home-1", 0, 0.5), seconds=10),
-            manifest(2, ("home-1", 1, 0.5), ("home-2", 0, 0.25), seconds=20),
+            _manifest(0),
+            _manifest(1, ("home-1", 0, 0.5), ("home-1", 0, 0.5), seconds=10),
+            _manifest(2, ("home-1", 1, 0.5), ("home-2", 0, 0.25), seconds=20),
         ]
     )
     facts = [

@@ -1,6 +1,9 @@
 """The commands: seeded, different in every home, unseen when held out, and understood by Home Assistant itself."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -29,13 +32,20 @@ def test_a_new_home_leaves_the_others_as_they_were() -> None:
     assert make_homes(5, seed=7)[:3] == make_homes(3, seed=7)
 
 
-def test_the_commands_of_seed_1_are_these_on_every_machine() -> None:
-    assert [example.prompt for example in private_examples(make_homes(1, seed=1)[0], 4)] == [
-        "add toothpaste to my shopping list",
-        "set the brightness in the nursery to 20 percent",
-        "turn on the lights in nursery",
-        "cancel the bread timer",
+def test_commands_do_not_depend_on_how_a_process_hashes_text() -> None:
+    # whatever iterates over a set gives another order in every process
+    script = "from examples.smart_home.commands import *; print(private_examples(make_homes(1, 7)[0], 40))"
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
     ]
+    assert printed[0] == printed[1] == printed[2] != ""
 
 
 def test_homes_differ_in_rooms_devices_and_habits() -> None:
@@ -98,7 +108,8 @@ def test_home_assistant_understands_every_command_as_its_answer_says() -> None:
     home = make_homes(1, seed=3)[0]
     areas = TextSlotList.from_strings(home.rooms, name="area")
     named = [(name, name, {"domain": domain}) for domain, names in home.devices for name in names]
-    slot_lists = {"area": areas, "name": TextSlotList.from_tuples(named, name="name")}
+    names = TextSlotList.from_tuples(named, name="name")
+    slot_lists = {"area": areas, "name": names, "floor": TextSlotList.from_strings([], name="floor")}
     for example in private_examples(home, 60):
         understood = recognize_all(example.prompt, intents, slot_lists=slot_lists)
         answers = [_answer(result) for result in understood]

@@ -113,6 +113,11 @@ def test_a_late_pointer_of_an_older_version_does_not_turn_the_head_back(fold):
     assert view.head == 2
 
 
+def test_a_forged_pointer_beyond_the_last_version_is_not_believed(fold):
+    view, _ = fold((topics.GlobalHead(), pointer(4)))
+    assert (view.head, view.malformed) == (None, 1)
+
+
 def test_the_federation_is_final_when_the_head_reaches_the_last_version(fold):
     assert not fold((topics.GlobalHead(), pointer(2)))[0].is_final
     assert fold((topics.GlobalHead(), pointer(3)))[0].is_final

@@ -1,0 +1,53 @@
+"""The plan gives every node a part in the run, whatever a person asks for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.strategies import FedAsync, FedAvg, FedBuff
+from examples.smart_home.plan import FEWEST_UPDATES, make_plan
+from examples.smart_home.recipe import RECIPE
+
+BUFFERED = RECIPE.model_copy(update={"versions": 12, "strategy": FedBuff(buffer_size=4), "slowdowns": (1, 1.5, 3, 2)})
+
+
+def test_the_last_node_comes_late_and_speeds_are_unequal():
+    plan = make_plan(BUFFERED, nodes=4, versions=None, seed=0, strategy=None)
+    assert [node.joins_at for node in plan.nodes] == [None, None, None, 2]
+    assert [node.slowdown for node in plan.nodes] == [1, 1.5, 3, 2]
+
+
+def test_with_few_versions_nobody_is_late_and_speeds_come_together():
+    plan = make_plan(BUFFERED, nodes=4, versions=2, seed=0, strategy=None)
+    assert all(node.joins_at is None for node in plan.nodes)
+    assert max(node.slowdown for node in plan.nodes) < 1.5
+
+
+def test_rounds_wait_for_every_node_so_nobody_is_late():
+    plan = make_plan(BUFFERED, nodes=5, versions=None, seed=0, strategy="fedavg")
+    assert plan.recipe.strategy == FedAvg(nodes_per_round=5)
+    assert all(node.joins_at is None for node in plan.nodes)
+
+
+def test_another_strategy_gets_as_many_updates_in_all():
+    plan = make_plan(BUFFERED, nodes=4, versions=None, seed=0, strategy="fedasync")
+    assert (plan.recipe.strategy, plan.recipe.versions) == (FedAsync(), 48)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"nodes": 1}, "at least 2 nodes"), ({"seed": -1}, "seed"), ({"strategy": "median"}, "fedbuff, fedasync, fedavg")],
+)
+def test_options_that_make_no_sense_are_refused_with_what_is_allowed(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(BUFFERED, **{"nodes": 4, "versions": None, "seed": 0, "strategy": None} | wrong)
+
+
+@given(nodes=st.integers(2, 40), versions=st.integers(6, 40))
+def test_the_slowest_node_can_expect_a_part_in_the_run(nodes, versions):
+    plan = make_plan(BUFFERED, nodes, versions, seed=0, strategy=None)
+    late = max(node.joins_at or 0 for node in plan.nodes)
+    updates = (versions - late) * plan.recipe.strategy.buffer_size
+    rates = [1 / node.slowdown for node in plan.nodes]
+    fair = updates / nodes
+    assert updates * min(rates) / sum(rates) >= min(FEWEST_UPDATES, 0.75 * fair)

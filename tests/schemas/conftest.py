@@ -1,0 +1,111 @@
+"""One full example of every message, how hypothesis runs here, and a process that gets only so much memory."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from schemas.adapter import LoraConfig
+from schemas.messages import (
+    Body,
+    CoordinatorState,
+    GlobalManifest,
+    GlobalPointer,
+    Message,
+    NodeMetrics,
+    NodeState,
+    Receipt,
+    UpdateManifest,
+    VersionInput,
+)
+
+# two busy cores make any single example slow; under CI hypothesis itself derandomizes, and that stays as it is
+settings.register_profile("no-deadline", settings(), deadline=None)
+settings.load_profile("no-deadline")
+
+SHA = "0123456789abcdef" * 4
+ID = SHA[:32]
+BODY = Body(codec="int8", sha256=SHA, size=2, chunks=(SHA, SHA))
+LORA = LoraConfig(last_layers=3)
+INPUT = VersionInput(node="a", update_id=ID, base_version=1, examples=2, weight=-0.5)
+MESSAGES: list[Message] = [
+    BODY,
+    INPUT,
+    UpdateManifest(
+        boot_id=ID,
+        sequence=1,
+        base_version=2,
+        base_digest=SHA,
+        base_model=SHA,
+        layout=SHA,
+        examples=3,
+        steps=4,
+        participation=5,
+        loss=0.5,
+        seconds=1.5,
+        body=BODY,
+    ),
+    Receipt(update_id=ID, status="incomplete", reason="send it again", missing=(0, 1), version=1),
+    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1),
+    GlobalManifest(
+        epoch=1,
+        version=2,
+        parent=SHA,
+        base_model=SHA,
+        lora=LORA,
+        layout=SHA,
+        strategy="fedbuff",
+        inputs=(INPUT,),
+        created_at_ns=1,
+        body=BODY,
+    ),
+    CoordinatorState(
+        online=True,
+        boot_id=ID,
+        epoch=1,
+        base_model=SHA,
+        base_model_name="tiny",
+        lora=LORA,
+        layout=SHA,
+        strategy="fedbuff",
+        one_update_per_version=False,
+        codecs=("int8",),
+        finished=True,
+    ),
+    NodeState(online=True, boot_id=ID, base_model=SHA, version=1),
+    NodeMetrics(boot_id=ID, base_version=1, step=1, steps=2, loss=0.5, updates_sent=3, outbox=1),
+]
+
+LIMIT = """
+import resource, sys
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+"""
+
+
+@pytest.fixture(scope="session", params=MESSAGES, ids=lambda message: type(message).__name__)
+def message(request: pytest.FixtureRequest) -> Message:
+    """Each kind of message in turn, every field of it set."""
+    assert isinstance(request.param, Message)
+    return request.param
+
+
+@pytest.fixture
+def run_confined() -> Callable[[str, str, int], str]:
+    """Run `before`, then `code` with at most `extra` bytes of memory more; its output. A crash fails the test."""
+
+    def run(before: str, code: str, extra: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-", str(extra)],
+            input=before + LIMIT + code,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
