@@ -74,10 +74,9 @@ class Client:
         self._filters: set[str] = set()
         self._to_subscribe: dict[str, int] = {}  # with its retain handling
         self._to_unsubscribe: set[str] = set()
-        self._subscribing: dict[int, list[str]] = {}  # by packet id, until the broker answers
+        self._subscribing: dict[int, dict[str, int]] = {}  # by packet id, until the broker answers
         self._unsubscribing: dict[int, list[str]] = {}
         self._connected = False
-        self._ever_connected = False
         self._last_words: str | None = None  # why the connection ends, when the broker or paho said so
         self._reported: str | None = None
         self._seen_alive = time.monotonic()
@@ -277,7 +276,7 @@ class Client:
             self._unsubscribing[self._paho.unsubscribe(unwanted)[1] or 0] = unwanted
         if filters:
             wanted = [(f, SubscribeOptions(1, retainHandling=r)) for f, r in filters.items()]
-            self._subscribing[self._paho.subscribe(wanted)[1] or 0] = list(filters)
+            self._subscribing[self._paho.subscribe(wanted)[1] or 0] = filters
         while (ready := self._outgoing.next_to_send(time.monotonic())) is not None:
             if isinstance(ready, Published):
                 self._inbox.put(ready)
@@ -318,7 +317,7 @@ class Client:
             self._outgoing.requeue()
         self._inbox.begin_generation(flags.session_present)
         self._renew_subscriptions()
-        self._connected, self._ever_connected, self._reported = True, True, None
+        self._connected, self._reported = True, None
         self._inbox.put(Connected(flags.session_present, max_packet_size, receive_maximum))
 
     def _renew_subscriptions(self) -> None:
@@ -327,10 +326,11 @@ class Client:
         What is retained comes once in the life of this object and again when the broker has forgotten the
         subscription: a process that starts afresh needs it even in an old session, one that reconnects has it.
         """
-        resume = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+        unanswered = {f: retain for lost in self._subscribing.values() for f, retain in lost.items()}
         with self._lock:
-            for topic_filter in self._filters:
-                self._to_subscribe.setdefault(topic_filter, resume)
+            resumed = dict.fromkeys(self._filters, SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+            asked = resumed | unanswered | self._to_subscribe
+            self._to_subscribe = {f: asked[f] for f in asked if f in self._filters}
             self._to_unsubscribe.update(f for lost in self._unsubscribing.values() for f in lost)
             self._to_unsubscribe.difference_update(self._filters)
         self._subscribing.clear()
@@ -343,7 +343,7 @@ class Client:
             self._last_words = reasons.silent(self._settings)
 
     def _on_subscribe(self, _client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
-        for topic_filter, reason in zip(self._subscribing.pop(mid, []), reasons, strict=False):
+        for topic_filter, reason in zip(self._subscribing.pop(mid, {}), reasons, strict=False):
             self._inbox.put(Subscribed(topic_filter, reason.getName() if reason.value >= _REFUSED else None))
 
     def _on_unsubscribe(self, _client: Any, _data: Any, mid: int, _reasons: Any, _properties: Any) -> None:

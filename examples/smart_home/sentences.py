@@ -110,7 +110,7 @@ WORDS = {
     "the": "(the|the|the|my)",
     "in": "in",
     "is": "is",
-    "all": "all (the|my)",
+    "all": "all",
     "are_any": "are any",
     "how_many": "how many",
     "turn": "(turn|switch)",
@@ -192,7 +192,7 @@ def _is_empty(expression: Expression) -> bool:
 
 def _grammatical(sentence: str) -> str:
     """Choose the variant that is good English where a template accepts any: number of units and verbs, `a` or `an`."""
-    sentence = sentence.replace("lights is", "lights are")
+    sentence = sentence.replace("lights is", "lights are").replace("switch out", "switch off")
     sentence = re.sub(r"^(open|close) (.*) position to", r"\1 \2 to", sentence)
     sentence = re.sub(r"\ban (?=[^aeiou])", "a ", sentence)
     sentence = re.sub(r"\b(\d+)[ -](second|minute|hour)s? timer", r"\1-\2 timer", sentence)

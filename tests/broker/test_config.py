@@ -178,6 +178,17 @@ def test_a_node_reads_what_is_for_all_or_for_itself_and_nothing_else(
 
 
 @pytest.mark.mosquitto
+def test_large_messages_pass_through_tls_both_ways(
+    deployment: Callable[[str], BrokerSettings], expect: Expect, receive: Callable[..., list[Message]]
+) -> None:
+    with Client(deployment("boss"), "bulk", subscriptions=("root/bulk",)) as client:
+        expect(client, Subscribed)
+        for i in range(30):
+            client.publish(Publication("root/bulk", bytes([i]) * 1_000_000))
+        assert [message.payload for message in receive(client, 30)] == [bytes([i]) * 1_000_000 for i in range(30)]
+
+
+@pytest.mark.mosquitto
 def test_nobody_enters_without_a_certificate(
     deployment: Callable[[str], BrokerSettings], authority: Path, expect: Expect
 ) -> None:

@@ -90,11 +90,14 @@ PARENT = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 @pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
-def test_a_broker_does_not_outlive_a_parent_that_is_killed(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_broker_does_not_outlive_a_parent_that_is_killed(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     if kind == "mosquitto":
         request.getfixturevalue("mosquitto")
     command = [sys.executable, "-c", textwrap.dedent(PARENT), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed parent leaves its directory behind
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
+
 from schemas.adapter import LoraConfig
 from schemas.messages import (
     Body,

@@ -6,6 +6,7 @@ from random import Random
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+
 from schemas.chunks import Assembly, CorruptChunk, describe, split, verify
 from schemas.messages import MAX_BODY_SIZE, MAX_CHUNK_SIZE, MAX_CHUNKS, Body
 
@@ -201,10 +202,7 @@ def test_whatever_comes_in_whatever_order_a_known_claim_is_never_exceeded(
     assembly = Assembly()
     for arrival in arrivals:
         try:
-            if isinstance(arrival, Body):
-                assembly = assembly.with_manifest(arrival)
-            else:
-                assembly = assembly.with_chunk(*arrival)
+            assembly = assembly.with_manifest(arrival) if isinstance(arrival, Body) else assembly.with_chunk(*arrival)
         except CorruptChunk:
             continue
         assert assembly.held == sum(map(len, assembly.parts.values()))

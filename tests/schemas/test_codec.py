@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from numpy.typing import NDArray
+
 from schemas.adapter import MAX_PARAMETERS, MAX_TENSORS, Adapter, Layout, LoraConfig
 from schemas.codec import CODECS, UPDATE_CODECS, CodecError, decode, encode, largest_body
 from schemas.messages import MAX_BODY_SIZE, CodecId
@@ -290,9 +291,7 @@ def test_decoding_takes_at_most_twelve_bytes_for_each_parameter(codec: CodecId, 
     random = np.random.default_rng(0)
     largest = largest_body(layout, codec)
     body = {
-        "honest": lambda: encode(
-            Adapter(layout, random.standard_normal(layout.size).astype(np.float32)), codec
-        ),
+        "honest": lambda: encode(Adapter(layout, random.standard_normal(layout.size).astype(np.float32)), codec),
         "zeros": lambda: bytes(largest),
         "noise": lambda: random.bytes(largest),
         "too long": lambda: bytes(10 * largest),

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from pydantic import ValidationError
+
 from schemas.adapter import LoraConfig
 from schemas.messages import (
     MAX_BODY_SIZE,

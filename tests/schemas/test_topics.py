@@ -5,6 +5,7 @@ import dataclasses
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+
 from schemas.messages import MAX_CHUNKS
 from schemas.topics import (
     ADDRESSES,
