@@ -54,6 +54,7 @@ def messages(number: int, body: bytes, state: FederationState) -> list[Received]
     """What a node sends for one update: chunks, then the manifest."""
     node, head = f"node-{number % 4}", state.head
     manifest = UpdateManifest(
+        node=node,
         boot_id="0" * 32,
         sequence=number,
         base_version=head.version,

@@ -36,6 +36,8 @@ from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.messages import GlobalManifest, VersionInput
 
+REMEMBERED_VERSIONS = 100  # for so long after an update would be stale, a late copy is still known as a duplicate
+
 
 def found(config: FederationConfig, adapter: Adapter, at_ns: int) -> Step:
     """A new federation: version 0 is the given adapter."""
@@ -69,6 +71,10 @@ def _aggregate_what_is_ready(state: FederationState, effects: tuple[Effect, ...]
     while _is_ready(state, at_ns):
         state, more = _aggregate(state, at_ns)
         effects = (*effects, *more)
+    if state.finished and state.buffer.groups:  # the operator has moved the last version
+        finished = Objection("stale", f"the federation is finished with version {state.head.version}")
+        state, more = _discard_buffer(state, finished)
+        effects = (*effects, *more)
     return state, effects
 
 
@@ -82,7 +88,7 @@ def _is_ready(state: FederationState, at_ns: int) -> bool:
 def _aggregate(state: FederationState, at_ns: int) -> Step:
     aggregate = state.config.strategy.aggregate(state.head, state.buffer, state.bases)
     if not aggregate.adapter.is_finite:
-        return _discard_buffer(state)
+        return _discard_buffer(state, Objection("rejected", "the updates of this buffer add up to infinite values"))
     head = GlobalAdapter(state.head.version + 1, aggregate.adapter)
     inputs = tuple(
         VersionInput(
@@ -108,7 +114,7 @@ def _advance(state: FederationState, head: GlobalAdapter) -> FederationState:
     for update in state.buffer.updates:
         ledger = nodes[update.node]
         accepted = {**ledger.accepted, update.update_id: Accepted(update.base_version, head.version)}
-        nodes[update.node] = replace(ledger, accepted=_since(accepted, oldest))
+        nodes[update.node] = replace(ledger, accepted=_since(accepted, oldest - REMEMBERED_VERSIONS))
     adapters = {**state.bases, head.version: head.adapter} if strategy.needs_base_adapters else {}
     return replace(
         state,
@@ -120,10 +126,9 @@ def _advance(state: FederationState, head: GlobalAdapter) -> FederationState:
     )
 
 
-def _discard_buffer(state: FederationState) -> Step:
-    """The sum overflowed although every update was finite: no version is made of it, and nodes start afresh."""
+def _discard_buffer(state: FederationState, objection: Objection) -> Step:
+    """No version will be made of what waits: tell its nodes."""
     effects: tuple[Effect, ...] = ()
-    objection = Objection("rejected", "the updates of this buffer add up to infinite values")
     for update in state.buffer.updates:
         ledger = state.nodes[update.node]
         state = with_ledger(state, update.node, replace(ledger, accepted=without(ledger.accepted, update.update_id)))
@@ -163,7 +168,8 @@ def _configure(state: FederationState, event: Configured) -> Step:
     if (old.federation, old.base_model, old.layout) != (new.federation, new.base_model, new.layout):
         raise ValueError("a federation's name, base model and adapter layout cannot change; start a new one")
     effects: tuple[Effect, ...] = ()
-    if new.strategy != old.strategy and state.buffer.groups:
+    state = replace(state, config=old.model_copy(update={"final_version": new.final_version}))
+    if new.strategy != old.strategy and state.buffer.groups and not state.finished:
         # what waits was sent under the old terms and is aggregated under them
         state, effects = _aggregate(state, event.at_ns)
     if not new.strategy.needs_base_adapters:
@@ -174,5 +180,5 @@ def _configure(state: FederationState, event: Configured) -> Step:
 
 
 def _since(accepted: Mapping[str, Accepted], oldest: int) -> dict[str, Accepted]:
-    """Without the ids of updates too old to come again: they would be refused as stale."""
+    """Without the ids of updates that no broker delivers any more; if one does, it is refused as stale."""
     return {id_: known for id_, known in accepted.items() if known.base_version >= oldest}

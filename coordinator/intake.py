@@ -5,11 +5,22 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from coordinator.equations import staleness
-from coordinator.state import Accepted, Drop, Effect, FederationState, NodeLedger, PartialUpdate, Received, SendReceipt
+from coordinator.state import (
+    Accepted,
+    Drop,
+    Effect,
+    FederationConfig,
+    FederationState,
+    Limits,
+    NodeLedger,
+    PartialUpdate,
+    Received,
+    SendReceipt,
+)
 from coordinator.updates import AdapterUpdate
 from schemas.chunks import CorruptChunk, verify
 from schemas.codec import UPDATE_CODECS, CodecError, decode, largest_body
-from schemas.messages import InvalidMessage, Receipt, ReceiptStatus, UpdateManifest, split_body, update_id
+from schemas.messages import MAX_SENTENCE, InvalidMessage, Receipt, ReceiptStatus, UpdateManifest, split_body, update_id
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
 
 Step = tuple[FederationState, tuple[Effect, ...]]
@@ -30,7 +41,7 @@ def receive(state: FederationState, event: Received) -> Step:
     """Take in one raw message."""
     address = parse(state.config.federation, event.topic)
     if not isinstance(address, UpdateManifestOf | UpdateChunk):
-        return _drop(state, "unexpected topic", event.topic)
+        return _drop(state, "unexpected topic", repr(event.topic[:100]))
     if address.node not in state.nodes and len(state.nodes) >= state.config.limits.nodes:
         return _drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
     match address:
@@ -51,7 +62,7 @@ def _on_manifest(state: FederationState, node: str, id_: str, event: Received) -
         manifest = UpdateManifest.from_bytes(text)
     except InvalidMessage as error:
         return refuse(state, node, id_, Objection("rejected", str(error)))
-    if objection := _objection(state, manifest):
+    if objection := _objection(state, node, manifest):
         return refuse(state, node, id_, objection, manifest)
     if not manifest.body.chunks:
         return _take_inline(state, node, id_, manifest, body, event.at_ns)
@@ -72,12 +83,16 @@ def _collect(state: FederationState, node: str, id_: str, manifest: UpdateManife
     """Note the manifest of a body that comes in chunks; false chunks that came before it are asked for again."""
     ledger = _ledger(state, node)
     before = ledger.partial.get(id_) or PartialUpdate(at_ns, at_ns)
-    assembly = before.assembly.with_manifest(manifest.body)
-    after = replace(before, assembly=assembly, manifest=manifest, touched_at_ns=at_ns)
+    after = replace(
+        before, assembly=before.assembly.with_manifest(manifest.body), manifest=manifest, touched_at_ns=at_ns
+    )
+    if problem := _too_much(state, node, id_, after):
+        return _drop(state, problem, f"{node} {id_}")
+    state = with_ledger(state, node, replace(ledger, refused=tuple(other for other in ledger.refused if other != id_)))
     state = _with_partial(state, node, id_, after)
-    if assembly.is_complete:
-        return _accept(state, node, id_, manifest, assembly.join, at_ns)
-    false = tuple(index for index in before.assembly.parts if index in assembly.missing)
+    if after.assembly.is_complete:
+        return _accept(state, node, id_, manifest, after.assembly.join, at_ns)
+    false = tuple(index for index in before.assembly.parts if index in after.assembly.missing)
     return state, (receipt(node, id_, "incomplete", missing=tuple(sorted(false))),) if false else ()
 
 
@@ -92,15 +107,13 @@ def _on_chunk(state: FederationState, node: str, id_: str, index: int, event: Re
         assembly = before.assembly.with_chunk(index, event.payload)
     except CorruptChunk as error:
         return _on_corrupt_chunk(state, node, id_, index, before, error)
-    growth = assembly.held - before.assembly.held
-    if ledger.partial_bytes + growth > state.config.limits.partial_bytes_per_node:
-        return _drop(state, "too many chunks of one node", f"{node} holds {ledger.partial_bytes} bytes")
-    if state.partial_bytes + growth > state.config.limits.partial_bytes:
-        return _drop(state, "too many chunks", f"{state.partial_bytes} bytes are held")
-    state = _with_partial(state, node, id_, replace(before, assembly=assembly, touched_at_ns=event.at_ns))
-    if before.manifest is None or not assembly.is_complete:
+    after = replace(before, assembly=assembly, touched_at_ns=event.at_ns, asked=0)
+    if problem := _too_much(state, node, id_, after):
+        return _drop(state, problem, f"{node} {id_}")
+    state = _with_partial(state, node, id_, after)
+    if after.manifest is None or not assembly.is_complete:
         return state, ()
-    return _accept(state, node, id_, before.manifest, assembly.join, event.at_ns)
+    return _accept(state, node, id_, after.manifest, assembly.join, event.at_ns)
 
 
 def _on_corrupt_chunk(
@@ -113,7 +126,7 @@ def _on_corrupt_chunk(
 
 
 def ask_again(state: FederationState, at_ns: int) -> Step:
-    """Ask for chunks that did not come; give up on updates that never will."""
+    """Ask for chunks that did not come, less often each time; give up on updates that never will."""
     limits = state.config.limits
     effects: list[Effect] = []
     for node, ledger in state.nodes.items():
@@ -121,8 +134,9 @@ def ask_again(state: FederationState, at_ns: int) -> Step:
             if at_ns >= arriving.started_at_ns + seconds(limits.partial_ttl_s):
                 state, more = _drop(_forget(state, node, id_), "update never completed", f"{node} {id_}")
                 effects += more
-            elif arriving.manifest and at_ns >= arriving.touched_at_ns + seconds(limits.resend_after_s):
-                state = _with_partial(state, node, id_, replace(arriving, touched_at_ns=at_ns))
+            elif arriving.manifest and at_ns >= _question_due(arriving, limits):
+                asked = replace(arriving, touched_at_ns=at_ns, asked=arriving.asked + 1)
+                state = _with_partial(state, node, id_, asked)
                 effects.append(receipt(node, id_, "incomplete", missing=arriving.assembly.missing))
     return state, tuple(effects)
 
@@ -130,21 +144,29 @@ def ask_again(state: FederationState, at_ns: int) -> Step:
 def next_question(state: FederationState) -> int | None:
     """When `ask_again` has something to do, in ns since 1970; None while no update is incomplete."""
     limits = state.config.limits
-    due = [
-        min(
-            arriving.started_at_ns + seconds(limits.partial_ttl_s),
-            arriving.touched_at_ns + seconds(limits.resend_after_s if arriving.manifest else limits.partial_ttl_s),
-        )
-        for ledger in state.nodes.values()
-        for arriving in ledger.partial.values()
-    ]
+    due = []
+    for ledger in state.nodes.values():
+        for arriving in ledger.partial.values():
+            due.append(arriving.started_at_ns + seconds(limits.partial_ttl_s))
+            if arriving.manifest:
+                due.append(_question_due(arriving, limits))
     return min(due, default=None)
 
 
-def _objection(state: FederationState, manifest: UpdateManifest) -> Objection | None:
+def _question_due(arriving: PartialUpdate, limits: Limits) -> int:
+    return arriving.touched_at_ns + (seconds(limits.resend_after_s) << min(arriving.asked, 16))
+
+
+def _objection(state: FederationState, node: str, manifest: UpdateManifest) -> Objection | None:
     """Why this update cannot be taken, whatever its body says; None if nothing speaks against it."""
-    config, head = state.config, state.head
-    codec = manifest.body.codec
+    if manifest.node != node:
+        return Objection("rejected", f"the manifest says it is from {manifest.node}: publish under your own name")
+    return _mismatch(state.config, manifest) or _untimely(state, node, manifest)
+
+
+def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection | None:
+    """What makes the update one of another federation, or larger than any of this one."""
+    codec, size = manifest.body.codec, manifest.body.size
     if manifest.base_model != config.base_model:
         return Objection(
             "rejected",
@@ -155,18 +177,28 @@ def _objection(state: FederationState, manifest: UpdateManifest) -> Objection | 
         return Objection("rejected", f"the adapter's shape {manifest.layout[:12]} is not {config.layout.digest[:12]}")
     if codec not in UPDATE_CODECS:
         return Objection("rejected", f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}")
-    if manifest.body.size > (largest := largest_body(config.layout, codec)):
-        return Objection("rejected", f"a body of {manifest.body.size} bytes; this layout needs {largest} at most")
-    if manifest.base_version > head.version:
-        return Objection("rejected", f"base version {manifest.base_version} is unknown; the newest is {head.version}")
+    if size > (largest := largest_body(config.layout, codec)):
+        return Objection("rejected", f"a body of {size} bytes; this layout needs {largest} at most")
+    if size > (largest := min(config.limits.partial_bytes_per_node, config.limits.partial_bytes)):
+        return Objection("rejected", f"a body of {size} bytes; the coordinator's limit for a node is {largest}")
+    return None
+
+
+def _untimely(state: FederationState, node: str, manifest: UpdateManifest) -> Objection | None:
+    """What makes the update come from the wrong version, or at the wrong time."""
+    strategy, head, base = state.config.strategy, state.head, manifest.base_version
+    if base > head.version:
+        return Objection("rejected", f"base version {base} is unknown; the newest is {head.version}")
     if state.finished:
         return Objection("stale", f"the federation is finished with version {head.version}")
-    tau = staleness(head.version, manifest.base_version)
-    if tau > config.strategy.max_staleness:
-        most = config.strategy.max_staleness
-        return Objection("stale", f"trained from version {manifest.base_version}, {tau} versions ago; at most {most}")
-    if manifest.base_digest != state.digests.get(manifest.base_version):
-        return Objection("rejected", f"version {manifest.base_version} is another adapter here: fetch the head again")
+    tau = staleness(head.version, base)
+    if tau > strategy.max_staleness or base not in state.digests:
+        most = min(strategy.max_staleness, len(state.digests) - 1)
+        return Objection("stale", f"trained from version {base}, {tau} versions ago; at most {most}")
+    if manifest.base_digest != state.digests[base]:
+        return Objection("rejected", f"version {base} is another adapter here: fetch the head again")
+    if strategy.one_update_per_version and any(update.node == node for update in state.buffer.updates):
+        return Objection("stale", f"version {head.version + 1} has an update of this node already: wait for it")
     return None
 
 
@@ -174,12 +206,15 @@ def _accept(
     state: FederationState, node: str, id_: str, manifest: UpdateManifest, read: Callable[[], bytes], at_ns: int
 ) -> Step:
     # checked once more: the head may have moved while chunks were on their way
-    if objection := _objection(state, manifest):
+    if objection := _objection(state, node, manifest):
         return refuse(state, node, id_, objection, manifest)
     try:
         delta = decode(read(), state.config.layout, manifest.body.codec)
     except (CorruptChunk, CodecError) as error:
         return refuse(state, node, id_, Objection("rejected", str(error)), manifest)
+    if (norm := delta.norm) > (most := state.config.limits.delta_norm):
+        objection = Objection("rejected", f"the delta's norm is {norm:.3g}; at most {most:g}: train with smaller steps")
+        return refuse(state, node, id_, objection, manifest)
     update = AdapterUpdate(
         node=node,
         update_id=id_,
@@ -203,10 +238,11 @@ def _accept(
 def refuse(
     state: FederationState, node: str, id_: str, objection: Objection, manifest: UpdateManifest | None = None
 ) -> Step:
-    """Answer with the objection, and remember not to collect the update's late chunks."""
-    ledger = _ledger(state, node)
-    refused = (*(other for other in ledger.refused if other != id_), id_)[-REMEMBERED_REFUSALS:]
-    state = with_ledger(state, node, replace(ledger, refused=refused, partial=without(ledger.partial, id_)))
+    """Answer with the objection, and remember of a node that is known not to collect the update's late chunks."""
+    if node in state.nodes:
+        ledger = _ledger(state, node)
+        refused = (*(other for other in ledger.refused if other != id_), id_)[-REMEMBERED_REFUSALS:]
+        state = with_ledger(state, node, replace(ledger, refused=refused, partial=without(ledger.partial, id_)))
     return state, (receipt(node, id_, objection.status, objection.reason, manifest=manifest),)
 
 
@@ -222,18 +258,27 @@ def _drop(state: FederationState, reason: str, detail: str) -> Step:
 
 
 def with_ledger(state: FederationState, node: str, ledger: NodeLedger) -> FederationState:
-    """The state with one node's ledger replaced."""
+    """The state with one node's ledger replaced; a node that left no trace makes room for others."""
     held = state.partial_bytes - _ledger(state, node).partial_bytes + ledger.partial_bytes
-    return replace(state, nodes={**state.nodes, node: ledger}, partial_bytes=held)
+    nodes = without(state.nodes, node) if ledger.is_empty else {**state.nodes, node: ledger}
+    return replace(state, nodes=nodes, partial_bytes=held)
+
+
+def _too_much(state: FederationState, node: str, id_: str, after: PartialUpdate) -> str | None:
+    """The limit that holding this would break, if any."""
+    ledger, limits = _ledger(state, node), state.config.limits
+    growth = after.held - (ledger.partial[id_].held if id_ in ledger.partial else 0)
+    if ledger.partial_bytes + growth > limits.partial_bytes_per_node:
+        return "too much of one node is incomplete"
+    return "too much is incomplete" if state.partial_bytes + growth > limits.partial_bytes else None
 
 
 def _with_partial(state: FederationState, node: str, id_: str, partial: PartialUpdate) -> FederationState:
-    """Note what has arrived of an update; of too many at once, the one that began first is forgotten."""
+    """Note what has arrived of an update; of too many at once, the first to begin is forgotten."""
     ledger = _ledger(state, node)
     partials = {**ledger.partial, id_: partial}
     if len(partials) > state.config.limits.partial_updates_per_node:
-        oldest = min(partials, key=lambda other: (partials[other].started_at_ns, other))
-        partials = without(partials, oldest)
+        partials = without(partials, next(iter(partials)))  # in order of insertion, whatever clocks say
     return with_ledger(state, node, replace(ledger, partial=partials))
 
 
@@ -258,7 +303,9 @@ def receipt(
     manifest: UpdateManifest | None = None,
 ) -> SendReceipt:
     """The answer to one update as an effect."""
-    answer = Receipt(update_id=id_, status=status, reason=reason, missing=missing, version=version)
+    answer = Receipt(
+        update_id=id_, status=status, reason=reason and reason[:MAX_SENTENCE], missing=missing, version=version
+    )
     return SendReceipt(node, answer, manifest)
 
 

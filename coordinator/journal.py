@@ -72,6 +72,15 @@ class UpdateRow:
     received_at_ns: int
 
 
+# what was accepted stays so, whatever becomes of a late copy
+_INSERT_UPDATE = f"""
+INSERT OR REPLACE INTO updates SELECT {", ".join("?" * len(UpdateRow.__dataclass_fields__))}
+WHERE NOT EXISTS (
+    SELECT 1 FROM updates WHERE node = ?1 AND update_id = ?2 AND status IN ('accepted', 'aggregated')
+)
+"""
+
+
 def open_journal(path: Path) -> sqlite3.Connection:
     """Open or create the journal; on damage RecordingError says what to do."""
     connection = open_recording(path)
@@ -182,5 +191,4 @@ def _record_effects(connection: sqlite3.Connection, seq: int, at_ns: int, effect
                     manifest_size=len(manifest.to_bytes()),
                     received_at_ns=at_ns,
                 )
-                marks = ", ".join("?" * len(vars(row)))
-                connection.execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", tuple(vars(row).values()))
+                connection.execute(_INSERT_UPDATE, tuple(vars(row).values()))

@@ -12,7 +12,7 @@ from schemas.adapter import LoraConfig
 class CoordinatorSettings(BaseModel):
     """The `[coordinator]` section of alignfed.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data_dir: Path = Field(default=Path("alignfed-data/coordinator"), description="journal and adapters live here")
     lora: LoraConfig = Field(default=LoraConfig(), description="shape of the adapter; fixed once the federation began")

@@ -14,25 +14,29 @@ from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, Sha256, Up
 from schemas.topics import Name
 
 _MIB = 1 << 20
+_CHUNK_OVERHEAD = 200  # bytes that a chunk, or its hash in a manifest, takes beside its content
 
 
 class Limits(BaseModel):
     """Bounds on what strangers can make the coordinator hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     nodes: int = Field(default=10_000, ge=1, description="distinct nodes that are remembered")
     partial_updates_per_node: int = Field(default=8, ge=1, description="incomplete updates held for one node")
-    partial_bytes_per_node: int = Field(default=256 * _MIB, ge=MAX_CHUNK_SIZE, description="bytes of those chunks")
-    partial_bytes: int = Field(default=1024 * _MIB, ge=MAX_CHUNK_SIZE, description="bytes of chunks from all nodes")
+    partial_bytes_per_node: int = Field(default=256 * _MIB, ge=MAX_CHUNK_SIZE, description="memory held for those")
+    partial_bytes: int = Field(default=1024 * _MIB, ge=MAX_CHUNK_SIZE, description="memory held for those of all nodes")
     partial_ttl_s: float = Field(default=3600, gt=0, description="an update that is not complete by then is dropped")
-    resend_after_s: float = Field(default=5, gt=0, description="silence before missing chunks are asked for")
+    resend_after_s: float = Field(
+        default=5, gt=0, description="silence before missing chunks are asked for; it doubles with every question"
+    )
+    delta_norm: float = Field(default=10_000, gt=0, description="an update with a larger Euclidean norm is refused")
 
 
 class FederationConfig(BaseModel):
     """The terms of a federation. It is the first row of the journal, so a replay needs nothing else."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     federation: Name
     base_model: Sha256
@@ -51,6 +55,13 @@ class PartialUpdate:
     touched_at_ns: int
     assembly: Assembly = field(default_factory=Assembly)
     manifest: UpdateManifest | None = None
+    asked: int = 0  # questions for missing chunks since the last one arrived
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that this takes, overhead included."""
+        announced = len(self.manifest.body.chunks) if self.manifest else 0
+        return self.assembly.held + _CHUNK_OVERHEAD * (1 + announced + len(self.assembly.parts))
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,13 @@ class NodeLedger:
 
     @property
     def partial_bytes(self) -> int:
-        """Bytes of chunks held for this node."""
-        return sum(partial.assembly.held for partial in self.partial.values())
+        """Bytes of memory held for this node's incomplete updates."""
+        return sum(partial.held for partial in self.partial.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be lost by forgetting this node."""
+        return not (self.participation or self.accepted or self.partial)
 
 
 @dataclass(frozen=True)

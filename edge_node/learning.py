@@ -108,6 +108,7 @@ def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: Train
     room = (state.max_packet_size or 2 * MAX_CHUNK_SIZE) - HEADROOM
     chunk_size = max(SMALLEST_CHUNK, min(MAX_CHUNK_SIZE, room))
     manifest = UpdateManifest(
+        node=state.identity.settings.node,
         boot_id=state.identity.boot_id,
         sequence=event.sequence,
         base_version=start.pointer.version,

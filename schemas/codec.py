@@ -24,7 +24,6 @@ _FLOAT = np.dtype("<f4")
 _LEVELS = 127
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_LEVELS), np.float32(0))
 _SAFETENSORS_HEADER_PER_TENSOR = 512
-_MAX_WINDOW = 1 << 27
 
 
 class CodecError(ValueError):
@@ -124,7 +123,7 @@ def _decompress(body: bytes, size: int) -> bytes:
     try:
         if (claimed := zstandard.frame_content_size(body)) != size:
             raise CodecError(f"the compressed body claims {claimed} bytes, expected {size}")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        decompressor = zstandard.ZstdDecompressor()
         raw: bytes = decompressor.decompress(body, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"not a zstd frame: {error}") from None

@@ -15,7 +15,8 @@ MAX_CHUNK_SIZE = 120 * 1024  # with headers it stays under 128 KiB, the smallest
 MAX_BODY_SIZE = 1 << 30
 MAX_MESSAGE_SIZE = 1 << 20
 MAX_CHUNKS = 10_000
-MAX_INPUTS = 1_000  # with MAX_CHUNKS, a global manifest still stays under MAX_MESSAGE_SIZE
+MAX_INPUTS = 500  # a global manifest of as many is one message of 100 KB
+MAX_SENTENCE = 500
 MAX_VALUES = 20_000  # the fullest message holds fewer; parsing stays under 128 MB, whatever the bytes
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 hexadecimal digits")]
@@ -23,7 +24,7 @@ UpdateId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="first 32
 Version = Annotated[int, Field(ge=0, lt=10**9)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds since 1970, UTC")]
-Sentence = Annotated[str, Field(max_length=500)]
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
 CodecId = Literal["fp32", "int8", "safetensors"]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
@@ -78,6 +79,7 @@ class Body(Message):
 class UpdateManifest(Message):
     """A node's update: what it trained from, on how much, and where the delta's bytes are."""
 
+    node: Name = Field(description="the node that made it: must be the one in the topic")
     boot_id: UpdateId = Field(description="the node process that made it")
     sequence: Count = Field(description="the node's running number of updates")
     base_version: Version = Field(description="global version that the training started from")

@@ -13,7 +13,7 @@ from schemas.adapter import Adapter, weighted_sum
 class FedAsync(BaseModel):
     """Mix each node's whole adapter into the global one, less the staler it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["fedasync"] = "fedasync"
     mixing: float = Field(default=0.6, gt=0, le=1, description="share of a fresh node's adapter: alpha")

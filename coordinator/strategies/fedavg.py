@@ -7,15 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.updates import Aggregate, Buffer, GlobalAdapter
 from schemas.adapter import Adapter, weighted_sum
+from schemas.messages import MAX_INPUTS
 
 
 class FedAvg(BaseModel):
     """Average the deltas of one round, weighted by examples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["fedavg"] = "fedavg"
-    nodes_per_round: int = Field(default=4, ge=1, description="distinct nodes that a round waits for")
+    nodes_per_round: int = Field(default=4, ge=1, le=MAX_INPUTS, description="distinct nodes that a round waits for")
     timeout_s: float | None = Field(default=None, gt=0, description="close a round with fewer nodes after this long")
 
     one_update_per_version: ClassVar[bool] = True

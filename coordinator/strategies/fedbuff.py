@@ -8,15 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from coordinator.equations import freshness, staleness
 from coordinator.updates import Aggregate, Buffer, GlobalAdapter
 from schemas.adapter import Adapter, weighted_sum
+from schemas.messages import MAX_INPUTS
 
 
 class FedBuff(BaseModel):
     """Buffer K updates, then take a step along the mean of their deltas, each discounted by its staleness."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["fedbuff"] = "fedbuff"
-    buffer_size: int = Field(default=4, ge=1, description="updates per version: K")
+    buffer_size: int = Field(default=4, ge=1, le=MAX_INPUTS, description="updates per version: K")
     step: float = Field(default=1.0, gt=0, le=10, description="server step along the mean delta")
     staleness_exponent: float = Field(default=0.5, ge=0, le=4, description="weight (1 + staleness)^-exponent")
     max_staleness: int = Field(default=100, ge=0, le=100_000, description="staler updates are refused")

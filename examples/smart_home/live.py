@@ -19,7 +19,7 @@ from examples.smart_home.news import news
 from examples.smart_home.wording import in_clock, speed
 
 ACCENT = "cyan"
-DRAWS_PER_SECOND = 5
+DRAWS_PER_SECOND = 4
 _FRAME_LINES = 5  # header, column titles of both tables, blank lines between
 _MOST_VERSIONS = 8
 

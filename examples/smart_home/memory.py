@@ -11,7 +11,7 @@ from typing import Literal, Self
 import psutil
 
 Measure = Literal["PSS", "RSS"]
-SAMPLE_EVERY_S = 2.0  # reading the share of one large process takes about 20 ms
+SAMPLE_EVERY_S = 5.0  # reading the share of one large process takes 20 ms of a core that others want
 
 
 class PeakMemory:

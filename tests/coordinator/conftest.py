@@ -75,6 +75,7 @@ def message() -> MakeMessage:
     ) -> Received:
         body = encode(adapter_of(delta), "fp32")
         manifest = UpdateManifest(
+            node=node,
             boot_id="b" * 32,
             sequence=sequence,
             base_version=base_version,

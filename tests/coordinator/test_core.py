@@ -1,13 +1,14 @@
 """What must hold for any sequence of events. The stories of single decisions are in tests/golden."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from coordinator.core import found, next_deadline, step
+from coordinator.core import REMEMBERED_VERSIONS, found, next_deadline, step
 from coordinator.state import (
     Configured,
     Drop,
@@ -15,13 +16,14 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    Limits,
     PublishVersion,
     Received,
     SendReceipt,
     Started,
     Ticked,
 )
-from coordinator.strategies import FedAsync, FedBuff
+from coordinator.strategies import FedAsync, FedAvg, FedBuff
 from schemas.adapter import Adapter
 
 MakeConfig = Callable[..., FederationConfig]
@@ -69,7 +71,7 @@ def test_updates_that_add_up_to_infinity_make_no_version(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     huge = [message("a", 3e38), message("b", 3e38)]
-    state, effects = play(config(FedBuff(buffer_size=2, step=2)), adapter(0), huge)
+    state, effects = play(config(FedBuff(buffer_size=2, step=2), limits=Limits(delta_norm=1e39)), adapter(0), huge)
     assert versions(effects) == [0]
     assert statuses(effects) == ["accepted", "accepted", "rejected", "rejected"]
     assert not state.buffer.groups
@@ -101,16 +103,69 @@ def test_nothing_is_due_while_nothing_waits(config: MakeConfig, adapter: MakeAda
     assert next_deadline(state) == 65 * SECOND
 
 
-def test_ids_are_forgotten_once_their_updates_would_be_stale_anyway(
+def test_ids_are_forgotten_long_after_their_updates_would_be_stale(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     state, _ = found(config(FedBuff(buffer_size=1, max_staleness=2)), adapter(0), 0)
-    for sequence in range(10):
-        base = message("a", 1, state.head.version, state.head.digest, sequence)
-        state, _ = step(state, base)
-    assert state.head.version == 10
-    assert len(state.nodes["a"].accepted) <= 3
-    assert set(state.digests) == {8, 9, 10}
+    sent = []
+    for sequence in range(REMEMBERED_VERSIONS + 10):
+        sent.append(message("a", 1, state.head.version, state.head.digest, sequence))
+        state, _ = step(state, sent[-1])
+    assert set(state.digests) == {state.head.version - 2, state.head.version - 1, state.head.version}
+    assert len(state.nodes["a"].accepted) == REMEMBERED_VERSIONS + 2
+    assert statuses(list(step(state, sent[-50])[1])) == ["duplicate"]
+    assert statuses(list(step(state, sent[0])[1])) == ["stale"]
+
+
+def test_a_delta_that_is_absurdly_large_is_refused_before_it_moves_anything(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    state, effects = play(config(FedBuff(buffer_size=1)), adapter(0), [message("a", 1e30)])
+    assert statuses(effects) == ["rejected"]
+    assert state.head.version == 0
+
+
+def test_an_update_under_another_node_s_name_does_not_count_again(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    original = message("a", 1)
+    copy = replace(original, topic=original.topic.replace("/a/", "/thief/"))
+    _, effects = play(config(FedBuff(buffer_size=2)), adapter(0), [original, copy])
+    assert statuses(effects) == ["accepted", "rejected"]
+    assert versions(effects) == [0]
+
+
+def test_in_a_synchronous_round_a_node_counts_once(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    eager = [message("a", 1, sequence=sequence) for sequence in range(3)]
+    state, effects = play(config(FedAvg(nodes_per_round=2)), adapter(0), [*eager, message("b", 3)])
+    assert statuses(effects) == ["accepted", "stale", "stale", "accepted", "aggregated", "aggregated"]
+    assert state.head.adapter == adapter(2)
+
+
+def test_moving_the_last_version_forward_answers_those_who_wait(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=1))
+    state, _ = play(terms, adapter(0), [message("a", 1)])
+    waiting = state.config.model_copy(update={"strategy": FedBuff(buffer_size=2)})
+    state, _ = step(state, Configured(1, waiting))
+    state, _ = step(state, message("b", 1, 1, state.head.digest))
+    last = waiting.model_copy(update={"final_version": 1, "strategy": FedBuff(buffer_size=3)})
+    state, effects = step(state, Configured(2, last))
+    assert statuses(list(effects)) == ["stale"]
+    assert state.head.version == 1
+
+
+def test_a_name_that_never_sent_anything_sound_takes_no_room(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=1), limits=Limits(nodes=1))
+    strays = [Received(0, message(f"stray-{i}", 1).topic, b"garbage") for i in range(5)]
+    state, effects = play(terms, adapter(0), [*strays, message("a", 1)])
+    assert statuses(effects)[-2:] == ["accepted", "aggregated"]
+    assert list(state.nodes) == ["a"]
 
 
 TOPIC = "alignfed/v1/test/update/{}/{}/{}"

@@ -140,6 +140,7 @@ class Node:
         """Publish an update in chunks, without the chunk numbered `drop`; return its id."""
         body = encode(Adapter(self.layout, np.full(self.layout.size, delta, np.float32)), "fp32")
         manifest = UpdateManifest(
+            node=node,
             boot_id="b" * 32,
             sequence=sequence,
             base_version=base.version,

@@ -73,6 +73,7 @@ def _example() -> str:
     layout = Layout(lora=lora, tensors=((name.format("A"), (1, 2)), (name.format("B"), (2, 1))))
     body = encode(Adapter(layout, np.array([1, -2, 0.5, 0], dtype=np.float32)), "fp32")
     manifest = UpdateManifest(
+        node="kitchen",
         boot_id="0" * 32,
         sequence=1,
         base_version=0,

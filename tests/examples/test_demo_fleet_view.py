@@ -54,6 +54,7 @@ def coordinator(epoch: int, *, online: bool = True) -> CoordinatorState:
 
 def update(base_version: int) -> UpdateManifest:
     return UpdateManifest(
+        node="home-1",
         boot_id=BOOT,
         sequence=1,
         base_version=base_version,

@@ -97,6 +97,7 @@ class Teller:
         body = encode(value, codec) if value.is_finite else value.values.tobytes()
         chunk_size = int(options.get("chunk_size", 0))
         manifest = UpdateManifest(
+            node=node,
             boot_id="b" * 32,
             sequence=len(self.packets),
             base_version=int(base),

@@ -34,6 +34,7 @@ MESSAGES: list[Message] = [
     BODY,
     INPUT,
     UpdateManifest(
+        node="a",
         boot_id=ID,
         sequence=1,
         base_version=2,

@@ -102,6 +102,7 @@ def fullest() -> Iterator[Message]:
         node="n" * 64, update_id=ID, base_version=10**9 - 1, examples=10**12, weight=-(2 / 3) * 1e-300
     )
     yield UpdateManifest(
+        node="n" * 64,
         boot_id=ID,
         sequence=10**12,
         base_version=10**9 - 1,
