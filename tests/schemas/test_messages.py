@@ -39,6 +39,7 @@ SHAS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 INLINE = st.builds(Body, codec=st.sampled_from(["int8", "fp32"]), sha256=SHAS, size=st.integers(1, MAX_CHUNK_SIZE))
 MANIFESTS = st.builds(
     UpdateManifest,
+    node=st.just("a"),
     boot_id=st.just(ID),
     sequence=COUNTS,
     base_version=VERSIONS,
