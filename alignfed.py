@@ -298,9 +298,10 @@ def _nodes(manifest: Any) -> str:
 
 
 def _time(ns: int) -> str:
+    """Local time, to the second."""
     from datetime import datetime
 
-    return datetime.fromtimestamp(ns / 1e9).astimezone().isoformat(sep=" ", timespec="seconds")
+    return datetime.fromtimestamp(ns / 1e9).isoformat(sep=" ", timespec="seconds")
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -308,7 +309,9 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*header, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, no_wrap=name != "nodes")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -47,9 +47,8 @@ def loss_over_versions(report: Report) -> str:
         versions = [point.version for point in report.losses]
         losses = [point.loss for point in report.losses]
         axes.plot(versions, losses, color=ACCENT, linewidth=2.2, solid_capstyle="round", clip_on=False)
-        axes.scatter(
-            versions[:: max(1, len(versions) - 1)], losses[:: max(1, len(losses) - 1)], color=ACCENT, s=34, zorder=3
-        )
+        ends = (versions[0], versions[-1]), (losses[0], losses[-1])
+        axes.scatter(*ends, color=ACCENT, s=34, zorder=3, clip_on=False)
         axes.annotate(
             f"{losses[0]:.2f} base model", (versions[0], losses[0]), (2, 9), textcoords="offset points", ha="left"
         )

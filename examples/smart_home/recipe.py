@@ -1,8 +1,9 @@
 """How the demo trains: the one place for its figures.
 
-They were chosen by simulating the fleet's schedule with real training. For the same CPU time, factors on every linear
-module of the last ten layers learnt more than on queries and values alone, on six layers, or on all thirty. After 80
-steps a version for every two updates was at a held-out loss of 0.69, one for every four at 1.65.
+They were chosen by simulating the fleet's schedule with real training, one run each on 48 held-out commands. In 45 CPU
+seconds, batches of four on every linear module of the last ten layers came to a loss of 0.31; queries and values alone to
+0.50, six layers (in batches of eight) to 0.61, all thirty layers to 0.40. Over 160 steps in ten versions of two updates,
+two sets of homes came to 0.21 and 0.23, from 4.2; a version for every four updates comes too late in so short a run.
 """
 
 from typing import Literal
@@ -21,7 +22,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    versions: int = Field(default=15, ge=1, description="the run ends when this version is out")
+    versions: int = Field(default=12, ge=1, description="the run ends when this version is out")
     lora: LoraConfig = LoraConfig(rank=8, alpha=16, target_modules=EVERY_LINEAR, last_layers=10)
     strategy: Strategy = FedBuff(buffer_size=2)
     codec: Literal["int8", "fp32"] = "int8"

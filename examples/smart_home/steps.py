@@ -74,7 +74,8 @@ def load_model(resolved: ResolvedModel, console: Console) -> "LanguageModel":
 
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         model = LanguageModel.load(resolved, threads=threads)
-        shown.result = f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.3g} million parameters, on {threads} CPU threads"
+        millions = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
+        shown.result = f"{millions:.3g} million parameters, on {threads} CPU threads"
     return model
 
 
