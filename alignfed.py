@@ -165,11 +165,8 @@ def list_adapters(config: Config = None, data_dir: DataDir = None, as_json: Json
     if as_json:
         print(json.dumps([_manifest_as_json(manifest) for manifest in manifests], indent=2))
         return
-    rows = [
-        [str(m.version), m.digest[:16], _time(m.created_at_ns), str(len(m.inputs)), _nodes(m), m.strategy]
-        for m in manifests
-    ]
-    _print_table(["version", "digest", "created", "updates", "nodes", "strategy"], rows)
+    rows = [[str(m.version), m.digest[:16], _time(m.created_at_ns), str(len(m.inputs)), _nodes(m)] for m in manifests]
+    _print_table(["version", "digest", "created", "updates", "nodes"], rows)
 
 
 @adapters.command("show", epilog=_ending("alignfed adapters show 3", "1  there is no such version"))

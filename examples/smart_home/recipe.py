@@ -1,9 +1,10 @@
 """How the demo trains: the one place for its figures.
 
-They were chosen by simulating the fleet's schedule with real training, one run each on 48 held-out commands. In 45 CPU
-seconds, batches of four on every linear module of the last ten layers came to a loss of 0.31; queries and values alone to
-0.50, six layers (in batches of eight) to 0.61, all thirty layers to 0.40. Over 160 steps in ten versions of two updates,
-two sets of homes came to 0.21 and 0.23, from 4.2; a version for every four updates comes too late in so short a run.
+They were chosen by simulating the fleet's schedule with real training, one run each on 48 held-out commands. In 45
+CPU seconds, batches of four on every linear module of the last ten layers came to a loss of 0.31; queries and values
+alone to 0.50, six layers (in batches of eight) to 0.61, all thirty layers to 0.40. Over 160 steps in ten versions of
+two updates, two sets of homes came to 0.21 and 0.23, from 4.2; a version for every four updates comes too late in so
+short a run.
 """
 
 from typing import Literal
