@@ -16,7 +16,7 @@ from examples.smart_home.commands import intent_of
 from examples.smart_home.outcome import HeldOutScore, Sample, VersionLoss
 from schemas.adapter import Adapter
 
-MOST_VERSIONS = 9
+MOST_VERSIONS = 8
 BATCH = 8  # logits over the whole vocabulary: about 50 MB at this size
 SAMPLES = 6
 

@@ -23,14 +23,14 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    versions: int = Field(default=12, ge=1, description="the run ends when this version is out")
+    versions: int = Field(default=14, ge=1, description="the run ends when this version is out")
     lora: LoraConfig = LoraConfig(rank=8, alpha=16, target_modules=EVERY_LINEAR, last_layers=10)
     strategy: Strategy = FedBuff(buffer_size=2)
     codec: Literal["int8", "fp32"] = "int8"
     training: TrainingConfig = TrainingConfig(steps=8, batch_size=4, learning_rate=2e-3)
     private_examples: int = Field(default=200, ge=1, description="commands that each home has")
-    held_out_examples: int = Field(default=72, ge=1, description="commands that no home has")
-    loss_examples: int = Field(default=24, ge=1, description="of them, for the loss of the versions between")
+    held_out_examples: int = Field(default=60, ge=1, description="commands that no home has")
+    loss_examples: int = Field(default=16, ge=1, description="of them, for the loss of the versions between")
     slowdowns: tuple[float, ...] = Field(default=(1, 1.5, 3, 2), description="of four nodes; then they repeat")
 
 
