@@ -9,8 +9,12 @@ import secrets
 import signal
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from base_model.layout import initial_adapter, layout_of
 from base_model.reference import resolve
@@ -60,13 +64,17 @@ EXPECTED = (
 
 def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: CoordinatorSettings) -> int:
     """Coordinate until SIGTERM or SIGINT. Returns 0 after a clean stop, 1 after an error that was logged."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop runs, either signal is an exception
     try:
-        log.info("finding base model %s", base_model.name)
-        config, adapter = terms(federation, base_model, settings)
-        registry = Registry(settings.data_dir / "adapters")
-        with closing(open_journal(settings.data_dir / "journal.db")) as journal, _stop_signals() as stopping:
+        with _alone_in(settings.data_dir), closing(open_journal(settings.data_dir / "journal.db")) as journal:
+            log.info("finding base model %s", base_model.name)
+            config, adapter = terms(federation, base_model, settings)
+            registry = Registry(settings.data_dir / "adapters")
             state = restore(journal, registry, config, adapter, time.time_ns())
-            Service(state, broker, settings, journal, registry).run_until(stopping)
+            with _stop_signals() as stopping:
+                Service(state, broker, settings, journal, registry).run_until(stopping)
+    except KeyboardInterrupt:
+        return 0
     except EXPECTED as error:
         log.error("%s", error)
         return 1
@@ -108,6 +116,7 @@ class Service:
         self.journal = journal
         self.registry = registry
         self.boot_id = secrets.token_hex(16)
+        self.drops = Counter[str]()
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
         filters = [topic_filter(self.federation, kind) for kind in (UpdateManifestOf, UpdateChunk)]
         self.client = Client(broker, f"{self.federation}-coordinator", will=will, subscriptions=filters)
@@ -175,7 +184,14 @@ class Service:
                     self.registry.add(manifest, adapter)
                     self._publish_version(manifest)
                 case Drop(reason, detail):
-                    log.warning("dropped: %s (%s)", reason, detail)
+                    self._log_drop(reason, detail)
+
+    def _log_drop(self, reason: str, detail: str) -> None:
+        """Warn of the 1st, 2nd, 4th, 8th ... of a kind: a flood of messages must not become a flood of lines."""
+        self.drops[reason] += 1
+        count = self.drops[reason]
+        level = logging.WARNING if count & (count - 1) == 0 else logging.DEBUG
+        log.log(level, "dropped: %s, %d so far (%s)", reason, count, detail)
 
     def _publish_version(self, manifest: GlobalManifest) -> None:
         log.info("version %d (%s) from %d updates", manifest.version, manifest.digest[:12], len(manifest.inputs))
@@ -234,6 +250,23 @@ class StopFlag:
     """Set by SIGTERM or SIGINT."""
 
     is_set = False
+
+
+class AlreadyRunning(OSError):
+    """Another process works in the same data folder."""
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system lets go of it when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise AlreadyRunning(f"another coordinator works in {folder}: stop it, or use another data_dir") from None
+    with lock:
+        yield
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class _Lines:
 
 def picture(view: FleetView, setting: Setting, now_ns: int, height: int) -> RenderableType:
     """The whole picture, at most `height` - 1 lines when `height` is 11 or more."""
-    free = max(4, height - 1 - _FRAME_LINES - (view.last_refusal is not None))
+    footer = _footer(view)
+    free = max(4, height - 1 - _FRAME_LINES - bool(footer))
     node_rows = min(len(view.nodes), free - 2)
     version_rows = min(_MOST_VERSIONS, free - node_rows - (node_rows < len(view.nodes)))
     parts: list[RenderableType] = [
@@ -82,10 +83,18 @@ def picture(view: FleetView, setting: Setting, now_ns: int, height: int) -> Rend
         Text(""),
         _versions(view, version_rows, now_ns),
     ]
-    if (refusal := view.last_refusal) is not None:
-        text = f"{view.refused} refused, last: {refusal.node}: {refusal.status}: {refusal.reason}"
-        parts.append(Text(text, style="yellow", no_wrap=True, overflow="ellipsis"))
+    if footer:
+        parts.append(Text(footer, style="yellow", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
+
+
+def _footer(view: FleetView) -> str:
+    """What did not go as it should: refused updates, and messages that belong to nobody here."""
+    ignored = view.malformed + view.strangers
+    notes = [f"{ignored} foreign or malformed messages seen"] if ignored else []
+    if (refusal := view.last_refusal) is not None:
+        notes.append(f"{view.refused} updates refused, last: {refusal.node}: {refusal.status}: {refusal.reason}")
+    return "; ".join(notes)
 
 
 def _header(view: FleetView, setting: Setting, now_ns: int) -> RenderableType:

@@ -280,3 +280,11 @@ def test_other_settings_for_the_same_data_are_refused_with_a_way_out(
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
     assert "data_dir of its own" in done.stderr
+
+
+def test_two_coordinators_cannot_share_their_data(coordinator: Coordinator, node: Node) -> None:
+    node.until_version(0)
+    command = [sys.executable, "-m", "alignfed", "coordinator", "--config", str(coordinator.config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 1
+    assert "another coordinator works in" in done.stderr
