@@ -21,7 +21,7 @@ from base_model.reference import resolve
 from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
 from broker.client import Client
-from broker.events import Connected, Disconnected, Message, NetworkThreadDied, PayloadTooLarge, Published
+from broker.events import Connected, Disconnected, Message, NetworkThreadDied, PayloadTooLarge, Published, Subscribed
 from broker.recording import RecordingError, row_of, transaction
 from broker.settings import BrokerSettings
 from coordinator import publisher
@@ -148,6 +148,8 @@ class Service:
                 self._reassert()
             case Disconnected(reason):
                 log.warning("%s", reason)
+            case Subscribed(refused, reason) if reason is not None:
+                log.error("the broker refused the subscription to %s: %s; check the access rights", refused, reason)
             case Published():
                 self.publisher.on_published(event)
 
