@@ -79,8 +79,10 @@ def _alignfed(
 @app.command(epilog=_ending("alignfed demo --nodes 6 --report report.json", FAILURE, "130  interrupted"))
 def demo(
     nodes: Annotated[int, typer.Option(min=2, help="Edge nodes.")] = 4,
-    versions: Annotated[int | None, typer.Option(min=1, help="Versions to make.  [default: the recipe's]")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of data, speeds and the first adapter.")] = 0,
+    versions: Annotated[
+        int | None, typer.Option(min=1, help="Versions to make.  [default: as many as use the recipe's updates]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of data, speeds and the first adapter.")] = 0,
     strategy: Annotated[
         Literal["fedbuff", "fedasync", "fedavg"] | None, typer.Option(help="When to aggregate and how.")
     ] = None,
@@ -92,9 +94,13 @@ def demo(
     its own. Ends with what was learned, on commands that no node has seen.
     """
     from examples.smart_home.demo import DemoOptions, run_demo
+    from examples.smart_home.plan import ImpossiblePlan
 
     options = DemoOptions(nodes=nodes, versions=versions, seed=seed, strategy=strategy, report=report)
-    raise typer.Exit(run_demo(options))
+    try:
+        raise typer.Exit(run_demo(options))
+    except ImpossiblePlan as error:
+        _fail(str(error), USAGE)
 
 
 @app.command(epilog=_ending("alignfed broker --port 1884", "1  the broker could not start, or ended by itself"))
@@ -275,6 +281,8 @@ def _registry(config: Path | None, data_dir: Path | None) -> "Registry":
     folder = (data_dir or _configuration(config).coordinator.data_dir) / "adapters"
     if not folder.is_dir():
         _fail(f"there are no adapters: {folder} does not exist; name the coordinator's folder by --data-dir", FAILED)
+    if not any((folder / "manifests").glob("*.json")):
+        _fail(f"there is no version in {folder} yet", FAILED)
     return Registry(folder)
 
 

@@ -183,11 +183,16 @@ class Client:
         """Whether events may still come; a thread that died or hangs makes the inbox raise."""
         if self._thread.ident is None:
             raise ValueError("start the client before waiting for its events")
-        if self._thread.is_alive() and time.monotonic() - self._seen_alive < _STUCK_AFTER_S:
+        if self._is_silent():
+            time.sleep(2 * _TURN_S)  # the whole process may have been frozen: let the thread come by first
+        if self._thread.is_alive() and not self._is_silent():
             return True
         if not self._stopping.is_set():
             self._inbox.fail(RuntimeError(f"no sign of life from the thread {self._thread.name!r}"))
         return False
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._seen_alive >= _STUCK_AFTER_S
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # a full pipe wakes as well, and behind a closed one nobody listens

@@ -158,6 +158,8 @@ def _rows(path: Path, connection: sqlite3.Connection, after_seq: int) -> Iterato
 def _open_to_read(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise RecordingError(f"{path} does not exist")
+    if path.is_dir():
+        raise RecordingError(f"{path} is a folder; name the file in it, such as journal.db")
     # Without a log no writer is at work, and reading leaves no trace; with one SQLite must join in.
     access = "?mode=ro" if _has_log(path) else "?mode=ro&immutable=1"
     return sqlite3.connect(path.resolve().as_uri() + access, uri=True, isolation_level=None)

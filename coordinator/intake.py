@@ -254,7 +254,11 @@ def _ledger(state: FederationState, node: str) -> NodeLedger:
 
 
 def _drop(state: FederationState, reason: str, detail: str) -> Step:
-    return replace(state, dropped={**state.dropped, reason: state.dropped.get(reason, 0) + 1}), (Drop(reason, detail),)
+    return _counted(state, reason), (Drop(reason, detail),)
+
+
+def _counted(state: FederationState, reason: str) -> FederationState:
+    return replace(state, dropped={**state.dropped, reason: state.dropped.get(reason, 0) + 1})
 
 
 def with_ledger(state: FederationState, node: str, ledger: NodeLedger) -> FederationState:
@@ -279,6 +283,7 @@ def _with_partial(state: FederationState, node: str, id_: str, partial: PartialU
     partials = {**ledger.partial, id_: partial}
     if len(partials) > state.config.limits.partial_updates_per_node:
         partials = without(partials, next(iter(partials)))  # in order of insertion, whatever clocks say
+        state = _counted(state, "too many incomplete updates of one node")
     return with_ledger(state, node, replace(ledger, partial=partials))
 
 

@@ -171,7 +171,7 @@ def _record_effects(connection: sqlite3.Connection, seq: int, at_ns: int, effect
             case PublishVersion(manifest):
                 values = (manifest.version, manifest.digest, manifest.to_bytes(), seq)
                 connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", values)
-            case SendReceipt(node, receipt, None) if receipt.status in ("aggregated", "rejected"):
+            case SendReceipt(node, receipt, None) if receipt.status in ("aggregated", "rejected", "stale"):
                 connection.execute(
                     "UPDATE updates SET status = ?, reason = ?, version = ? WHERE node = ? AND update_id = ?",
                     (receipt.status, receipt.reason, receipt.version, node, receipt.update_id),

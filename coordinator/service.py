@@ -49,6 +49,7 @@ from schemas.topics import CoordinatorStateOf, ReceiptFor, UpdateChunk, UpdateMa
 log = logging.getLogger("coordinator")
 
 BATCH = 64  # messages committed together; a commit waits for the disk
+SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 EXPECTED = (
     BaseModelError,
@@ -119,16 +120,18 @@ class Service:
         self.drops = Counter[str]()
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
         filters = [topic_filter(self.federation, kind) for kind in (UpdateManifestOf, UpdateChunk)]
-        self.client = Client(broker, f"{self.federation}-coordinator", will=will, subscriptions=filters)
+        self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
         self.publisher = PhasedPublisher(self.client)
 
     def run_until(self, stopping: "StopFlag") -> None:
         """Serve until asked to stop; the farewell marks this coordinator as away."""
         with self.client:
-            while not stopping.is_set:
-                self._turn()
-            log.info("stopping at version %d", self.state.head.version)
-            self._announce(online=False)
+            try:
+                while not stopping.is_set:
+                    self._turn()
+            finally:
+                log.info("stopping at version %d", self.state.head.version)
+                self._announce(online=False)
 
     def _turn(self) -> None:
         """Wait for one event or the next deadline, and deal with it."""
@@ -143,6 +146,11 @@ class Service:
         if deadline is not None and time.time_ns() >= deadline:
             self._tick()
         match event:
+            case Connected(max_packet_size=limit) if limit is not None and limit < SMALLEST_PACKET_LIMIT:
+                raise PublishRefused(
+                    f"the broker takes packets of {limit} bytes and the coordinator publishes chunks in packets of "
+                    f"{SMALLEST_PACKET_LIMIT}: raise the broker's limit, in mosquitto.conf by max_packet_size"
+                )
             case Connected():
                 log.info("connected to the broker; publishing version %d", self.state.head.version)
                 self._reassert()
@@ -204,7 +212,7 @@ class Service:
             publisher.pointers(federation, manifest, self.state.epoch),
             publisher.deletions(federation, dropped),
         )
-        if self.state.finished:
+        if manifest.version == self.state.config.final_version:
             log.info("version %d is the last one", manifest.version)
             self._announce(online=True)
 
@@ -267,8 +275,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise AlreadyRunning(f"another coordinator works in {folder}: stop it, or use another data_dir") from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

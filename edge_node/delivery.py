@@ -20,6 +20,7 @@ from edge_node.state import (
 from schemas.messages import Receipt
 
 MAX_IN_FLIGHT = 4  # updates without a receipt that the network and the coordinator may hold at once
+REJECTED_REST_S = 10.0
 PROMPT_REPAIRS = 3  # missing chunks are sent at once so often; then the update waits its turn
 
 
@@ -68,18 +69,36 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
     name = f"update {_short(receipt.update_id)}"
     update = next((update for update in state.outbox if update.update_id == receipt.update_id), None)
     if update is None:
-        went = receipt.status == "aggregated" and receipt.version is not None
-        return state, (Note(f"{name} went into version {receipt.version}"),) if went else ()
+        return _on_late_answer(state, at, receipt, name)
     if receipt.status == "incomplete":
         return _repair(state, at, update, receipt)
     rest = replace(state, outbox=tuple(other for other in state.outbox if other is not update))
     if receipt.status in ("stale", "rejected"):
         why = f"{name} {receipt.status}: {receipt.reason or 'no reason given'}"
-        rest = replace(rest, updates_rejected=rest.updates_rejected + 1)
-        return rest, (DropUpdate(update.update_id), Warn(why))
+        return _refused(rest, at, receipt), (DropUpdate(update.update_id), Warn(why))
     memory = replace(rest.memory, participation=rest.memory.participation + 1)
     rest = replace(rest, memory=memory, updates_accepted=rest.updates_accepted + 1)
     return rest, (SettleUpdate(update.update_id), Note(f"{name} accepted"))
+
+
+def _on_late_answer(state: EdgeState, at: float, receipt: Receipt, name: str) -> tuple[EdgeState, Effects]:
+    """What became of an update that was accepted before, and forgotten then."""
+    if receipt.status == "aggregated" and receipt.version is not None:
+        return state, (Note(f"{name} went into version {receipt.version}"),)
+    if receipt.status in ("stale", "rejected"):
+        why = f"{name} was accepted, and now is {receipt.status}: {receipt.reason or 'no reason given'}"
+        return _refused(state, at, receipt), (Warn(why),)
+    return state, ()
+
+
+def _refused(state: EdgeState, at: float, receipt: Receipt) -> EdgeState:
+    """Count it. The version a rejected update came from may be trained on again, but not at once."""
+    state = replace(state, updates_rejected=state.updates_rejected + 1)
+    if receipt.status == "stale":  # a newer version is there, or on its way
+        return state
+    pause_s = wait_s(receipt.update_id, 1, REJECTED_REST_S)
+    memory = replace(state.memory, last_base=None)
+    return replace(state, memory=memory, rest_until=max(state.rest_until, at + pause_s))
 
 
 def coordinator_returned(state: EdgeState, at: float) -> EdgeState:

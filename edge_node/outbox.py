@@ -90,8 +90,13 @@ class Outbox:
             database.execute("UPDATE memory SET participation = participation + 1")
 
     def drop(self, update_id: str) -> None:
-        """Forget an update that nobody will use."""
+        """Forget an update that nobody will use; its base may be trained on again."""
         with self._transaction() as database:
+            database.execute(
+                "UPDATE memory SET last_base = NULL "
+                "WHERE last_base = (SELECT base_digest FROM updates WHERE update_id = ?)",
+                (update_id,),
+            )
             database.execute("DELETE FROM updates WHERE update_id = ?", (update_id,))
 
     def memory(self) -> Memory:

@@ -81,7 +81,7 @@ class Service:
         log.info("node %s: %d private examples, %s", settings.node, len(self._data.examples()), resolved.name)
         self._client = Client(
             broker,
-            client_id=f"{federation}-{settings.node}",
+            client_id=f"{federation}:node:{settings.node}",  # no name holds a colon
             will=publication(federation, topics.NodeStateOf(settings.node), self._farewell().to_bytes()),
             will_delay_s=WILL_DELAY_S,
             subscriptions=_subscriptions(federation, settings.node),

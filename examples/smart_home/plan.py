@@ -3,6 +3,7 @@
 Pure: the same options give the same plan.
 """
 
+import math
 from dataclasses import dataclass
 
 from coordinator.strategies import FedAsync, FedAvg, FedBuff, Strategy
@@ -10,6 +11,10 @@ from examples.smart_home.recipe import Recipe
 
 FEWEST_UPDATES = 3  # that the slowest node can be expected to have in time
 STRATEGIES = ("fedbuff", "fedasync", "fedavg")
+
+
+class ImpossiblePlan(ValueError):
+    """Options with which a run could not succeed; the text says what would do."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,21 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, nodes: int, versions: int | None, seed: int, strategy: str | None) -> Plan:
-    """The plan for these options; without `versions` and `strategy` the recipe's. Raises ValueError."""
+    """The plan for these options; without `versions` and `strategy` the recipe's. Raises ImpossiblePlan."""
     if nodes < 2:
-        raise ValueError(f"a federation needs at least 2 nodes, got {nodes}")
+        raise ImpossiblePlan(f"a federation needs at least 2 nodes, got {nodes}")
     if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
+        raise ImpossiblePlan(f"the seed must not be negative, got {seed}")
     chosen = _strategy(recipe.strategy, strategy or recipe.strategy.name, nodes)
     # without a number of versions, as many updates as the recipe uses in all
     usual = recipe.versions * _updates_per_version(recipe.strategy) // _updates_per_version(chosen)
-    recipe = recipe.model_copy(update={"versions": versions or max(1, usual), "strategy": chosen})
+    enough = math.ceil(FEWEST_UPDATES * nodes / _updates_per_version(chosen))
+    recipe = recipe.model_copy(update={"versions": versions or max(usual, enough), "strategy": chosen})
+    if recipe.versions * _updates_per_version(chosen) < nodes:
+        fewest = math.ceil(nodes / _updates_per_version(chosen))
+        raise ImpossiblePlan(
+            f"{recipe.versions} versions are too few for {nodes} homes to each have a part: ask for {fewest} or more"
+        )
     names = [f"home-{number}" for number in range(1, nodes + 1)]
     joins_at = _late_version(recipe)
     paces = slowdowns(nodes, recipe, joins_at)
@@ -76,7 +87,7 @@ def _strategy(usual: Strategy, name: str, nodes: int) -> Strategy:
             return usual if isinstance(usual, FedAsync) else FedAsync()
         case "fedavg":
             return FedAvg(nodes_per_round=nodes)
-    raise ValueError(f"there is no strategy {name}; there are {', '.join(STRATEGIES)}")
+    raise ImpossiblePlan(f"there is no strategy {name}; there are {', '.join(STRATEGIES)}")
 
 
 def _updates_per_version(strategy: Strategy) -> int:

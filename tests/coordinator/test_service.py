@@ -23,7 +23,16 @@ from coordinator.replay import replay
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode
-from schemas.messages import CoordinatorState, GlobalManifest, GlobalPointer, Receipt, UpdateManifest, update_id
+from schemas.messages import (
+    Body,
+    CoordinatorState,
+    GlobalManifest,
+    GlobalPointer,
+    Receipt,
+    UpdateManifest,
+    join_body,
+    update_id,
+)
 from schemas.topics import (
     CoordinatorStateOf,
     GlobalChunk,
@@ -136,10 +145,9 @@ class Node:
         assert hashlib.sha256(body).hexdigest() == manifest.digest
         return body
 
-    def send(self, node: str, sequence: int, base: GlobalPointer, delta: float, *, drop: int | None = None) -> str:
-        """Publish an update in chunks, without the chunk numbered `drop`; return its id."""
-        body = encode(Adapter(self.layout, np.full(self.layout.size, delta, np.float32)), "fp32")
-        manifest = UpdateManifest(
+    def manifest(self, node: str, sequence: int, base: GlobalPointer, delta: float) -> UpdateManifest:
+        """The manifest of an update in chunks of 1000 bytes."""
+        return UpdateManifest(
             node=node,
             boot_id="b" * 32,
             sequence=sequence,
@@ -152,14 +160,24 @@ class Node:
             participation=0,
             loss=1.0,
             seconds=1.0,
-            body=describe(body, "fp32", 1000, inline=0),
+            body=describe(self._encoded(delta), "fp32", 1000, inline=0),
         )
-        id_ = update_id(manifest.to_bytes())
-        for index, chunk in enumerate(split(body, 1000)):
+
+    def send(
+        self, node: str, sequence: int, base: GlobalPointer, delta: float, *, drop: int | None = None, cut: int = 0
+    ) -> str:
+        """Publish an update in chunks: without the one numbered `drop`, each less its last `cut` bytes; its id."""
+        manifest = self.manifest(node, sequence, base, delta).to_bytes()
+        id_ = update_id(manifest)
+        for index, chunk in enumerate(split(self._encoded(delta), 1000)):
             if index != drop:
-                self.client.publish(publication(FEDERATION, UpdateChunk(node, id_, index), chunk))
-        self.client.publish(publication(FEDERATION, UpdateManifestOf(node, id_), manifest.to_bytes()))
+                address = UpdateChunk(node, id_, index)
+                self.client.publish(publication(FEDERATION, address, chunk[: len(chunk) - cut]))
+        self.client.publish(publication(FEDERATION, UpdateManifestOf(node, id_), manifest))
         return id_
+
+    def _encoded(self, delta: float) -> bytes:
+        return encode(Adapter(self.layout, np.full(self.layout.size, delta, np.float32)), "fp32")
 
     def statuses(self, id_: str) -> list[str]:
         return [receipt.status for receipt in self.receipts if receipt.update_id == id_]
@@ -268,6 +286,42 @@ def test_garbage_is_refused_or_counted_and_the_federation_goes_on(coordinator: C
     node.until_version(1)
     refused = [receipt for receipt in node.receipts if receipt.status == "rejected"]
     assert refused and all(receipt.reason for receipt in refused)
+
+
+def test_each_kind_of_false_update_is_refused_with_its_reason(coordinator: Coordinator, node: Node) -> None:
+    node.until_version(0)
+    assert node.head is not None
+    sound = node.manifest("stray", 0, node.head, 1.0)
+    nan = np.full(node.layout.size, np.nan, np.float32).tobytes()
+    vast = Body(codec="int8", sha256="0" * 64, size=100_000_000, chunks=("0" * 64,) * 900)
+    false = {
+        "base version 999 is unknown": sound.model_copy(update={"base_version": 999}),
+        "another adapter here": sound.model_copy(update={"base_digest": "0" * 64}),
+        "configure the same base model": sound.model_copy(update={"base_model": "0" * 64}),
+        "shape": sound.model_copy(update={"layout": "0" * 64}),
+        "100000000 bytes": sound.model_copy(update={"body": vast}),
+        "NaN": sound.model_copy(update={"body": describe(nan, "fp32")}),
+        "your own name": sound.model_copy(update={"node": "somebody"}),
+    }
+    for manifest in false.values():
+        address = UpdateManifestOf("stray", update_id(manifest.to_bytes()))
+        node.client.publish(publication(FEDERATION, address, join_body(manifest, nan)))
+    node.until(lambda: len(node.receipts) == len(false))
+    for reason, manifest in false.items():
+        [receipt] = [r for r in node.receipts if r.update_id == update_id(manifest.to_bytes())]
+        assert receipt.status == "rejected"
+        assert reason in str(receipt.reason)
+    for name in ("a", "b"):
+        node.send(name, 0, node.head, 1.0)
+    node.until_version(1)
+
+
+def test_truncated_chunks_are_asked_for_again(coordinator: Coordinator, node: Node) -> None:
+    node.until_version(0)
+    assert node.head is not None
+    id_ = node.send("a", 0, node.head, 1.0, cut=1)
+    node.until(lambda: "incomplete" in node.statuses(id_))
+    assert {index for receipt in node.receipts for index in receipt.missing} == {0, 1, 2}
 
 
 def test_other_settings_for_the_same_data_are_refused_with_a_way_out(

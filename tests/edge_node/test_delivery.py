@@ -50,6 +50,14 @@ def test_an_update_that_nobody_wants_is_forgotten_and_the_log_says_why(learner: 
     assert (learner.state.memory.participation, learner.state.updates_rejected) == (0, 1)
 
 
+def test_an_update_that_is_thrown_away_after_it_was_accepted_is_in_the_log(learner: Any) -> None:
+    update = learner.learns(2.0)
+    learner.is_told(update, "accepted")
+    warning, *_ = learner.is_told(update, "rejected", reason="too large")
+    assert warning == Warn(f"update {update.update_id[:8]} was accepted, and now is rejected: too large")
+    assert learner.state.updates_rejected == 1
+
+
 def test_a_second_receipt_changes_nothing_but_tells_where_the_update_went(learner: Any) -> None:
     update = learner.learns(2.0)
     learner.is_told(update, "accepted")

@@ -87,6 +87,18 @@ def test_one_update_per_version_means_to_wait_for_the_next(start_node: Any, coor
     assert len(jobs(node.receives(coordinator.version(4, value=3.0)))) == 1
 
 
+def test_a_version_whose_update_was_rejected_is_trained_on_again_after_a_pause(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node()
+    node.joins(coordinator.terms(one_update_per_version=True))
+    node.receives(coordinator.version(3))
+    update = node.learns(2.0)
+    effects = node.is_told(update, "rejected", reason="train with smaller steps")
+    assert not any(isinstance(effect, Train) for effect in effects)
+    assert any(isinstance(effect, Train) for effect in node.waits(60))
+
+
 def test_one_update_per_version_holds_after_a_restart_too(start_node: Any, coordinator: Any) -> None:
     held = coordinator.held(3)
     terms = coordinator.terms(one_update_per_version=True)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.strategies import FedAsync, FedAvg, FedBuff
-from examples.smart_home.plan import FEWEST_UPDATES, make_plan
+from examples.smart_home.plan import FEWEST_UPDATES, STRATEGIES, ImpossiblePlan, make_plan
 from examples.smart_home.recipe import RECIPE
 
 BUFFERED = RECIPE.model_copy(update={"versions": 12, "strategy": FedBuff(buffer_size=4), "slowdowns": (1, 1.5, 3, 2)})
@@ -51,3 +51,17 @@ def test_the_slowest_node_can_expect_a_part_in_the_run(nodes, versions):
     rates = [1 / node.slowdown for node in plan.nodes]
     fair = updates / nodes
     assert updates * min(rates) / sum(rates) >= min(FEWEST_UPDATES, 0.75 * fair)
+
+
+def test_too_few_versions_for_everybody_to_have_a_part_are_refused_with_what_would_do():
+    with pytest.raises(ImpossiblePlan, match=r"1 versions are too few for 4 homes .* ask for 2 or more"):
+        make_plan(RECIPE, 4, 1, 0, None)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("nodes", [2, 4, 6, 12, 30])
+def test_by_default_there_are_updates_enough_for_every_home(nodes: int, strategy: str):
+    plan = make_plan(RECIPE, nodes, None, 0, strategy)
+    chosen = plan.recipe.strategy
+    per_version = getattr(chosen, "buffer_size", getattr(chosen, "nodes_per_round", 1))
+    assert plan.recipe.versions * per_version >= FEWEST_UPDATES * nodes
