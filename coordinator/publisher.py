@@ -54,11 +54,6 @@ class PhasedPublisher:
             raise PublishRefused(f"the broker refused {topic}: {event.reason}; check the coordinator's access rights")
         self._pump()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether everything is published and acknowledged."""
-        return not self._phases and not self._unacknowledged
-
     def _pump(self) -> None:
         while self._phases and len(self._unacknowledged) < WINDOW:
             publication = next(self._phases[0], None)

@@ -10,7 +10,7 @@ from broker.events import PayloadTooLarge, Publication, Published, QueueFull
 from edge_node.outbox import Outbox
 from edge_node.state import Update
 from schemas.chunks import split
-from schemas.messages import NodeMetrics, NodeState, UpdateManifest
+from schemas.messages import NodeMetrics, NodeState, UpdateManifest, join_body
 from schemas.topics import Address, NodeMetricsOf, NodeStateOf, UpdateChunk, UpdateManifestOf, route
 
 log = logging.getLogger(__name__)
@@ -78,4 +78,4 @@ def _chunks(update: Update) -> tuple[bytes, ...]:
 def _manifest_payload(update: Update) -> bytes:
     """The manifest's own bytes, for they decide the id, with the body behind them if it is inline."""
     inline = not UpdateManifest.from_bytes(update.manifest).body.chunks
-    return update.manifest + b"\n" + update.body if inline else update.manifest
+    return join_body(update.manifest, update.body) if inline else update.manifest

@@ -189,9 +189,9 @@ class NodeMetrics(Message):
     outbox: Count = Field(default=0, description="updates that wait for their receipt")
 
 
-def join_body(manifest: Message, body: bytes) -> bytes:
-    """A manifest's payload with its body behind it."""
-    return manifest.to_bytes() + b"\n" + body
+def join_body(manifest: bytes, body: bytes) -> bytes:
+    """A manifest's JSON with its body behind it."""
+    return manifest + b"\n" + body
 
 
 def split_body(payload: bytes) -> tuple[bytes, bytes]:

@@ -90,6 +90,6 @@ def message() -> MakeMessage:
             body=describe(body, "fp32"),
         )
         topic = route("test", UpdateManifestOf(node, update_id(manifest.to_bytes()))).topic
-        return Received(at_ns, topic, join_body(manifest, body))
+        return Received(at_ns, topic, join_body(manifest.to_bytes(), body))
 
     return make

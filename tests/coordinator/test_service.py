@@ -305,7 +305,7 @@ def test_each_kind_of_false_update_is_refused_with_its_reason(coordinator: Coord
     }
     for manifest in false.values():
         address = UpdateManifestOf("stray", update_id(manifest.to_bytes()))
-        node.client.publish(publication(FEDERATION, address, join_body(manifest, nan)))
+        node.client.publish(publication(FEDERATION, address, join_body(manifest.to_bytes(), nan)))
     node.until(lambda: len(node.receipts) == len(false))
     for reason, manifest in false.items():
         [receipt] = [r for r in node.receipts if r.update_id == update_id(manifest.to_bytes())]

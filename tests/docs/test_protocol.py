@@ -88,7 +88,7 @@ def _example() -> str:
         body=describe(body, "fp32"),
     )
     topic = route("home", UpdateManifestOf("kitchen", update_id(manifest.to_bytes()))).topic
-    payload = join_body(manifest, body)
+    payload = join_body(manifest.to_bytes(), body)
     return "\n".join(
         [
             f"The layout's canonical JSON, whose SHA-256 is `{layout.digest}`:",

@@ -115,7 +115,7 @@ class Coordinator:
             chunks=len(entry.chunks),
         )
         chunks = split(body, chunk_size) if chunk_size else ()
-        payload = manifest.to_bytes() if chunk_size else join_body(manifest, body)
+        payload = manifest.to_bytes() if chunk_size else join_body(manifest.to_bytes(), body)
         return Version(pointer, payload, chunks, body)
 
     def held(self, number: int, value: float = 1.0, epoch: int = 1) -> GlobalAdapter:

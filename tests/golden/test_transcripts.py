@@ -115,7 +115,7 @@ class Teller:
         id_ = update_id(text)
         self.names[id_] = name
         chunks = split(body, chunk_size) if chunk_size else ()
-        payload = text if chunk_size else join_body(manifest, body)
+        payload = text if chunk_size else join_body(text, body)
         self.packets[name] = [(route(FEDERATION, UpdateManifestOf(node, id_)).topic, payload)] + [
             (route(FEDERATION, UpdateChunk(node, id_, index)).topic, chunk) for index, chunk in enumerate(chunks)
         ]
