@@ -161,7 +161,7 @@ def edge(
     _log(log_level)
     from edge_node import service
 
-    raise typer.Exit(service.run(settings.federation, settings.base_model, settings.broker, settings.edge))
+    service.run(settings.federation, settings.base_model, settings.broker, settings.edge)
 
 
 @adapters.command("list", epilog=_ending("alignfed adapters list --data-dir alignfed-data/coordinator", FAILURE))

@@ -5,6 +5,7 @@ One loop owns the state; the MQTT client and the trainer only put into its queue
 
 import fcntl
 import logging
+import os
 import queue
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from base_model.examples import InvalidExamples
 from base_model.layout import layout_of
@@ -49,11 +50,19 @@ class StopRequested:
     """The owner asked the process to end."""
 
 
-def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> int:
-    """Run one node until SIGTERM or SIGINT; call it from the main thread. What it has to say goes to `logging`.
+def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> NoReturn:
+    """Run one node until SIGTERM or SIGINT, then end the process; call it from the main thread. It logs to `logging`.
 
-    Returns 0 after a clean stop, 1 after a fault that the log explains, 3 when the federation cannot take this node.
+    Exits with 0 after a clean stop, 1 after a fault that the log explains, 3 when the federation cannot take this node.
     """
+    code = _run(federation, base_model, broker, settings)
+    logging.shutdown()
+    # not sys.exit: the trainer may be deep inside PyTorch, where a thread aborts the process when the interpreter
+    # is torn down around it; all that matters is on disk and with the broker by now
+    os._exit(code)
+
+
+def _run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop runs, either signal is an exception
     try:
         with _alone_in(settings.data_dir), Outbox(settings.data_dir / "outbox.db") as outbox:

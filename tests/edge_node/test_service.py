@@ -47,8 +47,8 @@ from edge_node.settings import EdgeSettings
 
 logging.basicConfig(level="INFO", format="%(levelname)s %(message)s", stream=sys.stderr)
 config = json.loads(sys.argv[1])
-sys.exit(run(config["federation"], BaseModelSettings(**config["base_model"]), BrokerSettings(**config["broker"]),
-             EdgeSettings(**config["edge"])))
+run(config["federation"], BaseModelSettings(**config["base_model"]), BrokerSettings(**config["broker"]),
+    EdgeSettings(**config["edge"]))
 """
 
 
