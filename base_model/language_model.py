@@ -5,25 +5,32 @@ training, evaluation, or the network.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Literal, Self
 
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from base_model.attention import SHORT_ROWS
+from base_model.examples import Example
+from base_model.frozen import StateCache
 from base_model.layout import initial_adapter, layout_of
 from base_model.peft_folder import peft_config
 from base_model.reference import ResolvedModel
+from base_model.tokens import Encoded, encode
 from base_model.wheel import BaseModelError
-from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.adapter import A_SUFFIX, Adapter, Layout, LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+
+MOST_ENCODED = 10_000  # examples whose tokens are kept: some 10 MB of short ones
 
 
 @dataclass
@@ -33,17 +40,38 @@ class LanguageModel:
     resolved: ResolvedModel
     network: Any  # PreTrainedModel or PeftModel: neither is typed as callable with what models take
     tokenizer: PreTrainedTokenizerBase
+    frozen: StateCache  # what the layers below the adapted ones made of examples
     adapted: Layout | None = None
+    factors: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # the layout's tensors, float32
+    shortcuts: dict[str, bool] = field(default_factory=dict)  # name -> whether this network allows it
+    encode: Callable[[Example], Encoded] = field(init=False)
+    _attached: dict[str, tuple[str, dict[str, torch.nn.Parameter]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # jobs see the same examples again and again
+        self.encode = lru_cache(maxsize=MOST_ENCODED)(partial(encode, self.tokenizer))
 
     @classmethod
-    def load(cls, resolved: ResolvedModel, dtype: Dtype = "float32", threads: int = 1) -> Self:
+    def load(
+        cls,
+        resolved: ResolvedModel,
+        dtype: Dtype = "float32",
+        threads: int = 1,
+        device: Device = "cpu",
+        frozen_cache_mb: int = 256,
+    ) -> Self:
         """Map the weights into memory and read the tokenizer; PyTorch uses `threads` threads from now on.
 
         With the dtype of the file the weights are shared with other processes; another dtype makes a private copy.
+        Factors are float32 always. Up to `frozen_cache_mb` MiB keep what the layers below the adapted ones make of
+        examples, so that it is computed once; 0 computes it each time.
         """
         torch.set_num_threads(threads)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, local_files_only=True)
-        return cls(resolved, _mapped_network(resolved, getattr(torch, dtype)), tokenizer)
+        network: Any = _mapped_network(resolved, getattr(torch, dtype))
+        if device == "cpu" and dtype == "bfloat16" and network.config._attn_implementation == "sdpa":
+            network.set_attn_implementation(SHORT_ROWS)
+        return cls(resolved, network.to(device), tokenizer, StateCache(frozen_cache_mb << 20))
 
     def layout(self, lora: LoraConfig) -> Layout:
         """Names and shapes of the factors this configuration adds to the model."""
@@ -57,60 +85,68 @@ class LanguageModel:
         """Put this adapter on the model in place of the one before; any rank, modules and layers."""
         if self.adapted != adapter.layout:
             self._attach(adapter.layout)
-        tensors = {name: torch.from_numpy(values.copy()) for name, values in adapter.tensors().items()}
-        set_peft_model_state_dict(self.network, tensors)
+        with torch.no_grad():
+            for name, values in adapter.tensors().items():
+                self.factors[name].copy_(torch.tensor(values))
 
     def read(self) -> Adapter:
         """The adapter that is on the model now, as a float32 value of its own."""
         if self.adapted is None:
             raise ValueError("no adapter was applied yet")
-        return Adapter.from_tensors(self.adapted, {name: t.numpy() for name, t in _factors(self.network).items()})
+        tensors = {name: factor.detach().cpu().numpy() for name, factor in self.factors.items()}
+        return Adapter.from_tensors(self.adapted, tensors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and batches must be."""
+        device: torch.device = self.network.device
+        return device
 
     @property
     def padding(self) -> int:
-        """The token id that fills batches; masked out everywhere, so end-of-text serves where there is no other."""
+        """The token id that fills batches; no other token sees it, so end-of-text serves where there is no such id."""
         padding = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if padding is None else padding)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable factors, and nothing of the base model."""
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-
-    @contextmanager
-    def logits_only_at(self, chosen: torch.Tensor) -> Iterator[None]:
-        """Make the model compute logits of the `chosen` hidden states alone, as (1, chosen, vocabulary).
-
-        Half the work of a small model is the product with its vocabulary. Doing this before the output layer, inside
-        the model, keeps whatever the model does to its logits afterwards.
-        """
-        head = self.network.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][chosen].unsqueeze(0),))
-        try:
-            yield
-        finally:
-            hook.remove()
+    def adapted_modules(self) -> dict[str, torch.nn.Module]:
+        """The modules that carry factors, by the names of their factors up to `.lora_A.weight`."""
+        names = [name.removesuffix(A_SUFFIX) for name in self.factors if name.endswith(A_SUFFIX)]
+        return {name: self.network.get_submodule(name) for name in names}
 
     def _attach(self, layout: Layout) -> None:
-        if isinstance(self.network, PeftModel):
-            self.network = self.network.unload()
-            self.adapted = None
-        config = peft_config(layout, self.network.name_or_path) | {"inference_mode": False}
+        """Make this layout's factors the ones that count; those of others stay beside them, for jobs of mixed ranks."""
+        if layout.digest not in self._attached:
+            self._attached[layout.digest] = self._added(layout)
+        name, self.factors = self._attached[layout.digest]
+        self.network.set_adapter(name)
+        self.adapted = layout
+
+    def _added(self, layout: Layout) -> tuple[str, dict[str, torch.nn.Parameter]]:
+        config = PeftLoraConfig(**peft_config(layout, self.network.name_or_path) | {"inference_mode": False})
+        name = f"layout_{layout.digest[:16]}"
         with warnings.catch_warnings():
             # PEFT asks for an attribute that transformers has renamed; nothing a user can act on
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            self.network = get_peft_model(self.network, PeftLoraConfig(**config))
+            if isinstance(self.network, PeftModel):
+                self.network.add_adapter(name, config)
+            else:
+                self.network = get_peft_model(self.network, config, adapter_name=name)
         self.network.eval()
-        shapes = {name: tuple(tensor.shape) for name, tensor in _factors(self.network).items()}
-        if shapes != dict(layout.tensors):
+        factors = _factors(self.network, name)
+        if {name: tuple(factor.shape) for name, factor in factors.items()} != dict(layout.tensors):
             raise BaseModelError(
                 f"PEFT adds other factors to {self.resolved.name} than its weight files announce; "
                 "this architecture is not supported"
             )
-        self.adapted = layout
+        return name, factors
 
 
-def _factors(network: PeftModel) -> dict[str, torch.Tensor]:
-    return dict(get_peft_model_state_dict(network, save_embedding_layers=False))
+def _factors(network: PeftModel, adapter: str) -> dict[str, torch.nn.Parameter]:
+    """The factors by the names PEFT saves them under; the parameters themselves, not copies."""
+    saved = get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
+    names = {tensor.data_ptr(): name for name, tensor in saved.items()}
+    parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
+    return {name: parameters[place] for place, name in names.items()}
 
 
 def _mapped_network(resolved: ResolvedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,7 +1,6 @@
-"""Examples as token batches: the tokenizer's chat template, left padding, and which tokens are the answer.
+"""Examples as token batches: the tokenizer's chat template, limits, and which tokens are the answer.
 
-Sequences are padded on the left, so that every answer ends in the last column: logits are then needed only for the
-last few columns, and the same layout serves training, loss and generation.
+It does not know how a batch lies in the model's memory, but for prompts that are to be gone on with.
 """
 
 from collections.abc import Sequence
@@ -26,19 +25,40 @@ class Encoded:
     prompt: list[int]
     answer: list[int]
 
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded tokens: ids and mask (batch, length), and where the answer is within the last columns."""
+    """Examples that go through the model together. Masks are of its tokens, all examples' in one line.
 
-    ids: Tensor
-    mask: Tensor
-    answer_mask: Tensor  # (batch, longest answer), over the last columns of ids
+    The last token of each example predicts nothing, so it is not among the tokens.
+    """
+
+    examples: tuple[Encoded, ...]
+    padding: int
 
     @property
-    def positions(self) -> Tensor:
-        """Position ids (batch, length) that count from the first real token of each row."""
-        return (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+    def inputs(self) -> list[list[int]]:
+        """The tokens of each example but its last."""
+        return [(example.prompt + example.answer)[:-1] for example in self.examples]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each example has here."""
+        return [len(example) - 1 for example in self.examples]
+
+    @property
+    def predicting(self) -> Tensor:
+        """Which tokens predict an answer token, (tokens,): the last of each prompt, and the answer's."""
+        counts = ((len(example.prompt) - 1, len(example.answer)) for example in self.examples)
+        return torch.tensor([answers for count in counts for answers in (False,) * count[0] + (True,) * count[1]])
+
+    @property
+    def targets(self) -> Tensor:
+        """The answer tokens of all examples: what the `predicting` ones should predict."""
+        return torch.tensor([token for example in self.examples for token in example.answer])
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
@@ -68,21 +88,19 @@ def _chat_tokens(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
 
 
 def collate(examples: Sequence[Encoded], padding: int) -> Batch:
-    """One batch of prompts with their answers, as wide as its longest row."""
-    rows = [example.prompt + example.answer for example in examples]
-    ids, mask = _padded(rows, padding)
-    _, answer_mask = _padded([example.answer for example in examples], padding)
-    return Batch(ids, mask, answer_mask.bool())
+    """One batch of prompts with their answers."""
+    return Batch(tuple(examples), padding)
 
 
-def collate_prompts(prompts: Sequence[list[int]], padding: int) -> Batch:
-    """One batch of prompts alone, for generation."""
-    ids, mask = _padded(prompts, padding)
-    return Batch(ids, mask, torch.zeros(len(prompts), 0, dtype=torch.bool))
-
-
-def _padded(rows: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+def collate_prompts(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (prompts, longest) for generation, padded on the left so that all go on in the next column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of like lengths in batches of `size`, so that little is computed for the sake of the longest."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]

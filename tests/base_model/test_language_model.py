@@ -50,10 +50,30 @@ def test_the_initial_adapter_leaves_the_model_as_it_was(model: LanguageModel, lo
     assert torch.equal(logits(model.network), before)
 
 
+def test_factors_stay_float32_on_weights_in_bfloat16(resolved: ResolvedModel, lora: LoraConfig) -> None:
+    model = LanguageModel.load(resolved, dtype="bfloat16")
+    adapter = random_adapter(model.layout(lora))
+    assert not np.array_equal(torch.tensor(adapter.values).bfloat16().float().numpy(), adapter.values)
+    model.apply(adapter)
+    assert model.read() == adapter
+    dtypes = {parameter.dtype for parameter in model.network.parameters() if not parameter.requires_grad}
+    assert dtypes == {torch.bfloat16}
+
+
+def test_what_is_read_does_not_change_with_the_model(model: LanguageModel, lora: LoraConfig) -> None:
+    adapter = random_adapter(model.layout(lora))
+    model.apply(adapter)
+    read = model.read()
+    model.apply(Adapter.zeros(adapter.layout))
+    assert read == adapter
+
+
 def test_only_the_factors_learn(model: LanguageModel, lora: LoraConfig) -> None:
     layout = model.layout(lora)
     model.apply(random_adapter(layout))
-    assert sum(parameter.numel() for parameter in model.parameters()) == layout.size
+    learning = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in learning} == {id(parameter) for parameter in model.factors.values()}
+    assert sum(parameter.numel() for parameter in learning) == layout.size
 
 
 def test_the_mapped_model_computes_what_transformers_loads(model: LanguageModel, tiny_model_dir: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from base_model.evaluation import evaluate
-from base_model.language_model import LanguageModel
+from base_model.language_model import Dtype, LanguageModel
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
@@ -13,10 +13,11 @@ from schemas.adapter import LoraConfig
 
 
 @pytest.mark.slow
-def test_the_default_model_learns_commands_from_a_few_steps() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_default_model_learns_commands_from_a_few_steps(dtype: Dtype) -> None:
     resolved = resolve(DEFAULT_NAME, default_cache())
     assert resolved.digest == PINS[DEFAULT_NAME.removeprefix("pypi:")].gguf_sha256
-    model = LanguageModel.load(resolved)
+    model = LanguageModel.load(resolved, dtype)
     private = private_examples(make_homes(1, seed=5)[0], 60)
     held_out = held_out_examples(12, seed=5, seen=private)
     start = model.initial_adapter(LoraConfig(target_modules=("q_proj", "v_proj", "down_proj"), last_layers=10), seed=5)
@@ -25,4 +26,5 @@ def test_the_default_model_learns_commands_from_a_few_steps() -> None:
     before = evaluate(model, start, held_out, lambda done, total: None)
     after = evaluate(model, learned, held_out, lambda done, total: None)
     assert after.loss < 0.6 * before.loss
+    assert len(model.frozen) > 0
     assert sum(answer.startswith('{"intent":"') for answer in after.answers) >= 6
