@@ -20,7 +20,17 @@ from coordinator.state import (
 from coordinator.updates import AdapterUpdate
 from schemas.chunks import CorruptChunk, verify
 from schemas.codec import UPDATE_CODECS, CodecError, decode, largest_body
-from schemas.messages import MAX_SENTENCE, InvalidMessage, Receipt, ReceiptStatus, UpdateManifest, split_body, update_id
+from schemas.messages import (
+    MAX_INPUTS,
+    MAX_SENTENCE,
+    InvalidMessage,
+    Receipt,
+    ReceiptStatus,
+    UpdateManifest,
+    split_body,
+    update_id,
+)
+from schemas.products import transplant
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
 
 Step = tuple[FederationState, tuple[Effect, ...]]
@@ -28,6 +38,7 @@ V = TypeVar("V")
 
 REMEMBERED_REFUSALS = 16
 NS_PER_S = 1_000_000_000
+RAISING_RIDGE = 0.01  # where a delta of a lower rank becomes one of the federation's: pull towards the base's factors
 
 
 class Objection(NamedTuple):
@@ -41,9 +52,9 @@ def receive(state: FederationState, event: Received) -> Step:
     """Take in one raw message."""
     address = parse(state.config.federation, event.topic)
     if not isinstance(address, UpdateManifestOf | UpdateChunk):
-        return _drop(state, "unexpected topic", repr(event.topic[:100]))
+        return drop(state, "unexpected topic", repr(event.topic[:100]))
     if address.node not in state.nodes and len(state.nodes) >= state.config.limits.nodes:
-        return _drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
+        return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
     match address:
         case UpdateManifestOf(node, id_):
             return _on_manifest(state, node, id_, event)
@@ -57,7 +68,7 @@ def _on_manifest(state: FederationState, node: str, id_: str, event: Received) -
     text, body = split_body(event.payload)
     if update_id(text) != id_:
         # no receipt: the update that truly has this id may still come, and its node must not forget it
-        return _drop(state, "manifest that is not its id", f"{node} {id_}")
+        return drop(state, "manifest that is not its id", f"{node} {id_}")
     try:
         manifest = UpdateManifest.from_bytes(text)
     except InvalidMessage as error:
@@ -75,7 +86,7 @@ def _take_inline(
     try:
         verify(body, manifest.body)
     except CorruptChunk as error:
-        return _drop(state, "body that is not its manifest's", f"{node} {id_}: {error}")
+        return drop(state, "body that is not its manifest's", f"{node} {id_}: {error}")
     return _accept(state, node, id_, manifest, lambda: body, at_ns)
 
 
@@ -87,7 +98,7 @@ def _collect(state: FederationState, node: str, id_: str, manifest: UpdateManife
         before, assembly=before.assembly.with_manifest(manifest.body), manifest=manifest, touched_at_ns=at_ns
     )
     if problem := _too_much(state, node, id_, after):
-        return _drop(state, problem, f"{node} {id_}")
+        return drop(state, problem, f"{node} {id_}")
     state = with_ledger(state, node, replace(ledger, refused=tuple(other for other in ledger.refused if other != id_)))
     state = _with_partial(state, node, id_, after)
     if after.assembly.is_complete:
@@ -101,7 +112,7 @@ def _on_chunk(state: FederationState, node: str, id_: str, index: int, event: Re
     if id_ in ledger.accepted:
         return state, ()
     if id_ in ledger.refused:
-        return _drop(state, "chunk of a refused update", f"{node} {id_}")
+        return drop(state, "chunk of a refused update", f"{node} {id_}")
     before = ledger.partial.get(id_) or PartialUpdate(event.at_ns, event.at_ns)
     try:
         assembly = before.assembly.with_chunk(index, event.payload)
@@ -109,7 +120,7 @@ def _on_chunk(state: FederationState, node: str, id_: str, index: int, event: Re
         return _on_corrupt_chunk(state, node, id_, index, before, error)
     after = replace(before, assembly=assembly, touched_at_ns=event.at_ns, asked=0)
     if problem := _too_much(state, node, id_, after):
-        return _drop(state, problem, f"{node} {id_}")
+        return drop(state, problem, f"{node} {id_}")
     state = _with_partial(state, node, id_, after)
     if after.manifest is None or not assembly.is_complete:
         return state, ()
@@ -119,7 +130,7 @@ def _on_chunk(state: FederationState, node: str, id_: str, index: int, event: Re
 def _on_corrupt_chunk(
     state: FederationState, node: str, id_: str, index: int, before: PartialUpdate, error: CorruptChunk
 ) -> Step:
-    state, effects = _drop(state, "corrupt chunk", f"{node} {id_}: {error}")
+    state, effects = drop(state, "corrupt chunk", f"{node} {id_}: {error}")
     if index in before.assembly.missing:
         effects = (*effects, receipt(node, id_, "incomplete", missing=(index,)))
     return state, effects
@@ -132,7 +143,7 @@ def ask_again(state: FederationState, at_ns: int) -> Step:
     for node, ledger in state.nodes.items():
         for id_, arriving in ledger.partial.items():
             if at_ns >= arriving.started_at_ns + seconds(limits.partial_ttl_s):
-                state, more = _drop(_forget(state, node, id_), "update never completed", f"{node} {id_}")
+                state, more = drop(_forget(state, node, id_), "update never completed", f"{node} {id_}")
                 effects += more
             elif arriving.manifest and at_ns >= _question_due(arriving, limits):
                 asked = replace(arriving, touched_at_ns=at_ns, asked=arriving.asked + 1)
@@ -173,11 +184,16 @@ def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection |
             f"this federation trains {config.base_model_name} ({config.base_model[:12]}), the update is for "
             f"{manifest.base_model[:12]}: configure the same base model",
         )
-    if manifest.layout != config.layout.digest:
-        return Objection("rejected", f"the adapter's shape {manifest.layout[:12]} is not {config.layout.digest[:12]}")
+    if (layout := config.node_layouts.get(manifest.layout)) is None:
+        ranks = ", ".join(str(known.lora.rank) for known in config.node_layouts.values())
+        return Objection(
+            "rejected",
+            f"the adapter's shape {manifest.layout[:12]} is none of this federation's, which takes rank {ranks} of "
+            f"{config.layout.digest[:12]}",
+        )
     if codec not in UPDATE_CODECS:
         return Objection("rejected", f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}")
-    if size > (largest := largest_body(config.layout, codec)):
+    if size > (largest := largest_body(layout, codec)):
         return Objection("rejected", f"a body of {size} bytes; this layout needs {largest} at most")
     if size > (largest := min(config.limits.partial_bytes_per_node, config.limits.partial_bytes)):
         return Objection("rejected", f"a body of {size} bytes; the coordinator's limit for a node is {largest}")
@@ -197,9 +213,17 @@ def _untimely(state: FederationState, node: str, manifest: UpdateManifest) -> Ob
         return Objection("stale", f"trained from version {base}, {tau} versions ago; at most {most}")
     if manifest.base_digest != state.digests[base]:
         return Objection("rejected", f"version {base} is another adapter here: fetch the head again")
-    if strategy.one_update_per_version and any(update.node == node for update in state.buffer.updates):
+    if strategy.one_update_per_version and any(update.node == node for update in _waiting(state)):
         return Objection("stale", f"version {head.version + 1} has an update of this node already: wait for it")
+    if len(state.buffer.updates) >= MAX_INPUTS:
+        return Objection("stale", f"{MAX_INPUTS} updates wait for the base model on the coordinator: try again later")
     return None
+
+
+def _waiting(state: FederationState) -> tuple[AdapterUpdate, ...]:
+    """Every accepted update that is in no version yet."""
+    in_the_making = state.pending.flush.buffer.updates if state.pending else ()
+    return (*in_the_making, *state.buffer.updates)
 
 
 def _accept(
@@ -209,12 +233,15 @@ def _accept(
     if objection := _objection(state, node, manifest):
         return refuse(state, node, id_, objection, manifest)
     try:
-        delta = decode(read(), state.config.layout, manifest.body.codec)
+        delta = decode(read(), state.config.node_layouts[manifest.layout], manifest.body.codec)
     except (CorruptChunk, CodecError) as error:
         return refuse(state, node, id_, Objection("rejected", str(error)), manifest)
     if (norm := delta.norm) > (most := state.config.limits.delta_norm):
         objection = Objection("rejected", f"the delta's norm is {norm:.3g}; at most {most:g}: train with smaller steps")
         return refuse(state, node, id_, objection, manifest)
+    if delta.layout != state.config.layout:  # from here on all deltas are alike
+        base = state.bases[manifest.base_version]
+        delta = transplant(base, base, delta, RAISING_RIDGE)
     update = AdapterUpdate(
         node=node,
         update_id=id_,
@@ -253,7 +280,8 @@ def _ledger(state: FederationState, node: str) -> NodeLedger:
     return state.nodes.get(node) or NodeLedger()
 
 
-def _drop(state: FederationState, reason: str, detail: str) -> Step:
+def drop(state: FederationState, reason: str, detail: str) -> Step:
+    """Take no notice of a message but to count it."""
     return _counted(state, reason), (Drop(reason, detail),)
 
 

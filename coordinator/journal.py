@@ -1,8 +1,9 @@
 """The journal: everything that ever went into the core, raw and in order, and beside it what came of it, for reading.
 
 The recording file holds one row for each event: messages as they arrived, and under topics that no client can publish
-to, the terms of the federation, its first adapter, ticks and starts. The core's state is a fold over these rows. The
-tables `versions` and `updates` are written in the same transaction and only ever read by people, tools and tests.
+to, the terms of the federation, its first adapter, the base model's answers, ticks and starts. The core's state is a
+fold over these rows. The tables `versions` and `updates` are written in the same transaction and only ever read by
+people, tools and tests.
 """
 
 import sqlite3
@@ -13,6 +14,7 @@ from pathlib import Path
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
 from coordinator.state import (
+    Answered,
     Configured,
     Effect,
     Event,
@@ -28,6 +30,7 @@ from schemas.adapter import Adapter, InvalidAdapter
 from schemas.messages import GlobalManifest, InvalidMessage
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
+ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
@@ -100,11 +103,13 @@ def record(connection: sqlite3.Connection, row: Row, effects: tuple[Effect, ...]
     _record_effects(connection, append(connection, row), row.received_at_ns, effects)
 
 
-def row_of_event(event: Ticked | Started | Configured) -> Row:
+def row_of_event(event: Ticked | Answered | Started | Configured) -> Row:
     """The row of an event that is not a message."""
     match event:
         case Ticked():
             return Row(event.at_ns, TICK, b"")
+        case Answered(at_ns, (version, index), payload):
+            return Row(at_ns, f"{ANSWER}{version}/{index}", payload)
         case Started():
             return Row(event.at_ns, START, b"")
         case Configured():
@@ -159,6 +164,9 @@ def _event(row: Row) -> Event:
             return Ticked(row.received_at_ns)
         case topic if topic == START:
             return Started(row.received_at_ns)
+        case topic if topic.startswith(ANSWER):
+            version, index = topic.removeprefix(ANSWER).split("/")
+            return Answered(row.received_at_ns, (int(version), int(index)), row.payload)
         case topic if topic == CONFIG:
             return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
         case _:

@@ -12,8 +12,8 @@ from typing import Protocol
 from broker.events import Publication, Published
 from coordinator.registry import Registry
 from schemas import chunks
-from schemas.messages import GlobalManifest, GlobalPointer
-from schemas.topics import Address, GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease, route
+from schemas.messages import GlobalManifest, GlobalPointer, Variant
+from schemas.topics import Address, GlobalAverageChunk, GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease, route
 
 WINDOW = 32  # publications handed over and not yet acknowledged: bounds memory at 4 MB, whatever a body's size
 
@@ -68,23 +68,36 @@ class PhasedPublisher:
 def bodies(federation: str, registry: Registry, manifests: Iterable[GlobalManifest]) -> Iterator[Publication]:
     """Chunks, then the manifest, of each version; a body is read from disk when its turn comes."""
     for manifest in manifests:
-        body = registry.body(manifest.version)
-        for index, chunk in enumerate(chunks.split(body)):
+        for index, chunk in enumerate(chunks.split(registry.body(manifest.version))):
             yield publication(federation, GlobalChunk(manifest.version, index), chunk)
+        if manifest.average is not None:
+            for index, chunk in enumerate(chunks.split(registry.body(manifest.version, "average"))):
+                yield publication(federation, GlobalAverageChunk(manifest.version, index), chunk)
         yield publication(federation, GlobalManifestOf(manifest.version), manifest.to_bytes())
 
 
-def pointers(federation: str, manifest: GlobalManifest, epoch: int) -> tuple[Publication, Publication]:
-    """Head and release, both at this version: there is no release stage yet that could hold one back."""
-    pointer = GlobalPointer(
+def pointers(
+    federation: str, head: GlobalManifest, served: GlobalManifest, epoch: int
+) -> tuple[Publication, Publication]:
+    """The head pointer to one version, and the release pointer to what `head` says is served, of version `served`."""
+    release = _pointer(served, head.release.variant, epoch)
+    return (
+        publication(federation, GlobalHead(), _pointer(head, "head", epoch).to_bytes()),
+        publication(federation, GlobalRelease(), release.to_bytes()),
+    )
+
+
+def _pointer(manifest: GlobalManifest, variant: Variant, epoch: int) -> GlobalPointer:
+    body = manifest.average if variant == "average" and manifest.average else manifest.body
+    return GlobalPointer(
         epoch=epoch,
         version=manifest.version,
-        digest=manifest.digest,
+        digest=body.sha256,
         parent=manifest.parent,
-        size=manifest.body.size,
-        chunks=len(manifest.body.chunks),
-    ).to_bytes()
-    return publication(federation, GlobalHead(), pointer), publication(federation, GlobalRelease(), pointer)
+        size=body.size,
+        chunks=len(body.chunks),
+        variant=variant,
+    )
 
 
 def deletions(federation: str, manifests: Iterable[GlobalManifest]) -> Iterator[Publication]:
@@ -92,7 +105,14 @@ def deletions(federation: str, manifests: Iterable[GlobalManifest]) -> Iterator[
     for manifest in manifests:
         for index in range(len(manifest.body.chunks)):
             yield publication(federation, GlobalChunk(manifest.version, index), b"")
+        for index in range(len(manifest.average.chunks) if manifest.average else 0):
+            yield publication(federation, GlobalAverageChunk(manifest.version, index), b"")
         yield publication(federation, GlobalManifestOf(manifest.version), b"")
+
+
+def kept_versions(manifest: GlobalManifest, keep: int) -> set[int]:
+    """The versions whose bodies are on the broker while this one is the head: the newest and the served one."""
+    return {*range(max(0, manifest.version - keep + 1), manifest.version + 1), manifest.release.version}
 
 
 def publication(federation: str, address: Address, payload: bytes) -> Publication:

@@ -4,9 +4,10 @@ import sqlite3
 
 from broker.recording import path_of, transaction
 from coordinator.core import step
+from coordinator.intake import Step
 from coordinator.journal import fold, record, record_founding, row_of_event
 from coordinator.registry import Registry
-from coordinator.state import Configured, Effect, FederationConfig, FederationState, PublishVersion, Started
+from coordinator.state import AskModel, Configured, Effect, FederationConfig, FederationState, PublishVersion, Started
 from schemas.adapter import Adapter
 
 
@@ -16,8 +17,8 @@ class FederationDiffers(RuntimeError):
 
 def restore(
     journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
-) -> FederationState:
-    """The state after everything recorded, under the terms of `config`, in a new epoch.
+) -> Step:
+    """The state after everything recorded, under the terms of `config`, in a new epoch, and what is to be done now.
 
     An empty journal founds the federation with `adapter` as version 0. A version that a crash kept out of the registry
     is put there. Raises FederationDiffers when the journal is that of another federation.
@@ -30,12 +31,17 @@ def restore(
         assert state is not None
     _check_same_federation(state.config, config)
     events: list[Configured | Started] = [] if state.config == config else [Configured(at_ns, config)]
+    effects: tuple[Effect, ...] = ()
     for event in (*events, Started(at_ns)):
-        state, effects = step(state, event)
+        state, more = step(state, event)
         with transaction(journal):
-            record(journal, row_of_event(event), effects)
-        _keep_versions(registry, effects)
-    return state
+            record(journal, row_of_event(event), more)
+        _keep_versions(registry, more)
+        effects = (*effects, *more)
+    # versions are in the registry, and all that is retained is published when the broker is there; a receipt that is
+    # missed here is given again when its update comes again
+    asked = [effect for effect in effects if isinstance(effect, AskModel)]
+    return state, tuple(asked[-1:] if state.pending is not None else ())
 
 
 def _folded(journal: sqlite3.Connection, registry: Registry) -> FederationState | None:
@@ -49,7 +55,7 @@ def _folded(journal: sqlite3.Connection, registry: Registry) -> FederationState 
 def _keep_versions(registry: Registry, effects: tuple[Effect, ...]) -> None:
     for effect in effects:
         if isinstance(effect, PublishVersion) and not registry.has(effect.manifest):
-            registry.add(effect.manifest, effect.adapter)
+            registry.add(effect.manifest, effect.adapter, effect.average)
 
 
 def _check_same_federation(recorded: FederationConfig, wanted: FederationConfig) -> None:

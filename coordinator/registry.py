@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from schemas.adapter import Adapter, Layout
-from schemas.messages import GlobalManifest, InvalidMessage
+from schemas.messages import GlobalManifest, InvalidMessage, Variant
 
 
 class RegistryError(RuntimeError):
@@ -24,9 +24,11 @@ class Registry:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, manifest: GlobalManifest, adapter: Adapter) -> None:
+    def add(self, manifest: GlobalManifest, adapter: Adapter, average: Adapter | None = None) -> None:
         """Keep one version. Adding it again is harmless; on return it survives a power cut."""
-        _write(self.folder / "objects" / f"{manifest.digest}.safetensors", adapter.to_safetensors())
+        for kept in (adapter, average):
+            if kept is not None:
+                _write(self.folder / "objects" / f"{kept.digest}.safetensors", kept.to_safetensors())
         _write(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
 
     def has(self, manifest: GlobalManifest) -> bool:
@@ -48,9 +50,19 @@ class Registry:
         except InvalidMessage as error:
             raise RegistryError(f"the manifest of version {version} in {self.folder} is damaged: {error}") from None
 
-    def body(self, version: int) -> bytes:
-        """The safetensors bytes of one version, verified against its manifest."""
-        digest = self.manifest(version).digest
+    def body(self, version: int, variant: Variant = "head") -> bytes:
+        """The safetensors bytes of a version's head or average, verified against its manifest."""
+        manifest = self.manifest(version)
+        body = manifest.body if variant == "head" else manifest.average
+        if body is None:
+            raise RegistryError(f"version {version} in {self.folder} has no average: its head is served")
+        return self._object(body.sha256, version)
+
+    def adapter(self, version: int, layout: Layout, variant: Variant = "head") -> Adapter:
+        """The head or the average of one version."""
+        return Adapter.from_safetensors(layout, self.body(version, variant))
+
+    def _object(self, digest: str, version: int) -> bytes:
         try:
             body = (self.folder / "objects" / f"{digest}.safetensors").read_bytes()
         except FileNotFoundError:
@@ -58,10 +70,6 @@ class Registry:
         if hashlib.sha256(body).hexdigest() != digest:
             raise RegistryError(f"the adapter {digest[:12]} of version {version} in {self.folder} is damaged")
         return body
-
-    def adapter(self, version: int, layout: Layout) -> Adapter:
-        """The adapter of one version."""
-        return Adapter.from_safetensors(layout, self.body(version))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,22 +16,37 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from base_model.examples import InvalidExamples
 from base_model.layout import initial_adapter, layout_of
-from base_model.reference import resolve
+from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
 from broker.client import Client
-from broker.events import Connected, Disconnected, Message, NetworkThreadDied, PayloadTooLarge, Published, Subscribed
+from broker.events import (
+    Connected,
+    Disconnected,
+    Message,
+    NetworkThreadDied,
+    PayloadTooLarge,
+    Publication,
+    Published,
+    Subscribed,
+)
 from broker.recording import RecordingError, row_of, transaction
 from broker.settings import BrokerSettings
 from coordinator import publisher
+from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
 from coordinator.journal import open_journal, record, row_of_event
-from coordinator.publisher import PhasedPublisher, PublishRefused
+from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
+from coordinator.publisher import PhasedPublisher, PublishRefused, kept_versions
 from coordinator.recovery import FederationDiffers, restore
 from coordinator.registry import Registry, RegistryError
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.state import (
+    Answered,
+    AskModel,
+    CalibrationTerms,
     Drop,
     Effect,
     FederationConfig,
@@ -51,9 +66,12 @@ log = logging.getLogger("coordinator")
 BATCH = 64  # messages committed together; a commit waits for the disk
 SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
+ANSWER_S = 0.02  # the same while the base model is asked
 EXPECTED = (
     BaseModelError,
     FederationDiffers,
+    InvalidExamples,
+    ModelProcessDied,
     NetworkThreadDied,
     PayloadTooLarge,
     PublishRefused,
@@ -69,11 +87,14 @@ def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, 
     try:
         with _alone_in(settings.data_dir), closing(open_journal(settings.data_dir / "journal.db")) as journal:
             log.info("finding base model %s", base_model.name)
-            config, adapter = terms(federation, base_model, settings)
+            resolved = resolve(base_model.name, base_model.cache)
+            calibration = _calibration_set(settings.calibration)
+            config, adapter = terms(federation, base_model.name, resolved, settings, calibration)
             registry = Registry(settings.data_dir / "adapters")
-            state = restore(journal, registry, config, adapter, time.time_ns())
-            with _stop_signals() as stopping:
-                Service(state, broker, settings, journal, registry).run_until(stopping)
+            state, questions = restore(journal, registry, config, adapter, time.time_ns())
+            with _stop_signals() as stopping, _model(resolved, calibration, config, settings) as model:
+                service = Service(state, broker, settings, journal, registry, model)
+                service.run_until(stopping, questions)
     except KeyboardInterrupt:
         return 0
     except EXPECTED as error:
@@ -83,21 +104,60 @@ def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, 
 
 
 def terms(
-    federation: str, base_model: BaseModelSettings, settings: CoordinatorSettings
+    federation: str,
+    base_model_name: str,
+    resolved: ResolvedModel,
+    settings: CoordinatorSettings,
+    calibration: CalibrationSet | None,
 ) -> tuple[FederationConfig, Adapter]:
     """The federation's terms and its first adapter, from the base model's files and the settings."""
-    resolved = resolve(base_model.name, base_model.cache)
     layout = layout_of(resolved, settings.lora)
     config = FederationConfig(
         federation=federation,
         base_model=resolved.digest,
-        base_model_name=base_model.name,
+        base_model_name=base_model_name,
         layout=layout,
         strategy=settings.strategy,
         limits=settings.limits,
         final_version=settings.final_version,
+        node_ranks=settings.node_ranks,
+        calibration=_calibration_terms(calibration, settings),
     )
     return config, initial_adapter(layout, settings.seed)
+
+
+def _calibration_set(settings: CalibrationSettings | None) -> CalibrationSet | None:
+    if settings is None:
+        return None
+    return CalibrationSet.load(settings.data, settings.anchor_examples, settings.gate_examples)
+
+
+def _calibration_terms(calibration: CalibrationSet | None, settings: CoordinatorSettings) -> CalibrationTerms | None:
+    if calibration is None or settings.calibration is None:
+        return None
+    # the anchor moves what nodes move
+    factors = {"trained_factors": settings.strategy.trained_factors}
+    training = settings.calibration.training.model_copy(update=factors)
+    return CalibrationTerms(digest=calibration.digest, folds=calibration.folds, training=training)
+
+
+@contextmanager
+def _model(
+    resolved: ResolvedModel,
+    calibration: CalibrationSet | None,
+    config: FederationConfig,
+    settings: CoordinatorSettings,
+) -> Iterator[ModelProcess | None]:
+    """The process that answers questions to the base model; none where there is no calibration set."""
+    if calibration is None or config.calibration is None or settings.calibration is None:
+        yield None
+        return
+    to_the_terms = settings.calibration.model_copy(update={"training": config.calibration.training})
+    model = ModelProcess(ModelJob(resolved, calibration, to_the_terms))
+    try:
+        yield model
+    finally:
+        model.stop()
 
 
 class Service:
@@ -110,12 +170,14 @@ class Service:
         settings: CoordinatorSettings,
         journal: sqlite3.Connection,
         registry: Registry,
+        model: ModelProcess | None,
     ) -> None:
         self.state = state
         self.federation = state.config.federation
         self.keep = settings.keep_versions
         self.journal = journal
         self.registry = registry
+        self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
@@ -123,8 +185,9 @@ class Service:
         self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
         self.publisher = PhasedPublisher(self.client)
 
-    def run_until(self, stopping: "StopFlag") -> None:
-        """Serve until asked to stop; the farewell marks this coordinator as away."""
+    def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
+        """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
+        self._carry_out(questions)
         with self.client:
             try:
                 while not stopping.is_set:
@@ -142,9 +205,10 @@ class Service:
             event = self.client.next_event(0) if len(batch) < BATCH else None
         if batch:
             self._take(batch)
+        self._listen_to_model()
         deadline = next_deadline(self.state)
         if deadline is not None and time.time_ns() >= deadline:
-            self._tick()
+            self._happen(Ticked(time.time_ns()))
         match event:
             case Connected(max_packet_size=limit) if limit is not None and limit < SMALLEST_PACKET_LIMIT:
                 raise PublishRefused(
@@ -175,8 +239,13 @@ class Service:
         for message in messages:
             self.client.ack(message)
 
-    def _tick(self) -> None:
-        event = Ticked(time.time_ns())
+    def _listen_to_model(self) -> None:
+        """Take in the base model's answer, if there is one."""
+        if self.model is not None and (answer := self.model.answer()) is not None:
+            self._happen(Answered(time.time_ns(), *answer))
+
+    def _happen(self, event: Ticked | Answered) -> None:
+        """Journal and decide on something that is not a message, then act."""
         state, effects = step(self.state, event)
         with transaction(self.journal):
             record(self.journal, row_of_event(event), effects)
@@ -190,9 +259,12 @@ class Service:
                     self._send(ReceiptFor(node), receipt.to_bytes())
                     level = logging.WARNING if receipt.reason else logging.DEBUG
                     log.log(level, "%s %s of %s: %s", receipt.status, receipt.update_id[:8], node, receipt.reason)
-                case PublishVersion(manifest, adapter):
-                    self.registry.add(manifest, adapter)
+                case PublishVersion(manifest, adapter, average):
+                    self.registry.add(manifest, adapter, average)
                     self._publish_version(manifest)
+                case AskModel(question_id, question):
+                    assert self.model is not None  # strategies ask only where the terms have a calibration set
+                    self.model.ask(question_id, question)
                 case Drop(reason, detail):
                     self._log_drop(reason, detail)
 
@@ -205,28 +277,34 @@ class Service:
 
     def _publish_version(self, manifest: GlobalManifest) -> None:
         log.info("version %d (%s) from %d updates", manifest.version, manifest.digest[:12], len(manifest.inputs))
-        federation, keep = self.federation, self.keep
-        dropped = [self.registry.manifest(manifest.version - keep)] if manifest.version >= keep else []
+        before = kept_versions(self.registry.manifest(manifest.version - 1), self.keep) if manifest.version else set()
+        gone = sorted(before - kept_versions(manifest, self.keep))
         self.publisher.add(
-            publisher.bodies(federation, self.registry, [manifest]),
-            publisher.pointers(federation, manifest, self.state.epoch),
-            publisher.deletions(federation, dropped),
+            publisher.bodies(self.federation, self.registry, [manifest]),
+            self._pointers(manifest),
+            publisher.deletions(self.federation, map(self.registry.manifest, gone)),
         )
         if manifest.version == self.state.config.final_version:
             log.info("version %d is the last one", manifest.version)
             self._announce(online=True)
 
+    def _pointers(self, head: GlobalManifest) -> tuple[Publication, Publication]:
+        served = self.registry.manifest(head.release.version)
+        return publisher.pointers(self.federation, head, served, self.state.epoch)
+
     def _reassert(self) -> None:
         """Publish everything that is retained again: the broker may have lost any of it."""
-        federation, head, keep = self.federation, self.state.head.version, self.keep
-        kept = [self.registry.manifest(version) for version in range(max(0, head - keep + 1), head + 1)]
+        newest = self.state.head.version
+        head = self.registry.manifest(newest)
+        kept = kept_versions(head, self.keep)
         # a crash may have cut deletions short: repeat those of the last few versions
-        dropped = [self.registry.manifest(v) for v in range(max(0, head - 3 * keep), max(0, head - keep + 1))]
+        recent = [self.registry.manifest(version) for version in range(max(0, newest - 3 * self.keep), newest)]
+        gone = set().union(*(kept_versions(manifest, 1) for manifest in recent)) - kept
         self._announce(online=True)
         self.publisher.start_over(
-            publisher.bodies(federation, self.registry, kept),
-            publisher.pointers(federation, kept[-1], self.state.epoch),
-            publisher.deletions(federation, dropped),
+            publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept))),
+            self._pointers(head),
+            publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
         )
 
     def _announce(self, *, online: bool) -> None:
@@ -244,6 +322,7 @@ class Service:
             layout=config.layout.digest,
             strategy=config.strategy.name,
             one_update_per_version=config.strategy.one_update_per_version,
+            trained_factors=config.strategy.trained_factors,
             codecs=UPDATE_CODECS,
             finished=self.state.finished,
         ).to_bytes()
@@ -252,8 +331,9 @@ class Service:
         self.client.publish(publisher.publication(self.federation, address, payload))
 
     def _patience_s(self) -> float:
+        longest = WAKE_S if self.state.pending is None else ANSWER_S
         deadline = next_deadline(self.state)
-        return WAKE_S if deadline is None else min(WAKE_S, max(0.0, (deadline - time.time_ns()) / 1e9))
+        return longest if deadline is None else min(longest, max(0.0, (deadline - time.time_ns()) / 1e9))
 
 
 class StopFlag:

@@ -1,12 +1,28 @@
 """What an operator can set on a coordinator."""
 
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from base_model.settings import TrainingConfig
 from coordinator.state import Limits
-from coordinator.strategies import FedBuff, Strategy
+from coordinator.strategies import AlignFed, Strategy
 from schemas.adapter import LoraConfig
+
+
+class CalibrationSettings(BaseModel):
+    """The `[coordinator.calibration]` section: the coordinator's own examples, and the base model's work on them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: Path = Field(description="labelled examples of no node, JSON lines of prompt and completion")
+    anchor_examples: int = Field(default=32, ge=0, le=100_000, description="of them, to train the anchor on")
+    gate_examples: int = Field(default=64, ge=0, le=100_000, description="of them, to decide what nodes serve")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="the anchor's steps; as the nodes train")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
+    memory_mb: int = Field(default=512, ge=16, description="for one batch of examples; larger sets take several")
+    threads: int = Field(default=1, ge=1, le=1024, description="processor threads of the base model")
 
 
 class CoordinatorSettings(BaseModel):
@@ -16,8 +32,21 @@ class CoordinatorSettings(BaseModel):
 
     data_dir: Path = Field(default=Path("alignfed-data/coordinator"), description="journal and adapters live here")
     lora: LoraConfig = Field(default=LoraConfig(), description="shape of the adapter; fixed once the federation began")
-    strategy: Strategy = Field(default=FedBuff(), description="when to aggregate and how")
+    strategy: Strategy = Field(default=AlignFed(), description="when to aggregate and how")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the first adapter's random factors")
+    node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(), max_length=16, description="other ranks that nodes may train, to suit their hardware"
+    )
     final_version: int | None = Field(default=None, ge=1, description="stop after this version; never when unset")
     keep_versions: int = Field(default=3, ge=1, le=1000, description="newest versions whose bodies stay on the broker")
+    calibration: CalibrationSettings | None = Field(
+        default=None, description="without it there is no anchor and no gate"
+    )
     limits: Limits = Field(default=Limits(), description="bounds on what strangers can make the coordinator hold")
+
+    @model_validator(mode="after")
+    def _has_what_the_strategy_needs(self) -> Self:
+        anchor_examples = self.calibration.anchor_examples if self.calibration else 0
+        if self.strategy.name == "calibration_only" and not anchor_examples:
+            raise ValueError("strategy calibration_only needs [coordinator.calibration] with anchor_examples above 0")
+        return self

@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from base_model.settings import TrainingConfig
+from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
-from coordinator.updates import Buffer, GlobalAdapter
+from coordinator.updates import Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import Assembly
 from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, Sha256, UpdateManifest
 from schemas.topics import Name
+
+QuestionId = tuple[int, int]
 
 _MIB = 1 << 20
 _CHUNK_OVERHEAD = 200  # bytes that a chunk, or its hash in a manifest, takes beside its content
@@ -33,6 +38,16 @@ class Limits(BaseModel):
     delta_norm: float = Field(default=10_000, gt=0, description="an update with a larger Euclidean norm is refused")
 
 
+class CalibrationTerms(BaseModel):
+    """The calibration set by its digest and the examples of each fold, and how the anchor is trained on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    digest: Sha256
+    folds: Mapping[Fold, Annotated[int, Field(ge=0)]]
+    training: TrainingConfig
+
+
 class FederationConfig(BaseModel):
     """The terms of a federation. It is the first row of the journal, so a replay needs nothing else."""
 
@@ -45,6 +60,19 @@ class FederationConfig(BaseModel):
     strategy: Strategy
     limits: Limits = Limits()
     final_version: int | None = None
+    calibration: CalibrationTerms | None = None
+    node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
+
+    @cached_property
+    def node_layouts(self) -> Mapping[str, Layout]:
+        """The layouts that deltas may have, by digest: the federation's own, and those of the other ranks."""
+        layouts = (self.layout, *map(self.layout.with_rank, self.node_ranks))
+        return {layout.digest: layout for layout in layouts}
+
+    @property
+    def keeps_base_adapters(self) -> bool:
+        """Whether the adapters of base versions are needed: by the strategy, or to raise deltas to the full rank."""
+        return self.strategy.needs_base_adapters or len(self.node_layouts) > 1
 
 
 @dataclass(frozen=True)
@@ -93,15 +121,32 @@ class NodeLedger:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A version in the making: what it is made of, and what the base model has answered so far."""
+
+    flush: Flush
+    answers: tuple[Answer, ...] = ()
+    question: Question[Any] | None = None  # that waits for its answer
+
+    @property
+    def question_id(self) -> QuestionId:
+        """Names the question that waits for its answer: which version's, and which one of it."""
+        return self.flush.head.version + 1, len(self.answers)
+
+
+@dataclass(frozen=True)
 class FederationState:
     """Everything that decisions depend on. A fold over the journal yields it again, bit for bit."""
 
     config: FederationConfig
     epoch: int
     head: GlobalAdapter
+    served: Served
     digests: Mapping[int, str]  # of every version that an update may still start from
     bases: Mapping[int, Adapter]  # their adapters, if the strategy needs them
+    memory: Mapping[str, Adapter] = field(default_factory=dict)  # what the strategy keeps from flush to flush
     buffer: Buffer = field(default_factory=Buffer)
+    pending: Pending | None = None
     nodes: Mapping[str, NodeLedger] = field(default_factory=dict)
     partial_bytes: int = 0  # of all nodes
     dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
@@ -130,6 +175,15 @@ class Ticked:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The base model's answer to one question, raw."""
+
+    at_ns: int
+    question_id: QuestionId
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class Started:
     """A coordinator process took over; what it publishes carries a higher epoch."""
 
@@ -138,13 +192,13 @@ class Started:
 
 @dataclass(frozen=True)
 class Configured:
-    """The operator changed the strategy, the limits or the final version."""
+    """The operator changed the strategy, the limits, the calibration set or the final version."""
 
     at_ns: int
     config: FederationConfig
 
 
-Event = Received | Ticked | Started | Configured
+Event = Received | Ticked | Answered | Started | Configured
 
 
 @dataclass(frozen=True)
@@ -158,10 +212,19 @@ class SendReceipt:
 
 @dataclass(frozen=True)
 class PublishVersion:
-    """Keep and publish a new global version."""
+    """Keep and publish a new global version; `average` is there when it is what nodes serve."""
 
     manifest: GlobalManifest
     adapter: Adapter
+    average: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class AskModel:
+    """Let the base model answer; the answer comes back as `Answered` under the same id."""
+
+    question_id: QuestionId
+    question: Question[Any]
 
 
 @dataclass(frozen=True)
@@ -172,4 +235,4 @@ class Drop:
     detail: str
 
 
-Effect = SendReceipt | PublishVersion | Drop
+Effect = SendReceipt | PublishVersion | AskModel | Drop

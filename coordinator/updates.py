@@ -1,12 +1,17 @@
 """The values that strategies work on: a node's update, a group of one base version, the global adapter."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Self
+from typing import Literal, Self
 
+from coordinator.equations import staleness
+from coordinator.questions import Fold
 from schemas.adapter import Adapter
+from schemas.messages import AnchorReport, GroupReport, Variant
+
+Choice = Literal["head", "average", "before"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,13 @@ class Buffer:
 
     groups: tuple[VersionGroup, ...] = ()
 
+    @classmethod
+    def of(cls, *updates: AdapterUpdate) -> Self:
+        """A buffer of these updates."""
+        canonical = sorted(updates, key=attrgetter("base_version", "node", "sequence", "update_id"))
+        groups = groupby(canonical, key=attrgetter("base_version"))
+        return cls(tuple(VersionGroup(base, tuple(group)) for base, group in groups))
+
     @property
     def updates(self) -> tuple[AdapterUpdate, ...]:
         """Every update in canonical order."""
@@ -64,17 +76,55 @@ class Buffer:
 
     def with_update(self, update: AdapterUpdate) -> Self:
         """The buffer with one more update in its place."""
-        return replace(self, groups=_grouped((*self.updates, update)))
+        return self.of(*self.updates, update)
 
 
-def _grouped(updates: Iterable[AdapterUpdate]) -> tuple[VersionGroup, ...]:
-    canonical = sorted(updates, key=attrgetter("base_version", "node", "sequence", "update_id"))
-    return tuple(VersionGroup(base, tuple(group)) for base, group in groupby(canonical, key=attrgetter("base_version")))
+@dataclass(frozen=True)
+class Served:
+    """The adapter that nodes serve: which version's, and whether it is its head or the running average of then."""
+
+    version: int
+    variant: Variant
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Flush:
+    """All that the next version may be made of."""
+
+    head: GlobalAdapter
+    served: Served
+    buffer: Buffer
+    bases: Mapping[int, Adapter] = field(default_factory=dict)  # by base version, if the strategy needs them
+    participation: Mapping[str, int] = field(
+        default_factory=dict
+    )  # accepted updates of every known node, these included
+    memory: Mapping[str, Adapter] = field(default_factory=dict)  # what the strategy kept at the flush before
+    folds: Mapping[Fold, int] = field(default_factory=dict)  # examples in each fold of the calibration set
+
+    def staleness(self, update: AdapterUpdate) -> int:
+        """Versions that passed since the one this update started from."""
+        return staleness(self.head.version, update.base_version)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Which adapter to serve from now on, and the gate losses that say so; a loss is none where none was measured."""
+
+    choice: Choice = "head"
+    head: float | None = None
+    average: float | None = None
+    before: float | None = None
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a strategy made of a buffer: the next adapter and each update's weight, in the buffer's canonical order."""
+    """What a strategy made: the next head, each update's weight in canonical order, what to serve, and why."""
 
     adapter: Adapter
     weights: tuple[float, ...]
+    release: Release = Release()
+    average: Adapter | None = None  # must be there when it is released
+    memory: Mapping[str, Adapter] = field(default_factory=dict)
+    groups: tuple[GroupReport, ...] = ()
+    anchor: AnchorReport | None = None

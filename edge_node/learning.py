@@ -22,10 +22,11 @@ from edge_node.state import (
     Update,
     Warn,
 )
-from schemas.adapter import Adapter
+from schemas.adapter import Adapter, Layout
 from schemas.chunks import describe
 from schemas.codec import encode
 from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, UpdateManifest, update_id
+from schemas.products import truncate
 
 REST_S = 30.0  # after a training that came to nothing; doubles each time
 HEADROOM = 1024  # bytes of a packet that are not body: topic, properties and an inline body's manifest
@@ -34,12 +35,20 @@ SMALLEST_CHUNK = 16 * 1024
 
 def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Begin a job when there is a version to learn from, room for the update, and nothing better to wait for."""
-    if state.held is None or not _may_train(state) or at < _earliest(state):
+    held, terms = state.held, state.terms
+    if held is None or terms is None or not _may_train(state) or at < _earliest(state):
         return state, ()
     sequence = state.memory.sequence
-    job = TrainingJob(state.held, sequence, _seed(state.identity, state.held, sequence))
+    start = replace(held, adapter=truncate(held.adapter, own_layout(state, held.adapter.layout)))
+    job = TrainingJob(start, sequence, _seed(state.identity, held, sequence), terms.trained_factors)
     memory = replace(state.memory, sequence=sequence + 1)
     return replace(state, memory=memory, training=Training(job)), (Train(job),)
+
+
+def own_layout(state: EdgeState, federation: Layout) -> Layout:
+    """The layout that this node trains: the federation's, or the same at the rank of its own settings."""
+    rank = state.identity.settings.rank
+    return federation if rank is None else federation.with_rank(rank)
 
 
 def next_due(state: EdgeState) -> float | None:

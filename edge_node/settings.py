@@ -27,6 +27,12 @@ class EdgeSettings(BaseModel):
     )
     threads: int = Field(default=1, ge=1, le=1024, description="processor threads that training may use")
     training: TrainingConfig = TrainingConfig()
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="train at this LoRA rank, if the federation takes it; its own when unset",
+    )
     outbox_updates: int = Field(
         default=16, ge=1, le=10_000, description="training pauses while so many updates wait for their receipt"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import Assembly
-from schemas.messages import CoordinatorState, GlobalPointer, NodeMetrics, NodeState
+from schemas.messages import CoordinatorState, Factors, GlobalPointer, NodeMetrics, NodeState
 
 # Values.
 
@@ -44,11 +44,12 @@ class Fetch:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the trainer needs: where to start from, and the seed that decides the order of the examples."""
+    """What the trainer needs: where to start from, the seed that decides the order of the examples, what may learn."""
 
     start: GlobalAdapter
     sequence: int
     seed: int
+    trained_factors: Factors = "both"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def run_job(
 
     if abort.is_set():
         raise Aborted
-    config = settings.training.model_copy(update={"seed": job.seed})
+    config = settings.training.model_copy(update={"seed": job.seed, "trained_factors": job.trained_factors})
     result = train(model, job.start.adapter, examples, config, after_step)
     return TrainingFinished(
         at=time.monotonic(),

@@ -7,7 +7,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 MAX_TENSORS = 20_000
 MAX_PARAMETERS = 250_000_000  # as float32, with all names, that still is a body that can be sent
 
@@ -68,6 +69,16 @@ class Layout(BaseModel):
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: two nodes with equal digests mean the same numbers by the same bytes."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def with_rank(self, rank: int) -> Self:
+        """The layout of the same modules at another rank; alpha moves along, so that alpha / rank stays if it can."""
+        old = self.lora.rank
+        alpha = self.lora.alpha * rank // old if self.lora.alpha * rank % old == 0 else self.lora.alpha
+        lora = self.lora.model_copy(update={"rank": rank, "alpha": alpha})
+        tensors = tuple(
+            (name, (rank, shape[1]) if name.endswith(A_SUFFIX) else (shape[0], rank)) for name, shape in self.tensors
+        )
+        return type(self)(lora=lora, tensors=tensors)
 
     def split(self, values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Views of the flat `values`, shape (size,), as named tensors of this layout's shapes."""
@@ -136,10 +147,23 @@ class Adapter:
         """SHA-256 (hex) of the safetensors bytes: what `sha256sum adapter_model.safetensors` prints."""
         return hashlib.sha256(self.to_safetensors()).hexdigest()
 
+    def only(self, factor: Literal["A", "B"]) -> Self:
+        """This adapter with the other factor of every module zero."""
+        kept = {
+            name: values if name.endswith({"A": A_SUFFIX, "B": B_SUFFIX}[factor]) else np.zeros_like(values)
+            for name, values in self.tensors().items()
+        }
+        return self.from_tensors(self.layout, kept)
+
     @property
     def norm(self) -> float:
         """Euclidean norm of all values, summed in float64."""
         return math.sqrt(float(np.einsum("i,i->", self.values, self.values, dtype=np.float64)))
+
+    def cosine(self, other: Self) -> float:
+        """Cosine of the angle between the two as vectors, in float64; 0 where either is zero."""
+        dot = float(np.einsum("i,i->", self.values, other.values, dtype=np.float64))
+        return dot / lengths if (lengths := self.norm * other.norm) > 0 else 0.0
 
     @property
     def is_finite(self) -> bool:

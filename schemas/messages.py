@@ -27,6 +27,9 @@ TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds si
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
 CodecId = Literal["fp32", "int8", "safetensors"]
+Factors = Literal["both", "A", "B"]
+Variant = Literal["head", "average"]
+Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
 
 
@@ -118,6 +121,7 @@ class GlobalPointer(Message):
     parent: Sha256 | None = Field(description="digest of the version before; none for the first")
     size: int = Field(ge=1, le=MAX_BODY_SIZE, description="bytes of the body")
     chunks: int = Field(ge=0, le=MAX_CHUNKS, description="number of chunks; 0 when the body is inline")
+    variant: Variant = Field(default="head", description="which of the version's adapters: head, or the average")
 
 
 class VersionInput(Message):
@@ -130,8 +134,44 @@ class VersionInput(Message):
     weight: float = Field(description="absolute factor of its delta in the step")
 
 
+class GroupReport(Message):
+    """The updates of one base version that went into a global version together."""
+
+    base_version: Version
+    updates: Count
+    cosine: float | None = Field(default=None, description="mean, of its deltas to their mean; none for one alone")
+    residual_before: float | None = Field(default=None, description="distance to what alignment aims at, before it")
+    residual_after: float | None = Field(default=None, description="the same, after it")
+
+
+class AnchorReport(Message):
+    """The coordinator's own steps on the calibration set's anchor fold."""
+
+    weight: float = Field(description="absolute factor of the anchor's delta in the step")
+    loss_before: Loss | None = Field(description="of the first step; none if it is infinite")
+    loss_after: Loss | None = Field(description="of the last step")
+
+
+class ReleaseReport(Message):
+    """What nodes serve from this version on, and the losses on the gate fold that decided it."""
+
+    version: Version
+    variant: Variant
+    head: Loss | None = Field(default=None, description="loss of the new head; none when nothing was measured")
+    average: Loss | None = Field(default=None, description="loss of the running average")
+    before: Loss | None = Field(default=None, description="loss of what was served before")
+
+
+class ModelSeconds(Message):
+    """Processor time that the base model took on the calibration set, by stage."""
+
+    align: float = 0.0
+    anchor: float = 0.0
+    gate: float = 0.0
+
+
 class GlobalManifest(Message):
-    """A global version: its lineage, its inputs with their weights, and where its bytes are."""
+    """A global version: its lineage, its inputs with their weights, why it is so, and where its bytes are."""
 
     epoch: Count
     version: Version
@@ -140,13 +180,26 @@ class GlobalManifest(Message):
     lora: LoraConfig
     layout: Sha256
     strategy: str = Field(max_length=64)
+    calibration: Sha256 | None = Field(default=None, description="digest of the calibration set; none without one")
     inputs: tuple[VersionInput, ...] = Field(max_length=MAX_INPUTS)
+    groups: tuple[GroupReport, ...] = Field(default=(), max_length=MAX_INPUTS, description="the inputs by base version")
+    anchor: AnchorReport | None = None
+    release: ReleaseReport
+    model_seconds: ModelSeconds = ModelSeconds()
     created_at_ns: TimestampNs
-    body: Body
+    body: Body = Field(description="the head: what nodes train from")
+    average: Body | None = Field(default=None, description="the running average, when it is what nodes serve")
+
+    @model_validator(mode="after")
+    def _fits_one_message(self) -> Self:
+        chunks = len(self.body.chunks) + (len(self.average.chunks) if self.average else 0)
+        if chunks > MAX_CHUNKS:
+            raise ValueError(f"head and average of {chunks} chunks are over {MAX_CHUNKS}")
+        return self
 
     @property
     def digest(self) -> str:
-        """The version's content address: the SHA-256 of its body."""
+        """The head's content address: the SHA-256 of its body."""
         return self.body.sha256
 
 
@@ -162,6 +215,7 @@ class CoordinatorState(Message):
     layout: Sha256
     strategy: str = Field(max_length=64)
     one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
+    trained_factors: Factors = Field(default="both", description="which of a module's two factors nodes train")
     codecs: tuple[CodecId, ...] = Field(description="codecs taken for updates, best first")
     finished: bool = Field(default=False, description="the last version is published: no more training")
 

@@ -79,6 +79,17 @@ class GlobalChunk:
 
 
 @dataclass(frozen=True)
+class GlobalAverageChunk:
+    """One chunk of the running average that a version is served as, where that is not its head."""
+
+    version: int
+    index: int
+    spec: ClassVar = TopicSpec(
+        "global/v/{version}/average/chunk/{index}", "coordinator", "bytes of the body", retain=True
+    )
+
+
+@dataclass(frozen=True)
 class UpdateManifestOf:
     """The manifest of a node's update, with the body behind it when it fits into one packet."""
 
@@ -133,6 +144,7 @@ Address = (
     | GlobalRelease
     | GlobalManifestOf
     | GlobalChunk
+    | GlobalAverageChunk
     | UpdateManifestOf
     | UpdateChunk
     | ReceiptFor
@@ -145,6 +157,7 @@ ADDRESSES: tuple[type[Address], ...] = (
     GlobalRelease,
     GlobalManifestOf,
     GlobalChunk,
+    GlobalAverageChunk,
     UpdateManifestOf,
     UpdateChunk,
     ReceiptFor,

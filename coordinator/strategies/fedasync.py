@@ -1,13 +1,15 @@
 """FedAsync (Xie et al., arXiv 1903.03934): asynchronous, a version for every single update."""
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.equations import freshness, staleness
-from coordinator.updates import Aggregate, Buffer, GlobalAdapter
-from schemas.adapter import Adapter, weighted_sum
+from coordinator.equations import freshness
+from coordinator.questions import Ask
+from coordinator.stages import ReleaseStage
+from coordinator.updates import Aggregate, Buffer, Flush
+from schemas.adapter import weighted_sum
+from schemas.messages import Factors
 
 
 class FedAsync(BaseModel):
@@ -19,21 +21,25 @@ class FedAsync(BaseModel):
     mixing: float = Field(default=0.6, gt=0, le=1, description="share of a fresh node's adapter: alpha")
     staleness_exponent: float = Field(default=0.5, ge=0, le=4, description="share falls as (1 + staleness)^-exponent")
     max_staleness: int = Field(default=20, ge=0, le=1000, description="staler updates are refused; that many are kept")
+    release: ReleaseStage = Field(default=ReleaseStage(), description="what nodes serve")
 
     timeout_s: ClassVar[float | None] = None
     one_update_per_version: ClassVar[bool] = False
     needs_base_adapters: ClassVar[bool] = True
+    trained_factors: ClassVar[Factors] = "both"
+    shared_factors: ClassVar[Factors] = "both"
 
     def is_ready(self, buffer: Buffer) -> bool:
         """Whether any update waits."""
         return bool(buffer.updates)
 
-    def aggregate(self, head: GlobalAdapter, buffer: Buffer, bases: Mapping[int, Adapter]) -> Aggregate:
+    def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
         """(1 - a) * head + a * (base + delta) with a = mixing * freshness(tau), one update after the other."""
-        adapter, weights = head.adapter, []
-        for update in buffer.updates:
-            share = self.mixing * freshness(staleness(head.version, update.base_version), self.staleness_exponent)
-            local = bases[update.base_version] + update.delta
+        adapter, weights = flush.head.adapter, []
+        for update in flush.buffer.updates:
+            share = self.mixing * freshness(flush.staleness(update), self.staleness_exponent)
+            local = flush.bases[update.base_version] + update.delta
             adapter = weighted_sum([adapter, local], [1 - share, share])
             weights.append(share)
-        return Aggregate(adapter, tuple(weights))
+        decision = self.release.decide(flush, adapter, ask)
+        return Aggregate(adapter, tuple(weights), decision.release, decision.average, decision.memory)

@@ -1,13 +1,18 @@
-"""FedAvg (McMahan et al., arXiv 1602.05629): synchronous rounds. It waits for everybody and takes nothing stale."""
+"""FedAvg (McMahan et al., arXiv 1602.05629): synchronous rounds. It takes nothing stale.
 
-from collections.abc import Mapping
+A round waits for `nodes_per_round` nodes. With as many as there are nodes it waits for the slowest; with fewer, the
+stragglers' work of the round is dropped, which is FedAvg with over-selection (Bonawitz et al., arXiv 1902.01046).
+"""
+
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.updates import Aggregate, Buffer, GlobalAdapter
-from schemas.adapter import Adapter, weighted_sum
-from schemas.messages import MAX_INPUTS
+from coordinator.questions import Ask
+from coordinator.stages import AnchorStage, ReleaseStage, conclude
+from coordinator.updates import Aggregate, Buffer, Flush
+from schemas.adapter import weighted_sum
+from schemas.messages import MAX_INPUTS, Factors
 
 
 class FedAvg(BaseModel):
@@ -17,19 +22,25 @@ class FedAvg(BaseModel):
 
     name: Literal["fedavg"] = "fedavg"
     nodes_per_round: int = Field(default=4, ge=1, le=MAX_INPUTS, description="distinct nodes that a round waits for")
+    step: float = Field(default=1.0, gt=0, le=10, description="server step along the mean delta")
     timeout_s: float | None = Field(default=None, gt=0, description="close a round with fewer nodes after this long")
+    anchor: AnchorStage | None = Field(default=None, description="train on the calibration set as well")
+    release: ReleaseStage = Field(default=ReleaseStage(), description="what nodes serve")
 
     one_update_per_version: ClassVar[bool] = True
     needs_base_adapters: ClassVar[bool] = False
+    trained_factors: ClassVar[Factors] = "both"
+    shared_factors: ClassVar[Factors] = "both"
     max_staleness: ClassVar[int] = 0
 
     def is_ready(self, buffer: Buffer) -> bool:
         """Whether enough distinct nodes have answered."""
         return len({update.node for update in buffer.updates}) >= self.nodes_per_round
 
-    def aggregate(self, head: GlobalAdapter, buffer: Buffer, bases: Mapping[int, Adapter]) -> Aggregate:
-        """head + sum_i n_i / n * delta_i, n_i being the examples of update i."""
-        total = sum(update.examples for update in buffer.updates)
-        weights = tuple(update.examples / total for update in buffer.updates)
-        step = weighted_sum([update.delta for update in buffer.updates], weights)
-        return Aggregate(head.adapter + step, weights)
+    def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
+        """head + step * sum_i n_i / n * delta_i, n_i being the examples of update i."""
+        updates = flush.buffer.updates
+        total = sum(update.examples for update in updates)
+        weights = [update.examples / total for update in updates]
+        mean = weighted_sum([update.delta for update in updates], weights)
+        return conclude(flush, mean, weights, ask, step=self.step, anchor=self.anchor, release=self.release)

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
+from typing import get_args
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from coordinator.core import REMEMBERED_VERSIONS, found, next_deadline, step
+from coordinator.aggregation import REMEMBERED_VERSIONS
+from coordinator.core import found, next_deadline, step
 from coordinator.state import (
     Configured,
     Drop,
@@ -23,12 +26,12 @@ from coordinator.state import (
     Started,
     Ticked,
 )
-from coordinator.strategies import FedAsync, FedAvg, FedBuff
-from schemas.adapter import Adapter
+from coordinator.strategies import CalibrationOnly, FedAsync, FedAvg, FedBuff, Strategy
+from schemas.adapter import Adapter, Layout
 
 MakeConfig = Callable[..., FederationConfig]
 MakeMessage = Callable[..., Received]
-MakeAdapter = Callable[[float], Adapter]
+MakeAdapter = Callable[..., Adapter]
 
 SECOND = 1_000_000_000
 
@@ -77,17 +80,70 @@ def test_updates_that_add_up_to_infinity_make_no_version(
     assert not state.buffer.groups
 
 
-def test_what_waits_is_aggregated_under_the_strategy_it_was_sent_under(
+KINDS = [kind for kind in get_args(get_args(Strategy)[0]) if kind is not CalibrationOnly]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_largest_deltas_there_are_make_a_version_that_can_be_sent_or_none(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, kind: type[Strategy]
+) -> None:
+    state, effects = found(config(kind(), limits=Limits(delta_norm=1e39)), adapter(0), 0)
+    told = list(effects)
+    for number in range(8):
+        state, effects = step(state, message("abcd"[number % 4], 3e38, sequence=number))
+        told += effects
+    state, effects = step(state, Ticked(10**15))
+    told += effects
+    assert all(effect.adapter.is_finite for effect in told if isinstance(effect, PublishVersion))
+    assert not state.buffer.groups
+    assert {"aggregated", "rejected"} & set(statuses(told))
+
+
+def test_what_waits_when_the_strategy_changes_waits_under_the_new_one(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     later = config(FedAsync(mixing=0.5))
     state, effects = play(config(FedBuff(buffer_size=2)), adapter(0), [message("a", 4), Configured(1, later)])
-    assert state.head.adapter == adapter(4)
+    assert state.head.adapter == adapter(0.5 * 0 + 0.5 * 4)
     assert versions(effects) == [0, 1]
+    assert statuses(effects) == ["accepted", "aggregated"]
     # from now on only the head is known well enough to mix with
     state, [receipt, *_] = step(state, message("b", 4, base_version=1, base_digest=state.head.digest))
-    assert state.head.adapter == adapter(0.5 * 4 + 0.5 * 8)
+    assert state.head.adapter == adapter(0.5 * 2 + 0.5 * 6)
     assert isinstance(receipt, SendReceipt) and receipt.receipt.status == "accepted"
+
+
+def test_what_waits_for_a_base_that_the_new_strategy_cannot_look_back_to_is_refused_as_stale(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=2))
+    late = message("c", 8)  # from version 0, when the head is at 1
+    state, _ = play(terms, adapter(0), [message("a", 4), message("b", 4), late])
+    state, effects = step(state, Configured(1, config(FedAsync())))
+    [told] = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
+    assert (told.status, told.reason) == ("stale", "it became too old while it waited: train from version 1")
+    assert (state.head.version, state.buffer.groups) == (1, ())
+    assert statuses(list(step(state, late)[1])) == ["stale"]  # not a duplicate: nothing came of it
+
+
+def test_what_waits_and_is_too_old_for_the_new_strategy_is_refused_as_stale(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    late = message("c", 8)  # from version 0, when the head is at 1
+    state, _ = play(config(FedBuff(buffer_size=2)), adapter(0), [message("a", 4), message("b", 4), late])
+    state, effects = step(state, Configured(1, config(FedAvg(nodes_per_round=1))))  # it takes nothing stale
+    assert statuses(list(effects)) == ["stale"]
+    assert (state.head.version, state.buffer.groups) == (1, ())
+
+
+def test_other_limits_change_nothing_of_what_waits(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=2))
+    state, _ = play(terms, adapter(0), [message("a", 4)])
+    after, effects = step(state, Configured(1, terms.model_copy(update={"limits": Limits(nodes=2)})))
+    assert effects == ()
+    assert after.buffer == state.buffer
 
 
 def test_a_federation_cannot_change_its_base_model(config: MakeConfig, adapter: MakeAdapter) -> None:
@@ -166,6 +222,49 @@ def test_a_name_that_never_sent_anything_sound_takes_no_room(
     state, effects = play(terms, adapter(0), [*strays, message("a", 1)])
     assert statuses(effects)[-2:] == ["accepted", "aggregated"]
     assert list(state.nodes) == ["a"]
+
+
+# --- nodes of another rank ---
+
+
+def of_rank_2(layout: Layout, a: tuple[float, float], b: tuple[float, float]) -> Adapter:
+    """A delta of twice the federation's rank, with the same alpha / rank."""
+    return Adapter(layout.with_rank(2), np.array([*a, *b], dtype=np.float32))
+
+
+def test_a_delta_of_another_rank_that_is_taken_becomes_one_of_the_federation_s_own(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, layout: Layout
+) -> None:
+    first = adapter(2, 0)
+    terms = config(FedBuff(buffer_size=1), node_ranks=(2,))
+    # its node started from A = (2, a new row) and B = (0, 0): only the first column of B changes, by 3
+    state, effects = play(terms, first, [message("a", of_rank_2(layout, (0, 0), (3, 0)), 0, first.digest)])
+    assert statuses(effects) == ["accepted", "aggregated"]
+    a, b = state.head.adapter.values
+    assert a * b == pytest.approx(2 * 3, rel=0.02)
+
+
+def test_a_delta_of_a_rank_that_nobody_takes_is_refused_with_those_that_are_taken(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, layout: Layout
+) -> None:
+    delta = of_rank_2(layout, (0, 0), (3, 0))
+    _, effects = play(config(FedBuff(buffer_size=1), node_ranks=(4,)), adapter(0), [message("a", delta)])
+    [told] = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
+    assert told.status == "rejected"
+    assert "takes rank 1, 4 of" in str(told.reason)
+
+
+def test_ranks_that_are_taken_from_now_on_are_taken_from_the_newest_version_on(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, layout: Layout
+) -> None:
+    before, after = config(FedBuff(buffer_size=1)), config(FedBuff(buffer_size=1), node_ranks=(2,))
+    first, delta = adapter(2, 0), of_rank_2(layout, (0, 0), (3, 0))
+    state, _ = play(before, first, [message("b", adapter(0), 0, first.digest), Configured(1, after)])
+    assert state.head.version == 1
+    _, effects = step(state, message("a", delta, 1, state.head.digest))
+    assert statuses(list(effects)) == ["accepted", "aggregated"]
+    _, effects = step(state, message("c", delta, 0, first.digest))
+    assert statuses(list(effects)) == ["stale"]  # what version 0 was is not known any more
 
 
 TOPIC = "alignfed/v1/test/update/{}/{}/{}"

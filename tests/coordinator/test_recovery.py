@@ -9,17 +9,20 @@ import pytest
 
 from broker.recording import RecordingError, Row, transaction
 from coordinator.core import step
-from coordinator.journal import fold, open_journal, read_updates, read_versions, record
+from coordinator.journal import fold, open_journal, read_updates, read_versions, record, row_of_event
+from coordinator.questions import MeasuredLosses, TrainAnchor, TrainedAnchor, answer_to_bytes
 from coordinator.recovery import FederationDiffers, restore
 from coordinator.registry import Registry, RegistryError
 from coordinator.replay import replay
-from coordinator.state import FederationConfig, FederationState, Received
+from coordinator.stages import AnchorStage, ReleaseStage
+from coordinator.state import Answered, AskModel, CalibrationTerms, FederationConfig, FederationState, Received
 from coordinator.strategies import FedBuff
 from schemas.adapter import Adapter
+from schemas.messages import ModelSeconds
 
 MakeConfig = Callable[..., FederationConfig]
 MakeMessage = Callable[..., Received]
-MakeAdapter = Callable[[float], Adapter]
+MakeAdapter = Callable[..., Adapter]
 
 
 @pytest.fixture
@@ -35,14 +38,24 @@ def take(journal: sqlite3.Connection, state: FederationState, message: Received)
     return state
 
 
+def hear(journal: sqlite3.Connection, state: FederationState, event: Answered) -> FederationState:
+    """The same for what the base model says."""
+    state, effects = step(state, event)
+    with transaction(journal):
+        record(journal, row_of_event(event), effects)
+    return state
+
+
 def test_a_restart_goes_on_with_the_buffer_as_it_was(
     tmp_path: Path, registry: Registry, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     terms = config(FedBuff(buffer_size=2))
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        before = take(journal, restore(journal, registry, terms, adapter(0), 1), message("a", 2))
+        before, _ = restore(journal, registry, terms, adapter(0), 1)
+        before = take(journal, before, message("a", 2))
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        after = restore(journal, registry, terms, adapter(0), 2)
+        after, to_do = restore(journal, registry, terms, adapter(0), 2)
+        assert to_do == ()
         assert after.buffer == before.buffer
         assert after.epoch == before.epoch + 1
         after = take(journal, after, message("b", 4))
@@ -55,11 +68,11 @@ def test_a_message_that_did_not_reach_the_journal_never_happened(
 ) -> None:
     terms, lost = config(FedBuff(buffer_size=1)), message("a", 2)
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        state = restore(journal, registry, terms, adapter(0), 1)
+        state, _ = restore(journal, registry, terms, adapter(0), 1)
         with pytest.raises(KeyboardInterrupt), transaction(journal):
             record(journal, Row(lost.at_ns, lost.topic, lost.payload), step(state, lost)[1])
             raise KeyboardInterrupt
-        assert restore(journal, registry, terms, adapter(0), 2).head.version == 0
+        assert restore(journal, registry, terms, adapter(0), 2)[0].head.version == 0
     assert [manifest.version for manifest in read_versions(tmp_path / "journal.db")] == [0]
     assert read_updates(tmp_path / "journal.db") == []
 
@@ -69,7 +82,8 @@ def test_a_version_that_a_crash_kept_out_of_the_registry_is_put_there(
 ) -> None:
     terms = config(FedBuff(buffer_size=1))
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        take(journal, restore(journal, registry, terms, adapter(0), 1), message("a", 2))
+        state, _ = restore(journal, registry, terms, adapter(0), 1)
+        take(journal, state, message("a", 2))
         with pytest.raises(RegistryError, match="there is no version 1"):
             registry.manifest(1)
         restore(journal, registry, terms, adapter(0), 2)
@@ -81,7 +95,7 @@ def test_the_ledger_says_what_became_of_each_update(
     tmp_path: Path, registry: Registry, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        state = restore(journal, registry, config(FedBuff(buffer_size=2)), adapter(0), 1)
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=2)), adapter(0), 1)
         sent = (message("a", 1, at_ns=2), message("b", 1, at_ns=3), message("c", 1, at_ns=4), message("d", float(9), 7))
         for one in sent:
             state = take(journal, state, one)
@@ -94,7 +108,7 @@ def test_a_replay_makes_the_same_versions_bit_for_bit(
 ) -> None:
     path = tmp_path / "journal.db"
     with closing(open_journal(path)) as journal:
-        state = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0.1), 1)
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0.1), 1)
         for sequence in range(3):
             state = take(journal, state, message("a", 0.3, state.head.version, state.head.digest, sequence))
     versions = list(replay(path))
@@ -107,7 +121,7 @@ def test_a_replay_shows_the_version_that_was_tampered_with(
 ) -> None:
     path = tmp_path / "journal.db"
     with closing(open_journal(path)) as journal:
-        state = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 1)
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 1)
         state = take(journal, state, message("a", 1, base_digest=adapter(0).digest))
         manifest = read_versions(path)[1]
         false = manifest.model_copy(update={"body": manifest.body.model_copy(update={"sha256": "0" * 64})})
@@ -130,13 +144,133 @@ def test_a_changed_strategy_is_recorded_and_replays(
 ) -> None:
     path = tmp_path / "journal.db"
     with closing(open_journal(path)) as journal:
-        take(journal, restore(journal, registry, config(FedBuff(buffer_size=5)), adapter(0), 1), message("a", 2))
-        state = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 2)
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=5)), adapter(0), 1)
+        take(journal, state, message("a", 2))
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 2)
         assert state.head.version == 1
         assert registry.adapter(1, state.config.layout) == adapter(2)
     folded = [state for state, _ in fold(path)]
     assert folded[-1] == state
     assert all(version.agrees for version in replay(path))
+
+
+ASKING = FedBuff(buffer_size=1, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
+
+
+def test_a_replay_of_answers_needs_no_model(
+    tmp_path: Path,
+    registry: Registry,
+    config: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    calibration: CalibrationTerms,
+) -> None:
+    path = tmp_path / "journal.db"
+    with closing(open_journal(path)) as journal:
+        state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0.1), 1)
+        for sequence in range(3):
+            for node in ("a", "b"):  # b's waits while the model thinks about a's
+                sent = message(node, 1 / 3, state.head.version, state.head.digest, sequence)
+                state = take(journal, state, sent)
+            for _ in ("a", "b"):
+                version = state.head.version + 1
+                trained = TrainedAnchor(adapter(0.7 * version), 2.0, 1.0, 0.5)
+                losses = MeasuredLosses((2.0, 3.0, 1.0 + version), 0.5)
+                state = hear(journal, state, Answered(5, (version, 0), answer_to_bytes(trained)))
+                state = hear(journal, state, Answered(6, (version, 1), answer_to_bytes(losses)))
+            state = hear(journal, state, Answered(7, (99, 0), b"an answer that nobody waits for"))
+    assert state.head.version == 6
+    *_, (folded, _) = fold(path)
+    assert folded == state
+    versions = list(replay(path))
+    assert len(versions) == 7
+    assert all(version.agrees for version in versions)
+    assert [manifest.model_seconds for manifest in read_versions(path)][1:] == [ModelSeconds(anchor=0.5, gate=0.5)] * 6
+
+
+def test_a_coordinator_that_was_killed_while_the_model_thought_asks_again(
+    tmp_path: Path,
+    registry: Registry,
+    config: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    calibration: CalibrationTerms,
+) -> None:
+    terms = config(ASKING, calibration=calibration)
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, terms, adapter(0), 1)
+        take(journal, state, message("a", 2))
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, to_do = restore(journal, registry, terms, adapter(0), 2)
+        assert to_do == (AskModel((1, 0), TrainAnchor(adapter(0), seed=0)),)
+        state = hear(journal, state, Answered(3, (1, 0), answer_to_bytes(TrainedAnchor(adapter(4), 2.0, 1.0, 0.5))))
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, [asked] = restore(journal, registry, terms, adapter(0), 4)
+        assert isinstance(asked, AskModel)
+        assert asked.question_id == (1, 1)
+        state = hear(journal, state, Answered(5, (1, 1), answer_to_bytes(MeasuredLosses((3.0, 1.0, 2.0), 0.5))))
+    assert state.head.adapter == adapter(3)
+    assert all(version.agrees for version in replay(tmp_path / "journal.db"))
+
+
+def test_a_coordinator_that_comes_back_with_new_terms_asks_once(
+    tmp_path: Path,
+    registry: Registry,
+    config: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    calibration: CalibrationTerms,
+) -> None:
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0), 1)
+        take(journal, state, message("a", 2))
+        other = config(ASKING.model_copy(update={"step": 2.0}), calibration=calibration)
+        _, to_do = restore(journal, registry, other, adapter(0), 2)
+    assert to_do == (AskModel((1, 0), TrainAnchor(adapter(0), seed=0)),)
+
+
+def test_a_coordinator_that_comes_back_without_its_calibration_set_publishes_what_was_in_the_making(
+    tmp_path: Path,
+    registry: Registry,
+    config: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    calibration: CalibrationTerms,
+) -> None:
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0), 1)
+        take(journal, state, message("a", 5))
+        state, to_do = restore(journal, registry, config(ASKING), adapter(0), 2)
+    assert to_do == ()
+    assert (state.head.version, state.head.adapter) == (1, adapter(5))
+    assert registry.adapter(1, state.config.layout, "average") == adapter(3)
+    [row] = read_updates(tmp_path / "journal.db")
+    assert (row.status, row.version) == ("aggregated", 1)
+
+
+def test_an_average_that_a_crash_kept_out_of_the_registry_is_put_there(
+    tmp_path: Path, registry: Registry, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=1, release=ReleaseStage(choose="average")))
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, terms, adapter(0), 1)
+        take(journal, state, message("a", 5))
+        with pytest.raises(RegistryError):
+            registry.body(1, "average")
+        restore(journal, registry, terms, adapter(0), 2)
+    assert registry.adapter(1, terms.layout, "average") == adapter(3)
+    assert registry.adapter(1, terms.layout) == adapter(5)
+
+
+def test_what_waited_and_became_of_no_version_is_stale_in_the_ledger_with_its_reason(
+    tmp_path: Path, registry: Registry, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=2)), adapter(0), 1)
+        take(journal, state, message("a", 5))
+        restore(journal, registry, config(FedBuff(buffer_size=2), final_version=0), adapter(0), 2)
+    [row] = read_updates(tmp_path / "journal.db")
+    assert (row.status, row.reason) == ("stale", "the federation is finished with version 0")
 
 
 def test_a_damaged_adapter_is_not_handed_out(
@@ -165,7 +299,7 @@ def test_a_journal_that_was_cut_short_is_refused(
 ) -> None:
     whole, cut = tmp_path / "journal.db", tmp_path / "cut.db"
     with closing(open_journal(whole)) as journal:
-        state = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 1)
+        state, _ = restore(journal, registry, config(FedBuff(buffer_size=1)), adapter(0), 1)
         for sequence in range(40):
             state = take(journal, state, message("a", 0.5, state.head.version, state.head.digest, sequence))
     content = whole.read_bytes()

@@ -72,7 +72,7 @@ def _meaning_of_model(field: dict[str, Any], schema: dict[str, Any]) -> str:
 def _default(value: Any) -> str:
     if value is None or value == "":
         return "none"
-    return "see below" if isinstance(value, dict) else f"`{json.dumps(value)}`"
+    return "see below" if isinstance(value, dict) and value else f"`{json.dumps(value)}`"
 
 
 def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
@@ -91,6 +91,9 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
         case {"type": "array", "items": item}:
             most = f", at most {field['maxItems']}" if "maxItems" in field else ""
             return f"list of {_type(item, models)}{most}"
+        case {"type": "object", "additionalProperties": values}:
+            names = field.get("propertyNames", {}).get("enum", ())
+            return f"object of {_type(values, models)}" + (f" by {', '.join(f'`{n}`' for n in names)}" if names else "")
         case {"type": "string", "format": "path" | "file-path" | "directory-path"}:
             return "path"
         case {"type": "string", "pattern": pattern}:
@@ -113,7 +116,7 @@ def _pattern(pattern: str) -> str:
 def _bounds(field: dict[str, Any]) -> str:
     least, above = field.get("minimum"), field.get("exclusiveMinimum")
     most, below = field.get("maximum"), field.get("exclusiveMaximum")
-    if least is not None and (most is not None or below is not None):
+    if least is not None and (most is not None or (below is not None and field["type"] == "integer")):
         return f", {least} to {most if most is not None else below - 1}"
     words = [("at least", least), ("above", above), ("at most", most), ("below", below)]
     return "".join(f", {word} {value}" for word, value in words if value is not None)

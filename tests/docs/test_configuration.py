@@ -1,6 +1,7 @@
 """docs/configuration.md lists every setting with its type, default and meaning, as the models have them."""
 
 import inspect
+import json
 import tomllib
 from typing import get_args
 
@@ -10,7 +11,8 @@ from pydantic import BaseModel
 from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import CalibrationSettings, CoordinatorSettings
+from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
 from edge_node.settings import EdgeSettings
@@ -24,6 +26,9 @@ SECTIONS = {
     "broker": BrokerSettings,
     "coordinator": CoordinatorSettings,
     "coordinator.lora": LoraConfig,
+    "coordinator.strategy.anchor": AnchorStage,
+    "coordinator.strategy.release": ReleaseStage,
+    "coordinator.calibration": CalibrationSettings,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
@@ -38,7 +43,7 @@ def test_the_settings_of_every_section_are_the_code(section, generated, table, f
 def test_every_strategy_is_listed_with_its_settings(generated, table, field_rows):
     parts = [
         f"#### {strategy.model_fields['name'].default}\n\n{inspect.getmodule(strategy).__doc__.splitlines()[0]}\n\n"
-        f"{inspect.getdoc(strategy)}\n\n{table(HEADER, _rows(strategy, field_rows))}"
+        f"{inspect.getdoc(strategy)}\n\n{table(HEADER, _name_first(_rows(strategy, field_rows)))}"
         for strategy in STRATEGIES
     ]
     generated("configuration.md", "coordinator.strategy", "\n\n".join(parts))
@@ -74,8 +79,26 @@ def _rows(model, field_rows):
     """The settings of a model; one that is a model itself is a table of its own in the file."""
     for (key, kind, default, meaning), field in zip(field_rows(model), model.model_fields.values(), strict=True):
         if any(_models(field.annotation)):
-            kind, default = "table", "see below"
+            kind, default = "table", _default_table(field)
         yield [key, kind, default, meaning]
+
+
+def _name_first(rows):
+    """What chooses the strategy, before what is inherited."""
+    return sorted(rows, key=lambda row: row[0] != "`name`")
+
+
+def _default_table(field):
+    """Where a table's defaults are, or those that differ from there; none if the table may be absent."""
+    if not isinstance(field.default, BaseModel):
+        return "none" if field.default is None else "see below"
+    changed = field.default.model_dump(mode="json", exclude_defaults=True)
+    return f"`{json.dumps(changed)}`" if changed and not _is_choice(field.annotation) else "see below"
+
+
+def _is_choice(annotation):
+    """Whether it is one of several models, each of which is shown with its own defaults."""
+    return len(list(_models(annotation))) > 1
 
 
 def _models(annotation):

@@ -34,6 +34,7 @@ from schemas.messages import (
     Message,
     Receipt,
     ReceiptStatus,
+    ReleaseReport,
     join_body,
 )
 from schemas.topics import (
@@ -102,6 +103,7 @@ class Coordinator:
             "layout": LAYOUT.digest,
             "strategy": "fedbuff",
             "inputs": (),
+            "release": ReleaseReport(version=number, variant="head"),
             "created_at_ns": 0,
             "body": entry,
         }

@@ -29,6 +29,7 @@ from schemas.messages import (
     GlobalPointer,
     NodeState,
     Receipt,
+    ReleaseReport,
     UpdateManifest,
     split_body,
     update_id,
@@ -135,6 +136,7 @@ class Federation:
             layout=self.layout.digest,
             strategy="by hand",
             inputs=(),
+            release=ReleaseReport(version=version, variant="head"),
             created_at_ns=0,
             body=entry,
         )

@@ -5,15 +5,29 @@ answers anew: review them as a diff. Adapters have two parameters that move toge
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coordinator.core import found, next_deadline, step
+from coordinator.questions import (
+    AlignDeltas,
+    AlignedDeltas,
+    MeasuredLosses,
+    MeasureLosses,
+    Question,
+    TrainAnchor,
+    TrainedAnchor,
+    answer_to_bytes,
+)
 from coordinator.state import (
+    Answered,
+    AskModel,
     Drop,
     Effect,
     Event,
@@ -67,6 +81,7 @@ class Teller:
     state: FederationState | None = None
     config: FederationConfig | None = None
     events: list[Event] = field(default_factory=list)
+    question: tuple[tuple[int, int], Question[Any]] | None = None  # that was asked last
     names: dict[str, str] = field(default_factory=dict)  # update id -> its name in the story
     packets: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)  # name -> manifest, then chunks
 
@@ -77,14 +92,16 @@ class Teller:
         return list(getattr(self, f"_{command}")(*names, **options))
 
     def _federation(self, strategy: str, **options: str) -> list[str]:
+        folds = {fold: options.pop(fold) for fold in ("anchor", "gate") if fold in options}
         config = {
             "federation": FEDERATION,
             "base_model": BASE_MODEL,
             "base_model_name": "tiny",
             "layout": LAYOUT,
-            "strategy": {"name": strategy} | {k: v for k, v in options.items() if k != "final_version"},
+            "final_version": options.pop("final_version", None),
+            "calibration": {"digest": "ca11" * 16, "folds": folds, "training": {}} if folds else None,
             "limits": {"nodes": 3},
-            "final_version": options.get("final_version"),
+            "strategy": {"name": strategy} | _nested(options),
         }
         self.config = FederationConfig.model_validate(config)
         self.state, effects = found(self.config, Adapter.zeros(LAYOUT), self._now())
@@ -137,6 +154,22 @@ class Teller:
         topic, payload = self.packets[name][0]
         return self._receive(topic, payload[:-1])
 
+    def _answer(self, delta: str = "0", loss: str = "", id: str = "") -> list[str]:
+        """The base model answers what was asked last, or what has this id: a delta, or losses separated by commas."""
+        assert self.question is not None
+        figures = tuple(map(float, loss.split(",")))
+        value = Adapter(LAYOUT, np.full(2, float(delta), dtype=np.float32))
+        asked, question = self.question
+        match question:
+            case TrainAnchor():
+                payload = answer_to_bytes(TrainedAnchor(value, *figures, seconds=1.0))
+            case MeasureLosses():
+                payload = answer_to_bytes(MeasuredLosses(figures, seconds=1.0))
+            case AlignDeltas(deltas=deltas):
+                payload = answer_to_bytes(AlignedDeltas((value,) * len(deltas), *figures, seconds=1.0))
+        version, index = map(int, id.split(".")) if id else asked
+        return self._step(Answered(self._now(), (version, index), payload))
+
     def _garbage(self, topic: str, payload: str = "") -> list[str]:
         return self._receive(topic, payload.encode())
 
@@ -166,6 +199,9 @@ class Teller:
         assert self.state is not None
         self.events.append(event)
         self.state, effects = step(self.state, event)
+        for effect in effects:
+            if isinstance(effect, AskModel):
+                self.question = effect.question_id, effect.question
         return self._report(effects)
 
     def _now(self) -> int:
@@ -186,10 +222,47 @@ class Teller:
                     f"{self.names[i.update_id]} of {i.node}@{i.base_version} x {_fraction(i.weight)}"
                     for i in manifest.inputs
                 ]
-                value = f"version {manifest.version} is {_fraction(float(adapter.values[0]))}"
-                return f"{value} = {' + '.join(made_of)}" if made_of else value
+                made_of += [f"the anchor x {_fraction(manifest.anchor.weight)}"] if manifest.anchor else []
+                value = f"version {manifest.version} is {_value(adapter)}"
+                return (f"{value} = {' + '.join(made_of)}" if made_of else value) + self._release(effect)
+            case AskModel((version, index), question):
+                return f"asks {version}.{index}: {_asked(question)}"
             case Drop(reason, _):
                 return f"dropped: {reason}"
+
+    def _release(self, version: PublishVersion) -> str:
+        """What is served, if that is not the new head."""
+        release, average = version.manifest.release, version.average
+        if average is not None:
+            return f"; its average {_value(average)} is served"
+        if release.version != version.manifest.version:
+            return f"; version {release.version}'s {release.variant} goes on being served"
+        return ""
+
+
+def _nested(options: Mapping[str, str]) -> dict[str, Any]:
+    """`release.choose=gated` as a setting in a table."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        table, _, name = key.rpartition(".")
+        (nested.setdefault(table, {}) if table else nested)[name] = value
+    return nested
+
+
+def _asked(question: Question[Any]) -> str:
+    match question:
+        case TrainAnchor(start):
+            return f"train the anchor from {_value(start)}"
+        case MeasureLosses(fold, adapters):
+            return f"losses on the {fold} fold of {', '.join(map(_value, adapters))}"
+        case AlignDeltas(method, base, head, deltas):
+            carried = ", ".join(map(_value, deltas))
+            return f"align {carried} from {_value(base)} to {_value(head)}, {method}"
+    raise AssertionError(f"no words for {question}")
+
+
+def _value(adapter: Adapter) -> str:
+    return _fraction(float(adapter.values[0]))
 
 
 def _fraction(value: float) -> str:

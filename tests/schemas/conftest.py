@@ -9,14 +9,18 @@ from hypothesis import settings
 
 from schemas.adapter import LoraConfig
 from schemas.messages import (
+    AnchorReport,
     Body,
     CoordinatorState,
     GlobalManifest,
     GlobalPointer,
+    GroupReport,
     Message,
+    ModelSeconds,
     NodeMetrics,
     NodeState,
     Receipt,
+    ReleaseReport,
     UpdateManifest,
     VersionInput,
 )
@@ -30,9 +34,17 @@ ID = SHA[:32]
 BODY = Body(codec="int8", sha256=SHA, size=2, chunks=(SHA, SHA))
 LORA = LoraConfig(last_layers=3)
 INPUT = VersionInput(node="a", update_id=ID, base_version=1, examples=2, weight=-0.5)
+GROUP = GroupReport(base_version=1, updates=2, cosine=-0.5, residual_before=1.5, residual_after=0.5)
+ANCHOR = AnchorReport(weight=0.25, loss_before=2.5, loss_after=1.5)
+RELEASE = ReleaseReport(version=2, variant="average", head=1.5, average=1.25, before=1.75)
+SECONDS = ModelSeconds(align=1.5, anchor=2.5, gate=0.5)
 MESSAGES: list[Message] = [
     BODY,
     INPUT,
+    GROUP,
+    ANCHOR,
+    RELEASE,
+    SECONDS,
     UpdateManifest(
         node="a",
         boot_id=ID,
@@ -49,7 +61,7 @@ MESSAGES: list[Message] = [
         body=BODY,
     ),
     Receipt(update_id=ID, status="incomplete", reason="send it again", missing=(0, 1), version=1),
-    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1),
+    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1, variant="average"),
     GlobalManifest(
         epoch=1,
         version=2,
@@ -58,9 +70,15 @@ MESSAGES: list[Message] = [
         lora=LORA,
         layout=SHA,
         strategy="fedbuff",
+        calibration=SHA,
         inputs=(INPUT,),
+        groups=(GROUP,),
+        anchor=ANCHOR,
+        release=RELEASE,
+        model_seconds=SECONDS,
         created_at_ns=1,
         body=BODY,
+        average=BODY,
     ),
     CoordinatorState(
         online=True,
@@ -72,6 +90,7 @@ MESSAGES: list[Message] = [
         layout=SHA,
         strategy="fedbuff",
         one_update_per_version=False,
+        trained_factors="B",
         codecs=("int8",),
         finished=True,
     ),

@@ -15,13 +15,17 @@ from schemas.messages import (
     MAX_CHUNKS,
     MAX_INPUTS,
     MAX_MESSAGE_SIZE,
+    AnchorReport,
     Body,
     GlobalManifest,
+    GroupReport,
     InvalidMessage,
     Message,
+    ModelSeconds,
     NodeMetrics,
     NodeState,
     Receipt,
+    ReleaseReport,
     UpdateManifest,
     VersionInput,
     join_body,
@@ -99,6 +103,7 @@ def test_a_message_cannot_be_changed(message: Message) -> None:
 def fullest() -> Iterator[Message]:
     """Every list as long and every text as wide as its type allows."""
     body = Body(codec="safetensors", sha256=SHA, size=MAX_BODY_SIZE, chunks=(SHA,) * MAX_CHUNKS)
+    half = Body(codec="safetensors", sha256=SHA, size=MAX_BODY_SIZE // 2, chunks=(SHA,) * (MAX_CHUNKS // 2))
     widest = VersionInput(
         node="n" * 64, update_id=ID, base_version=10**9 - 1, examples=10**12, weight=-(2 / 3) * 1e-300
     )
@@ -125,9 +130,26 @@ def fullest() -> Iterator[Message]:
         lora=LoraConfig(target_modules=("m" * 100,) * 64),
         layout=SHA,
         strategy="\x01" * 64,  # a control character takes six bytes of JSON
+        calibration=SHA,
         inputs=(widest,) * MAX_INPUTS,
+        groups=(
+            GroupReport(
+                base_version=10**9 - 1,
+                updates=10**12,
+                cosine=-(2 / 3) * 1e-300,
+                residual_before=1e300 / 3,
+                residual_after=1e300 / 3,
+            ),
+        )
+        * MAX_INPUTS,
+        anchor=AnchorReport(weight=1e300 / 3, loss_before=1e300 / 3, loss_after=1e300 / 3),
+        release=ReleaseReport(
+            version=10**9 - 1, variant="average", head=1e300 / 3, average=1e300 / 3, before=1e300 / 3
+        ),
+        model_seconds=ModelSeconds(align=1e300 / 3, anchor=1e300 / 3, gate=1e300 / 3),
         created_at_ns=2**63 - 1,
-        body=body,
+        body=half,
+        average=half,
     )
     yield Receipt(update_id=ID, status="incomplete", reason="\x01" * 500, missing=(MAX_CHUNKS - 1,) * MAX_CHUNKS)
 
@@ -138,15 +160,24 @@ def test_the_fullest_message_that_can_be_made_can_be_read() -> None:
 
 
 def test_one_more_of_anything_cannot_be_made() -> None:
-    _, manifest, receipt = fullest()
-    assert isinstance(manifest, GlobalManifest) and isinstance(receipt, Receipt)
+    update, manifest, receipt = fullest()
+    assert isinstance(update, UpdateManifest) and isinstance(manifest, GlobalManifest) and isinstance(receipt, Receipt)
     for kind, fields in (
         (GlobalManifest, {**dict(manifest), "inputs": (*manifest.inputs, manifest.inputs[0])}),
-        (Body, {**dict(manifest.body), "chunks": (*manifest.body.chunks, SHA)}),
+        (GlobalManifest, {**dict(manifest), "groups": (*manifest.groups, manifest.groups[0])}),
+        (Body, {**dict(update.body), "chunks": (*update.body.chunks, SHA)}),
         (Receipt, {**dict(receipt), "missing": (*receipt.missing, 0)}),
     ):
         with pytest.raises(ValidationError, match="at most"):
             kind(**fields)
+
+
+def test_head_and_average_together_cannot_have_more_chunks_than_a_body() -> None:
+    _, manifest, _ = fullest()
+    assert isinstance(manifest, GlobalManifest)
+    more = manifest.body.model_copy(update={"chunks": (*manifest.body.chunks, SHA)})
+    with pytest.raises(ValidationError, match=f"of {MAX_CHUNKS + 1} chunks are over {MAX_CHUNKS}"):
+        GlobalManifest(**{**dict(manifest), "average": more})
 
 
 def test_a_payload_over_the_limit_is_refused_unread() -> None:

@@ -12,6 +12,7 @@ from schemas.topics import (
     NAME_PATTERN,
     Address,
     CoordinatorStateOf,
+    GlobalAverageChunk,
     GlobalChunk,
     GlobalHead,
     GlobalManifestOf,
@@ -99,8 +100,10 @@ def test_any_text_means_nothing_or_builds_back_to_itself(topic: str) -> None:
 
 
 LEVELS = st.one_of(
-    st.sampled_from(["alignfed", "v1", "home", "global", "head", "release", "v", "manifest", "chunk", "update"]),
-    st.sampled_from(["receipt", "node", "state", "metrics", "coordinator", "a", ID, ID.upper(), "0", "00", "1", "-1"]),
+    st.sampled_from(["alignfed", "v1", "home", "global", "head", "release", "v", "manifest", "chunk", "average"]),
+    st.sampled_from(
+        ["update", "receipt", "node", "state", "metrics", "coordinator", "a", ID, ID.upper(), "0", "00", "1", "-1"]
+    ),
     st.sampled_from(["", "+", "#", "$SYS", "..", "1.0", "1e3", "٣", "²", "1_0", " 1", "1\n", "\0", "\ud800"]),
 )
 
@@ -139,6 +142,10 @@ def test_a_topic_with_a_piece_replaced_means_nothing_or_builds_back_to_itself(
         "alignfed/v1/home/global/v/1000000000/manifest",
         "alignfed/v1/home/global/v/٣/manifest",
         "alignfed/v1/home/global/v/1/chunk/100000",
+        "alignfed/v1/home/global/v/1/average",
+        "alignfed/v1/home/global/v/1/average/chunk/100000",
+        "alignfed/v1/home/global/v/01/average/chunk/0",
+        "alignfed/v1/home/global/v/1/head/chunk/0",
         f"alignfed/v1/home/update/a/{ID.upper()}/manifest",
         f"alignfed/v1/home/update/a/{ID}0/manifest",
         f"alignfed/v1/home/update/a/{ID[1:]}/manifest",
@@ -175,6 +182,7 @@ def test_a_topic_that_is_not_quite_ours_means_nothing(topic: str) -> None:
         UpdateChunk("a", ID, 100_000),
         GlobalManifestOf(10**9),
         GlobalChunk(1, True),
+        GlobalAverageChunk(1, -1),
     ],
 )
 def test_an_address_that_could_not_be_parsed_back_is_not_built(address: Address) -> None:
@@ -202,7 +210,15 @@ def test_a_filter_fixed_to_nonsense_is_a_bad_call_not_a_wide_subscription() -> N
 
 def test_what_a_late_joiner_needs_is_retained_and_nothing_else() -> None:
     retained = {kind for kind in ADDRESSES if kind.spec.retain}
-    assert retained == {GlobalHead, GlobalRelease, GlobalManifestOf, GlobalChunk, NodeStateOf, CoordinatorStateOf}
+    assert retained == {
+        GlobalHead,
+        GlobalRelease,
+        GlobalManifestOf,
+        GlobalChunk,
+        GlobalAverageChunk,
+        NodeStateOf,
+        CoordinatorStateOf,
+    }
 
 
 def test_only_counters_may_be_lost() -> None:

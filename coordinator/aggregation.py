@@ -1,0 +1,250 @@
+"""From a buffer to the next version: begin when it is ready, ask the base model what the strategy asks, publish. Pure.
+
+While the model thinks, updates go on coming into the next buffer. A version in the making is a value: what it is made
+of, and the answers so far.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
+from coordinator.questions import (
+    AlignedDeltas,
+    Answer,
+    MeasuredLosses,
+    Recall,
+    TrainedAnchor,
+    Unanswered,
+    answer_from_bytes,
+    fits,
+)
+from coordinator.state import Accepted, Answered, AskModel, Effect, FederationState, Pending, PublishVersion
+from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter, Release, Served
+from schemas.adapter import Adapter
+from schemas.chunks import describe
+from schemas.codec import CodecError
+from schemas.messages import (
+    MAX_CHUNK_SIZE,
+    MAX_CHUNKS,
+    MAX_INPUTS,
+    GlobalManifest,
+    InvalidMessage,
+    ModelSeconds,
+    ReleaseReport,
+    VersionInput,
+)
+
+REMEMBERED_VERSIONS = 100  # for so long after an update would be stale, a late copy is still known as a duplicate
+LARGEST_AVERAGED = MAX_CHUNKS * MAX_CHUNK_SIZE // 10  # parameters: a manifest must name both bodies' chunks
+STAGES: Mapping[type[Answer], str] = {AlignedDeltas: "align", TrainedAnchor: "anchor", MeasuredLosses: "gate"}
+
+
+def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
+    """Begin the next version when the strategy or the clock says so, and go on until something has to be asked."""
+    effects: tuple[Effect, ...] = ()
+    while state.pending is None and _is_ready(state, at_ns):
+        updates = state.buffer.updates
+        flush = Flush(
+            head=state.head,
+            served=state.served,
+            buffer=Buffer.of(*updates[:MAX_INPUTS]),  # more cannot be named in a manifest
+            bases=state.bases,
+            participation={node: ledger.participation for node, ledger in state.nodes.items() if ledger.participation},
+            memory=state.memory,
+            folds=state.config.calibration.folds if state.config.calibration else {},
+        )
+        rest = Buffer.of(*updates[MAX_INPUTS:])
+        state, more = _go_on(replace(state, buffer=rest, pending=Pending(flush)), at_ns)
+        effects = (*effects, *more)
+    if state.finished and state.buffer.groups:  # the operator has moved the last version
+        finished = Objection("stale", f"the federation is finished with version {state.head.version}")
+        updates = state.buffer.updates
+        state, more = discard(replace(state, buffer=Buffer()), updates, finished)
+        effects = (*effects, *more)
+    return state, effects
+
+
+def take_answer(state: FederationState, event: Answered) -> Step:
+    """Go on with the version in the making; an answer that nobody waits for is dropped."""
+    if state.pending is None or event.question_id != state.pending.question_id:
+        return drop(state, "answer to no question", str(event.question_id))
+    try:
+        answer = answer_from_bytes(state.config.layout, event.payload)
+    except (InvalidMessage, CodecError) as error:
+        return drop(state, "answer that cannot be read", str(error))
+    if state.pending.question is None or not fits(answer, state.pending.question):
+        return drop(state, "answer that does not fit its question", str(event.question_id))
+    pending = replace(state.pending, answers=(*state.pending.answers, answer))
+    return _go_on(replace(state, pending=pending), event.at_ns)
+
+
+def ask_anew(state: FederationState, at_ns: int) -> Step:
+    """Ask again what was asked before a restart."""
+    return (state, ()) if state.pending is None else _go_on(state, at_ns)
+
+
+def take_back(state: FederationState) -> FederationState:
+    """Put a version in the making back into the buffer."""
+    if state.pending is None:
+        return state
+    return replace(state, buffer=Buffer.of(*state.pending.flush.buffer.updates, *state.buffer.updates), pending=None)
+
+
+def discard(state: FederationState, updates: tuple[AdapterUpdate, ...], objection: Objection) -> Step:
+    """No version will be made of these updates: tell their nodes."""
+    effects: tuple[Effect, ...] = ()
+    for update in updates:
+        ledger = state.nodes[update.node]
+        state = with_ledger(state, update.node, replace(ledger, accepted=without(ledger.accepted, update.update_id)))
+        state, more = refuse(state, update.node, update.update_id, objection)
+        effects = (*effects, *more)
+    return state, effects
+
+
+def flush_deadline(state: FederationState) -> int | None:
+    """When the buffer is aggregated, ready or not, in ns since 1970."""
+    timeout_s, oldest_ns = state.config.strategy.timeout_s, state.buffer.oldest_ns
+    if timeout_s is None or oldest_ns is None or state.finished or state.pending is not None:
+        return None
+    return oldest_ns + seconds(timeout_s)
+
+
+def manifest(
+    state: FederationState,
+    at_ns: int,
+    *,
+    parent: str | None = None,
+    inputs: tuple[VersionInput, ...] = (),
+    aggregate: Aggregate | None = None,
+    answers: tuple[Answer, ...] = (),
+) -> GlobalManifest:
+    """What is said of the newest version; the defaults are those of version 0."""
+    config, served = state.config, state.served
+    release = aggregate.release if aggregate else Release()
+    is_average = (served.version, served.variant) == (state.head.version, "average")
+    return GlobalManifest(
+        epoch=state.epoch,
+        version=state.head.version,
+        parent=parent,
+        base_model=config.base_model,
+        lora=config.layout.lora,
+        layout=config.layout.digest,
+        strategy=config.strategy.name,
+        calibration=config.calibration.digest if config.calibration else None,
+        inputs=inputs,
+        groups=aggregate.groups if aggregate else (),
+        anchor=aggregate.anchor if aggregate else None,
+        release=ReleaseReport(
+            version=served.version,
+            variant=served.variant,
+            head=release.head,
+            average=release.average,
+            before=release.before,
+        ),
+        model_seconds=_seconds_by_stage(answers),
+        created_at_ns=at_ns,
+        body=describe(state.head.adapter.to_safetensors(), "safetensors", inline=0),
+        average=describe(served.adapter.to_safetensors(), "safetensors", inline=0) if is_average else None,
+    )
+
+
+def _is_ready(state: FederationState, at_ns: int) -> bool:
+    if state.finished or not state.buffer.groups:
+        return False
+    deadline = flush_deadline(state)
+    return state.config.strategy.is_ready(state.buffer) or (deadline is not None and at_ns >= deadline)
+
+
+def _go_on(state: FederationState, at_ns: int) -> Step:
+    """Make the pending version as far as the answers go: a question, or the version."""
+    pending = state.pending
+    assert pending is not None
+    try:
+        aggregate = state.config.strategy.aggregate(pending.flush, Recall(pending.answers))
+    except Unanswered as unanswered:
+        state = replace(state, pending=replace(pending, question=unanswered.question))
+        return state, (AskModel(pending.question_id, unanswered.question),)
+    return _publish(replace(state, pending=None), pending, aggregate, at_ns)
+
+
+def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_ns: int) -> Step:
+    updates = pending.flush.buffer.updates
+    if not aggregate.adapter.is_finite:
+        overflow = Objection("rejected", "the updates of this buffer add up to infinite values")
+        return discard(state, updates, overflow)
+    parent, head = state.head.digest, GlobalAdapter(state.head.version + 1, aggregate.adapter)
+    inputs = tuple(
+        VersionInput(
+            node=update.node,
+            update_id=update.update_id,
+            base_version=update.base_version,
+            examples=update.examples,
+            weight=weight,
+        )
+        for update, weight in zip(updates, aggregate.weights, strict=True)
+    )
+    state = _advance(state, head, _served(state.served, head, aggregate), aggregate.memory, updates)
+    said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate, answers=pending.answers)
+    average = state.served.adapter if said.average else None
+    receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
+    state, refusals = refuse_outdated(state)
+    return state, (PublishVersion(said, head.adapter, average), *receipts, *refusals)
+
+
+def refuse_outdated(state: FederationState) -> Step:
+    """Refuse what waits and has become too old: a version was made meanwhile, or there are new terms."""
+    waiting = state.buffer.updates
+    outdated = tuple(update for update in waiting if update.base_version not in state.digests)
+    current = Buffer.of(*(update for update in waiting if update.base_version in state.digests))
+    objection = Objection("stale", f"it became too old while it waited: train from version {state.head.version}")
+    return discard(replace(state, buffer=current), outdated, objection)
+
+
+def _served(before: Served, head: GlobalAdapter, aggregate: Aggregate) -> Served:
+    match aggregate.release.choice:
+        case "before":
+            return before
+        case "average" if aggregate.average is not None and head.adapter.layout.size <= LARGEST_AVERAGED:
+            return Served(head.version, "average", aggregate.average)
+        case _:
+            return Served(head.version, "head", head.adapter)
+
+
+def _advance(
+    state: FederationState,
+    head: GlobalAdapter,
+    served: Served,
+    memory: Mapping[str, Adapter],
+    updates: tuple[AdapterUpdate, ...],
+) -> FederationState:
+    """Make `head` the newest version, and forget what no update may start from any more."""
+    strategy = state.config.strategy
+    oldest = head.version - strategy.max_staleness
+    nodes = dict(state.nodes)
+    for update in updates:
+        ledger = nodes[update.node]
+        accepted = {**ledger.accepted, update.update_id: Accepted(update.base_version, head.version)}
+        nodes[update.node] = replace(ledger, accepted=_since(accepted, oldest - REMEMBERED_VERSIONS))
+    adapters = {**state.bases, head.version: head.adapter} if state.config.keeps_base_adapters else {}
+    return replace(
+        state,
+        head=head,
+        served=served,
+        memory=memory,
+        digests={v: d for v, d in (*state.digests.items(), (head.version, head.digest)) if v >= oldest},
+        bases={version: adapter for version, adapter in adapters.items() if version >= oldest},
+        nodes=nodes,
+    )
+
+
+def _seconds_by_stage(answers: tuple[Answer, ...]) -> ModelSeconds:
+    total: dict[str, float] = {}
+    for answer in answers:
+        stage = STAGES[type(answer)]
+        total[stage] = total.get(stage, 0.0) + answer.seconds
+    return ModelSeconds(**total)
+
+
+def _since(accepted: Mapping[str, Accepted], oldest: int) -> dict[str, Accepted]:
+    """Without the ids of updates that no broker delivers any more; if one does, it is refused as stale."""
+    return {id_: known for id_, known in accepted.items() if known.base_version >= oldest}

@@ -1,0 +1,96 @@
+"""The base model in a process of its own: the MQTT loop never waits for it, and its death is not the coordinator's.
+
+Questions and answers cross a pipe, one at a time. The child ends when the pipe does, so it never outlives its parent,
+however that dies. What is in the child is coordinator/calibrator.py; this file loads no PyTorch.
+"""
+
+import logging
+import multiprocessing
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from base_model.reference import ResolvedModel
+from coordinator.calibration import CalibrationSet
+from coordinator.questions import Question, answer_to_bytes
+from coordinator.settings import CalibrationSettings
+from coordinator.state import QuestionId
+
+log = logging.getLogger(__name__)
+
+STOP_S = 2.0
+
+
+class ModelProcessDied(RuntimeError):
+    """The process that runs the base model has ended by itself."""
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """What the child needs to begin: the model, the calibration set, and how to use both."""
+
+    resolved: ResolvedModel
+    calibration: CalibrationSet
+    settings: CalibrationSettings
+
+
+class ModelProcess:
+    """Asks a child process, which loads the model at once."""
+
+    def __init__(self, job: ModelJob) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would take the network thread's locks along
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, job), name="base model", daemon=True)
+        # Ctrl-C reaches the whole group, and this process decides what it means: the child never heeds it
+        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, heeded)
+        theirs.close()  # else the pipe would not end when the child does
+
+    def ask(self, question_id: QuestionId, question: Question[Any]) -> None:
+        """Put a question; its answer comes out of `answer`."""
+        try:
+            self._pipe.send((question_id, question))
+        except OSError:
+            raise self._died() from None
+
+    def answer(self, timeout_s: float = 0) -> tuple[QuestionId, bytes] | None:
+        """An answer if there is one within the time; raises ModelProcessDied when there will never be one."""
+        try:
+            if not self._pipe.poll(timeout_s):
+                return None
+            question_id, payload = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        return question_id, payload
+
+    def stop(self) -> None:
+        """End the child; a question in work is abandoned, and asked again by the next coordinator."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+    def _died(self) -> ModelProcessDied:
+        self._process.join(STOP_S)
+        return ModelProcessDied(
+            f"the base model's process ended with code {self._process.exitcode}; its own last lines say why. After a "
+            "kill for lack of memory, lower calibration.memory_mb"
+        )
+
+
+def _serve(pipe: Connection, job: ModelJob) -> None:
+    """The child: answer until the parent hangs up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to the whole group, like Ctrl-C
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
+    from coordinator.calibrator import Calibrator  # imports PyTorch
+
+    calibrator = Calibrator.load(job.resolved, job.calibration, job.settings)
+    try:
+        while True:
+            question_id, question = pipe.recv()
+            pipe.send((question_id, answer_to_bytes(calibrator.answer(question))))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return

@@ -1,0 +1,142 @@
+"""AlignFed, as this project builds it: group, align, weigh, anchor, release.
+
+The three modules of the paper (arXiv 2606.08197) keep their purposes: version-aware grouping, cross-version alignment
+on calibration data, fairness by freshness and participation. Its equations as read literally delete what the nodes
+agree on; docs/paper.md says where we depart from them and why, docs/log.md what has been measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from coordinator.equations import (
+    absolute_weights,
+    cap_shares,
+    consensus,
+    freshness,
+    norm_clip_factors,
+    participation_factor,
+)
+from coordinator.questions import AlignDeltas, Ask
+from coordinator.stages import AnchorStage, ReleaseStage
+from coordinator.strategies.buffered import Buffered
+from coordinator.updates import Aggregate, Flush, VersionGroup
+from schemas.adapter import Adapter, weighted_sum
+from schemas.messages import GroupReport
+from schemas.products import transplant
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"release": {"choose": "gated"}},
+    "patient": {"wait": True, "release": {"choose": "gated"}},
+    "unlabelled": {"anchor": None, "release": {"choose": "average"}},
+}
+
+
+class AlignFed(Buffered):
+    """Five stages, each of which can be switched off."""
+
+    name: Literal["alignfed"] = "alignfed"
+    preset: Literal["fast", "patient", "unlabelled"] = Field(
+        default="fast",
+        description="defaults of all else. patient: nodes wait for the next version; unlabelled: no use of answers",
+    )
+    step: float = Field(default=2.0, gt=0, le=10, description="server step along the mean delta")
+    wait: bool = Field(
+        default=False, description="nodes wait for the next version before they train again: better for each upload"
+    )
+    align: Literal["none", "transplant", "semantic"] = Field(
+        default="none", description="how stale deltas are carried over to the head"
+    )
+    ridge: float = Field(default=0.01, gt=0, le=10, description="of the transplant: pull towards the plain delta")
+    participation: bool = Field(default=True, description="weigh nodes more that were heard less")
+    norm_limit: float | None = Field(
+        default=2.0, ge=1, description="deltas longer than so many medians of their group are shortened"
+    )
+    largest_share: float | None = Field(
+        default=0.5, gt=0, le=1, description="of the weights of a version, for one node"
+    )
+    anchor: AnchorStage | None = Field(default=AnchorStage(), description="train on the calibration set as well")
+    release: ReleaseStage = Field(default=ReleaseStage(choose="gated"), description="what nodes serve")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        preset, release = settings.get("preset", "fast"), settings.get("release")
+        usual = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        if isinstance(release, dict):  # half a stage leaves the other half as it was
+            settings = settings | {"release": usual.get("release", {}) | release}
+        return usual | settings
+
+    @property
+    def one_update_per_version(self) -> bool:  # type: ignore[override]
+        """A setting here, a fact of the others."""
+        return self.wait
+
+    @property
+    def needs_base_adapters(self) -> bool:  # type: ignore[override]
+        """Only alignment looks back."""
+        return self.align != "none"
+
+    def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
+        """head + step * (B / (B + 1) * sum_i w_i d_i' + 1 / (B + 1) * d_anchor), and what nodes serve."""
+        aligned: list[Adapter] = []
+        groups: list[GroupReport] = []
+        for group in flush.buffer.groups:
+            deltas, report = self._align(flush, group, ask)
+            aligned += deltas
+            groups.append(report)
+        weights = self._weigh(flush)
+        mean = weighted_sum(aligned, weights)
+        aggregate = self.conclude(flush, mean, weights, ask)
+        return replace(aggregate, groups=tuple(groups))
+
+    def _align(self, flush: Flush, group: VersionGroup, ask: Ask) -> tuple[Sequence[Adapter], GroupReport]:
+        """The group's deltas, carried over to the head if they are stale, and what is to be said of them."""
+        deltas = tuple(update.delta for update in group.updates)
+        report = GroupReport(base_version=group.base_version, updates=len(deltas), cosine=_agreement(deltas))
+        if self.align == "none" or group.base_version == flush.head.version:
+            return deltas, report
+        base, head = flush.bases[group.base_version], flush.head.adapter
+        if self.align == "transplant":
+            return tuple(transplant(head, base, delta, self.ridge) for delta in deltas), report
+        if not flush.folds.get("anchor"):
+            return deltas, report
+        answer = ask(AlignDeltas("semantic", base, head, deltas))
+        residuals = {"residual_before": answer.residual_before, "residual_after": answer.residual_after}
+        is_better = answer.residual_after < answer.residual_before
+        return answer.deltas if is_better else deltas, report.model_copy(update=residuals)
+
+    def _weigh(self, flush: Flush) -> tuple[float, ...]:
+        """Freshness times participation over B, less for overlong deltas and for a node that would dominate."""
+        updates = flush.buffer.updates
+        mean_count = fmean(flush.participation.values()) if flush.participation else 0.0
+        heard = [
+            participation_factor(flush.participation.get(u.node, 0), mean_count) if self.participation else 1.0
+            for u in updates
+        ]
+        fresh = [freshness(flush.staleness(u), self.staleness_exponent) for u in updates]
+        weights = absolute_weights(fresh, heard)
+        if self.norm_limit is not None:
+            clips = [
+                clip
+                for group in flush.buffer.groups
+                for clip in norm_clip_factors([update.delta.norm for update in group.updates], self.norm_limit)
+            ]
+            weights = tuple(weight * clip for weight, clip in zip(weights, clips, strict=True))
+        if self.largest_share is not None:
+            weights = cap_shares([update.node for update in updates], weights, self.largest_share)
+        return weights
+
+
+def _agreement(deltas: Sequence[Adapter]) -> float | None:
+    """Mean cosine of the deltas to their mean; None for one alone, or where there is nothing to compare."""
+    if len(deltas) < 2:
+        return None
+    mean = consensus(deltas)
+    cosines = [delta.cosine(mean) for delta in deltas]
+    return fmean(cosines)
