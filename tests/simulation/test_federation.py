@@ -1,0 +1,242 @@
+"""What happens in a simulated federation, in virtual time, with real training and the coordinator's own core."""
+
+import weakref
+from itertools import pairwise
+
+import psutil
+import pytest
+
+from coordinator.strategies import (
+    AlignFed,
+    AlignFedLiteral,
+    FedAsync,
+    FedAvg,
+    FedBuff,
+    FedSALora,
+    FFALora,
+    Strategy,
+)
+from schemas.adapter import Adapter, LoraConfig
+from simulation.federation import Version
+from simulation.schedule import Schedule, Turnover
+from simulation.settings import Measuring, SimulationConfig
+
+ONE_BY_ONE = FedBuff(buffer_size=1)
+LEVEL = Schedule(spread=1, jitter=0, latency=0, bytes_per_job=1e12, server_speed=1)
+
+
+def bases(versions: list[Version]) -> list[tuple[str, int]]:
+    """Who went into each version, and from which version it had started."""
+    return [(given.node, given.base_version) for version in versions for given in version.manifest.inputs]
+
+
+def times(versions: list[Version]) -> list[float]:
+    """When the versions came out, without the instants that bytes take."""
+    return [round(version.time, 3) for version in versions]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        AlignFed(buffer_size=2, align="semantic"),
+        AlignFedLiteral(buffer_size=2),
+        FedAsync(),
+        FedSALora(buffer_size=2),
+    ],
+    ids=lambda strategy: strategy.name,
+)
+def test_the_same_configuration_gives_the_same_versions_bit_for_bit(happen, strategy: Strategy) -> None:
+    runs = [happen(strategy, schedule=Schedule(spread=4)) for _ in range(2)]
+    assert len(runs[0]) >= 3
+    assert [version.manifest.to_bytes() for version in runs[0]] == [version.manifest.to_bytes() for version in runs[1]]
+
+
+def test_another_seed_gives_other_versions(happen, fedbuff: FedBuff) -> None:
+    one, other = (happen(fedbuff, seed=seed)[-1].head for seed in (1, 2))
+    assert one != other
+
+
+def test_a_slow_nodes_update_comes_later_and_staler(happen) -> None:
+    versions = happen(ONE_BY_ONE, nodes=2, updates=6)  # one node is four times slower
+    fast = bases(versions)[0][0]
+    assert [(node == fast, base) for node, base in bases(versions)] == [
+        (True, 0),
+        (True, 1),
+        (True, 2),
+        (False, 0),
+        (True, 3),
+        (True, 5),
+    ]
+    assert times(versions) == [0, 1, 2, 3, 4, 4, 5]
+
+
+def test_fedavg_waits_for_the_slowest(happen) -> None:
+    versions = happen(FedAvg(nodes_per_round=4), updates=8)
+    assert times(versions) == [0, 4, 8]
+    assert [len(version.manifest.inputs) for version in versions] == [0, 4, 4]
+
+
+def test_fedavg_that_drops_stragglers_waits_for_fewer_and_refuses_the_rest(simulate) -> None:
+    run = simulate(FedAvg(nodes_per_round=3), updates=8)
+    assert 1 < run.points[1].time < 4
+    assert run.receipts["stale"] > 0
+
+
+def test_a_node_that_vanishes_takes_its_work_along_and_stops_nobody(happen) -> None:
+    lost = Turnover(share=0.5, first=2.5, last=2.5)
+    versions = happen(ONE_BY_ONE, updates=12, schedule=LEVEL.model_copy(update={"lost": lost}))
+    early = {node for version in versions if version.time < 2.5 for node, _ in bases([version])}
+    late = {node for version in versions if version.time > 2.5 for node, _ in bases([version])}
+    assert (len(early), len(late)) == (4, 2)
+
+
+def test_a_round_of_which_a_node_is_lost_closes_at_its_timeout(happen) -> None:
+    lost = Turnover(share=0.25, first=0.5, last=0.5)
+    strategy = FedAvg(nodes_per_round=4, timeout_s=7)
+    versions = happen(strategy, updates=None, time=17, schedule=LEVEL.model_copy(update={"lost": lost}))
+    assert times(versions) == [0, 8, 16]
+    assert [len(version.manifest.inputs) for version in versions] == [0, 3, 3]
+
+
+def test_without_a_timeout_a_round_waits_for_a_lost_node_for_ever(simulate) -> None:
+    lost = Turnover(share=0.25, first=0.5, last=0.5)
+    run = simulate(FedAvg(nodes_per_round=4), schedule=LEVEL.model_copy(update={"lost": lost}))
+    assert "nothing was left to happen" in run.ended
+    assert [point.version for point in run.points] == [0]
+
+
+def test_a_late_joiner_starts_from_the_newest_head(happen) -> None:
+    late = Turnover(share=0.5, first=3.5, last=3.5)
+    versions = happen(ONE_BY_ONE, nodes=2, updates=6, schedule=LEVEL.model_copy(update={"late": late}))
+    first = bases(versions)[0][0]
+    assert [(node == first, base) for node, base in bases(versions)] == [
+        (True, 0),
+        (True, 1),
+        (True, 2),
+        (True, 3),
+        (False, 3),
+        (True, 4),
+    ]
+
+
+def test_patient_nodes_wait_for_the_next_version(happen) -> None:
+    versions = happen(AlignFed(preset="patient", buffer_size=4, anchor=None), schedule=LEVEL, updates=12)
+    for version in versions[1:]:
+        assert len({given.node for given in version.manifest.inputs}) == 4
+        assert {given.base_version for given in version.manifest.inputs} == {version.manifest.version - 1}
+
+
+def test_the_time_that_the_base_model_takes_on_the_coordinator_is_charged(happen, alignfed: AlignFed) -> None:
+    version = happen(alignfed, schedule=LEVEL)[1]
+    # the anchor is as many steps as a job; the gate is three adapters on four examples, a job is four, there and back
+    assert version.server_time == {"anchor": 1.0, "gate": 1.5}
+    assert round(version.time, 3) == 3.5
+    assert version.manifest.model_seconds.model_dump(exclude_defaults=True) == version.server_time
+
+
+def test_a_faster_server_answers_sooner(happen, alignfed: AlignFed) -> None:
+    versions = happen(alignfed, schedule=LEVEL.model_copy(update={"server_speed": 5}))
+    assert round(versions[1].time, 3) == 1.5
+
+
+def test_what_was_measured_before_is_not_charged_again(happen) -> None:
+    keeps = AlignFed(buffer_size=2, anchor=None)
+    charged = [version.server_time["gate"] for version in happen(keeps, updates=12)[1:]]
+    assert charged[0] == 1.5
+    assert set(charged[1:]) <= {0.5, 1.0}  # head and average; what is served is known
+
+
+def test_updates_that_come_while_the_base_model_works_go_into_the_next_version(happen, alignfed: AlignFed) -> None:
+    versions = happen(alignfed, nodes=6, schedule=LEVEL, updates=12)
+    assert len(versions[1].manifest.inputs) == 2
+    assert len(versions[2].manifest.inputs) > 4
+
+
+def test_alignfed_serves_another_adapter_than_nodes_train_from(happen, fedbuff: FedBuff) -> None:
+    versions = happen(AlignFed(preset="unlabelled", buffer_size=2))
+    assert all(version.served != version.head for version in versions[2:])
+    assert all(version.served == version.head for version in happen(fedbuff))
+
+
+def test_a_release_that_the_gate_prefers_is_served_on(happen) -> None:
+    strategy = AlignFed(buffer_size=2, step=4)  # steps so long that many a head is worse
+    versions = happen(strategy, updates=30, schedule=LEVEL.model_copy(update={"server_speed": 50}))
+    kept = []
+    for before, version in pairwise(versions):
+        release = version.manifest.release
+        kept.append(release.version < version.manifest.version)
+        assert (version.served == before.served) == kept[-1]
+        assert kept[-1] == (release.before < min(release.head, release.average))
+    assert True in kept
+    assert False in kept
+
+
+def test_the_network_delays_and_counts_every_byte(simulate) -> None:
+    slow = LEVEL.model_copy(update={"latency": 0.5, "bytes_per_job": 1e6})
+    point = simulate(ONE_BY_ONE, nodes=1, updates=1, schedule=slow).points[-1]
+    assert point.time == pytest.approx(2 + (point.fetched + point.bytes) / 1e6)
+
+
+def test_a_head_is_fetched_once_by_each_node(simulate) -> None:
+    run = simulate(FedBuff(buffer_size=4), nodes=2, updates=6, schedule=LEVEL)
+    size = run.points[1].fetched / 2  # before the first version both nodes had fetched one head and sent two updates
+    assert run.points[-1].fetched == 2 * size
+    assert run.points[-1].updates == 4
+
+
+def test_a_run_ends_at_its_time(simulate, fedbuff: FedBuff) -> None:
+    run = simulate(fedbuff, updates=None, time=5.5, schedule=LEVEL)
+    assert round(run.points[-1].time, 3) == 5
+    assert sum(run.receipts.values()) == 20
+
+
+def test_versions_from_which_nobody_trains_are_forgotten(happen) -> None:
+    heads: list[weakref.ref[Adapter]] = []
+    alive: list[int] = []
+
+    def hear(version: Version) -> None:
+        heads.append(weakref.ref(version.head))
+        alive.append(sum(head() is not None for head in heads))
+
+    happen(ONE_BY_ONE, updates=40, hear=hear)
+    assert len(heads) == 41
+    assert max(alive) <= 4 + 2  # one for each node, the newest, and the one before while its successor is made
+
+
+def test_a_thousand_nodes_fit(simulate) -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    run = simulate(FedBuff(buffer_size=30), nodes=1000, updates=120, measuring=Measuring(held_out=4, own_tests=1))
+    assert len(run.final.nodes) == 1000
+    assert run.points[-1].version == 4
+    assert process.memory_info().rss - before < 100 << 20
+
+
+def test_in_fedsa_lora_nodes_keep_their_b_and_are_judged_with_it(simulate, happen) -> None:
+    strategy = FedSALora(buffer_size=2)
+    run = simulate(strategy, updates=24)
+    assert run.final.loss < run.points[0].loss - 0.5
+    head = happen(strategy)[-1].head
+    assert head.only("B").norm == 0
+    assert head.only("A") != happen(strategy)[0].head
+
+
+def test_in_ffa_lora_a_stays_as_it_was_drawn(happen) -> None:
+    versions = happen(FFALora(buffer_size=2))
+    assert {version.head.only("A").digest for version in versions} == {versions[0].head.only("A").digest}
+    assert versions[-1].head != versions[0].head
+
+
+def test_nodes_of_several_ranks_share_one_adapter(happen, simulate) -> None:
+    ranks = {"lora": LoraConfig(rank=4, alpha=8, last_layers=1), "node_ranks": (1, 2)}
+    versions = happen(FedBuff(buffer_size=2), nodes=6, schedule=LEVEL, updates=12, **ranks)
+    assert {version.head.layout.lora.rank for version in versions} == {4}
+    assert len({node for node, _ in bases(versions)}) == 6
+    run = simulate(FedBuff(buffer_size=2), nodes=6, schedule=LEVEL, updates=36, **ranks)
+    assert run.receipts == {"accepted": 36}
+    assert run.final.loss < run.points[0].loss - 0.5
+
+
+def test_nodes_that_share_one_factor_need_one_rank() -> None:
+    with pytest.raises(ValueError, match="ffa_lora shares one factor alone"):
+        SimulationConfig(method="ffa", strategy=FFALora(), node_ranks=(4,))
