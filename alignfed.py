@@ -6,6 +6,7 @@ Every command imports what it needs when it runs, so that `alignfed --help` answ
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -19,13 +20,29 @@ FAILED, USAGE = 1, 2
 FAILURE = "1  failed; the last line says why"
 REFUSED = "3  the federation cannot take this node, for instance for its base model"
 DEBUG_VARIABLE = "ALIGNFED_DEBUG"
-OWN_PACKAGES = {"base_model", "broker", "configuration", "coordinator", "edge_node", "examples", "schemas"}
+OWN_PACKAGES = {
+    "base_model",
+    "broker",
+    "configuration",
+    "coordinator",
+    "edge_node",
+    "examples",
+    "schemas",
+    "simulation",
+}
 
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings file.  [default: alignfed.toml, if there]")]
 Broker = Annotated[str | None, typer.Option("--broker", metavar="HOST:PORT", help="Broker to connect to.")]
 Federation = Annotated[str | None, typer.Option(metavar="NAME", help="Federation to take part in.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where this process keeps its files.")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]
+DemoStrategy = Literal[
+    "alignfed", "fedbuff", "fedasync", "fedavg", "fedex", "flora", "ffa_lora", "calibration_only", "alignfed_literal"
+]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest`.")]
+TaskFolder = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="Your own task instead of smart-home commands.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -83,9 +100,7 @@ def demo(
         int | None, typer.Option(min=1, help="Versions to make.  [default: as many as use the recipe's updates]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of data, speeds and the first adapter.")] = 0,
-    strategy: Annotated[
-        Literal["fedbuff", "fedasync", "fedavg"] | None, typer.Option(help="When to aggregate and how.")
-    ] = None,
+    strategy: Annotated[DemoStrategy, typer.Option(help="When to aggregate and how.")] = "alignfed",
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report here too, as JSON.")] = None,
 ) -> None:
     """Run the whole system on this machine.
@@ -164,25 +179,130 @@ def edge(
     service.run(settings.federation, settings.base_model, settings.broker, settings.edge)
 
 
+@app.command(
+    epilog=_ending("alignfed simulate --method fedbuff_2 --nodes 16 --updates 60", FAILURE, "130  interrupted")
+)
+def simulate(
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of the methods in docs/simulation.md.")] = "alignfed",
+    data: TaskFolder = None,
+    nodes: Annotated[int, typer.Option(min=2, help="Homes, without --data.")] = 16,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of nodes after which the run ends.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, max=2**48 - 1, help="Of data, schedule and training.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole record here, as JSON.")] = None,
+) -> None:
+    """Simulate one federation.
+
+    Many nodes train for real, in virtual time, and the coordinator's own core decides: one process, no broker.
+    """
+    from rich.console import Console
+
+    from examples.smart_home.tasks import make_simulated_task
+    from simulation.command import run_simulate
+    from simulation.comparison.regimes import TaskSpec
+    from simulation.methods import METHODS, strategy_of
+    from simulation.settings import SimulationConfig
+    from simulation.task import read_task
+
+    if method not in METHODS:
+        _fail(f"there is no method {method}; there are {', '.join(METHODS)}", USAGE)
+    task = read_task(data) if data else make_simulated_task(TaskSpec(homes=nodes, seed=seed))
+    strategy = strategy_of(method, len(task.nodes))
+    config = SimulationConfig(method=method, strategy=strategy, updates=updates, seed=seed)
+    raise typer.Exit(run_simulate(config, task, out, Console()))
+
+
+@app.command(
+    epilog=_ending(
+        "alignfed compare --preset ci --out runs/compare", "1  a run failed", "130  interrupted: go on later"
+    )
+)
+def compare(
+    preset: Annotated[Literal["ci", "full"], typer.Option(help="How much is compared.")] = "ci",
+    methods: Annotated[str | None, typer.Option(metavar="A,B", help="Only these.  [default: the preset's]")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="10,11", help="Only these.  [default: the preset's]")] = None,
+    regimes: Annotated[str | None, typer.Option(metavar="R,S", help="Only these.  [default: the preset's]")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For runs, figures and the report.")] = Path(
+        "runs/compare"
+    ),
+    data: TaskFolder = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.  [default: one for each core]")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be run and how long it takes.")] = False,
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what is in FOLDER as a document, and run nothing.")
+    ] = None,
+) -> None:
+    """Compare methods over conditions and seeds.
+
+    Every run is kept in FOLDER: stopped and started again, it goes on. At the end there are tables, figures, and a
+    verdict on every claim.
+    """
+    from rich.console import Console
+
+    from examples.smart_home.tasks import make_simulated_task
+    from simulation.comparison import command
+    from simulation.comparison.matrix import ImpossibleComparison
+    from simulation.comparison.results import write_results
+
+    options = command.CompareOptions(
+        out=out,
+        preset=preset,
+        methods=_listed(methods),
+        seeds=_numbers(seeds),
+        regimes=_listed(regimes),
+        data=data,
+        workers=workers or os.cpu_count() or 1,
+        command=" ".join(["alignfed", *sys.argv[1:]]),
+    )
+    try:
+        if results is not None:
+            write_results(out, results)
+        elif plan:
+            command.show(options, Console())
+        else:
+            raise typer.Exit(command.compare(options, make_simulated_task, Console()))
+    except ImpossibleComparison as error:
+        _fail(str(error), USAGE)
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return tuple(word.strip() for word in text.split(",") if word.strip()) if text is not None else None
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    words = _listed(text)
+    if words is not None and not all(word.isdecimal() for word in words):
+        _fail(f"--seeds takes numbers with commas between them, not {text}", USAGE)
+    return tuple(map(int, words)) if words is not None else None
+
+
 @adapters.command("list", epilog=_ending("alignfed adapters list --data-dir alignfed-data/coordinator", FAILURE))
 def list_adapters(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List every global version."""
+    """List every global version.
+
+    In the column `use`, nodes train from the head and serve the version that is marked served; where it says average,
+    they serve the running average that was made with it.
+    """
     manifests = _registry(config, data_dir).versions()
+    now = manifests[-1]
     if as_json:
-        print(json.dumps([_manifest_as_json(manifest) for manifest in manifests], indent=2))
+        print(json.dumps([{**_manifest_as_json(m), "use": _use(m, now)} for m in manifests], indent=2))
         return
-    rows = [[str(m.version), m.digest[:16], _time(m.created_at_ns), str(len(m.inputs)), _nodes(m)] for m in manifests]
-    _print_table(["version", "digest", "created", "updates", "nodes"], rows)
+    rows = [
+        [str(m.version), m.digest[:12], _time(m.created_at_ns), str(len(m.inputs)), ", ".join(_use(m, now)), _nodes(m)]
+        for m in manifests
+    ]
+    _print_table(["version", "digest", "created", "updates", "use", "nodes"], rows)
 
 
 @adapters.command("show", epilog=_ending("alignfed adapters show 3", "1  there is no such version"))
-def show_adapter(version: int, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+def show_adapter(version: Version, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show what one version was made of.
 
-    Its parent, and every update in it with its base version and its weight.
+    Its parent, every update in it with its base version and its weight, what the coordinator's own examples added, and
+    what nodes serve since.
     """
     registry = _registry(config, data_dir)
-    manifest = registry.manifest(version)
+    manifest = registry.manifest(_number(registry, version))
     if as_json:
         print(json.dumps(_manifest_as_json(manifest), indent=2))
         return
@@ -191,15 +311,24 @@ def show_adapter(version: int, config: Config = None, data_dir: DataDir = None, 
     print(f"digest      {manifest.digest} ({manifest.body.size} bytes)")
     print(f"parent      {manifest.parent or 'none: the first version'}")
     print(f"base model  {manifest.base_model}")
+    for name, fact in _how_it_was_made(manifest):
+        print(f"{name:<12}{fact}")
     rows = [[i.node, i.update_id, str(i.base_version), str(i.examples), f"{i.weight:.4g}"] for i in manifest.inputs]
     if rows:
         _print_table(["node", "update", "base version", "examples", "weight"], rows)
 
 
-@adapters.command("export", epilog=_ending("alignfed adapters export 3 my-adapter", "1  there is no such version"))
-def export_adapter(version: int, folder: Path, config: Config = None, data_dir: DataDir = None) -> None:
-    """Write one version as a PEFT folder.
+@adapters.command("export", epilog=_ending("alignfed adapters export latest my-adapter", "1  there is no such version"))
+def export_adapter(
+    version: Version,
+    folder: Path,
+    head: Annotated[bool, typer.Option("--head", help="The version itself, from which nodes trained.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write an adapter as a PEFT folder.
 
+    It is what nodes served while that version was the newest: `latest` gives what they serve now.
     PeftModel.from_pretrained loads it.
     """
     from base_model.peft_folder import save_peft
@@ -207,8 +336,11 @@ def export_adapter(version: int, folder: Path, config: Config = None, data_dir: 
 
     registry = _registry(config, data_dir)
     federation = next(fold(registry.folder.parent / "journal.db"))[0].config
-    save_peft(registry.adapter(version, federation.layout), folder, federation.base_model_name)
-    _note(f"version {version} is in {folder}")
+    manifest = registry.manifest(_number(registry, version))
+    release = manifest.release
+    chosen = release.model_copy(update={"version": manifest.version, "variant": "head"}) if head else release
+    save_peft(registry.adapter(chosen.version, federation.layout, chosen.variant), folder, federation.base_model_name)
+    _note(f"the {chosen.variant} of version {chosen.version} is in {folder}")
 
 
 @app.command(
@@ -296,6 +428,48 @@ def _log(level: str) -> None:
 
 def _manifest_as_json(manifest: Any) -> dict[str, Any]:
     return {"digest": manifest.digest, **manifest.model_dump(mode="json")}
+
+
+def _number(registry: "Registry", version: str) -> int:
+    """A version as people name it."""
+    if version == "latest":
+        return registry.versions()[-1].version
+    if not version.isdecimal():
+        _fail(f"{version} is no version: give a number, or `latest`", USAGE)
+    return int(version)
+
+
+def _use(manifest: Any, newest: Any) -> list[str]:
+    """What nodes do with a version now."""
+    use = ["head"] if manifest.version == newest.version else []
+    if manifest.version == newest.release.version:
+        use.append("served" if newest.release.variant == "head" else "average")
+    return use
+
+
+def _how_it_was_made(manifest: Any) -> Iterator[tuple[str, str]]:
+    """What there is to say of groups, anchor, release and cost, as (name, fact)."""
+    for group in manifest.groups:
+        cosine = "" if group.cosine is None else f", cosine to their mean {group.cosine:.2f}"
+        residual = (
+            ""
+            if group.residual_before is None
+            else f", residual {group.residual_before:.3g} before alignment, {group.residual_after:.3g} after"
+        )
+        yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}"
+    if (anchor := manifest.anchor) is not None:
+        yield "anchor", f"weight {anchor.weight:.4g}, loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
+    release = manifest.release
+    yield "served", f"the {release.variant} of version {release.version}"
+    if any(loss is not None for loss in (release.head, release.average, release.before)):
+        losses = [f"{name} {_loss(getattr(release, name))}" for name in ("head", "average", "before")]
+        yield "gate", f"loss of {', '.join(losses)}"
+    if (seconds := manifest.model_seconds) is not None:
+        yield "model", f"align {seconds.align:.1f} s, anchor {seconds.anchor:.1f} s, gate {seconds.gate:.1f} s"
+
+
+def _loss(loss: float | None) -> str:
+    return "infinite" if loss is None else f"{loss:.3f}"
 
 
 def _nodes(manifest: Any) -> str:

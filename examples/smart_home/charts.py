@@ -5,6 +5,7 @@ Every function takes a Report and returns one figure. What a figure leaves out (
 
 import io
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,15 +38,19 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_HEAD: dict[str, Any] = {"color": SOFT, "linewidth": 1.3, "marker": "o", "markersize": 3.5, "clip_on": False}
+_AVERAGE: dict[str, Any] = {"color": ACCENT, "linewidth": 2.2, "solid_capstyle": "round", "alpha": 0.45}
+STAGE_LOOK = {"align": 0.2, "anchor": 1.0, "gate": 0.45}  # opacity; what a strategy asks for in other ways is opaque
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def loss_over_versions(report: Report) -> str:
-    """Held-out loss of every version that was measured, the first and the last one labelled."""
+    """Held-out loss of what nodes served, its first and last one labelled, and of what they trained from."""
 
     def draw(axes: Axes) -> None:
         versions = [point.version for point in report.losses]
         losses = [point.loss for point in report.losses]
+        axes.plot(versions, [point.head_loss for point in report.losses], **_HEAD)
         axes.plot(versions, losses, color=ACCENT, linewidth=2.2, solid_capstyle="round", clip_on=False)
         ends = (versions[0], versions[-1]), (losses[0], losses[-1])
         axes.scatter(*ends, color=ACCENT, s=34, zorder=3, clip_on=False)
@@ -60,7 +65,7 @@ def loss_over_versions(report: Report) -> str:
             ha="center",
             color=ACCENT,
         )
-        axes.set_ylim(0, max(losses) * 1.15)
+        axes.set_ylim(0, max(losses + [point.head_loss for point in report.losses]) * 1.15)
         axes.set_xlim(versions[0], versions[-1] * 1.02)
         axes.set_xticks(_few_integers(versions[-1]))
         axes.set_xlabel("version")
@@ -98,11 +103,14 @@ def contribution(report: Report) -> str:
         rows = list(range(len(report.nodes)))
         for row, node in zip(rows, report.nodes, strict=True):
             update, weight = 100 * node.update_share, 100 * node.weight_share
+            fresh = 100 * (node.fresh_share or 0.0)
             axes.plot([update, weight], [row, row], color=FAINT, linewidth=5, solid_capstyle="round", zorder=1)
             axes.scatter([update], [row], s=52, facecolor=PAPER, edgecolor=SOFT, linewidth=1.6, zorder=2)
             axes.scatter([weight], [row], s=52, color=ACCENT, zorder=3)
+            if node.fresh_share is not None:
+                axes.scatter([100 * node.fresh_share], [row], s=150, marker="|", color=INK, linewidth=1.6, zorder=4)
             axes.annotate(
-                f"{weight:.0f} %", (max(weight, update), row), (11, 0), textcoords="offset points",
+                f"{weight:.0f} %", (max(weight, update, fresh), row), (11, 0), textcoords="offset points",
                 va="center", color=ACCENT,
             )  # fmt: skip
         shares = [100 * share for node in report.nodes for share in (node.update_share, node.weight_share)]
@@ -115,6 +123,50 @@ def contribution(report: Report) -> str:
         axes.set_axisbelow(True)
 
     return _svg(4.6, max(2.2, 1.1 + 0.44 * len(report.nodes)), draw)
+
+
+def gate_losses(report: Report) -> str:
+    """Gate loss of each version's head and running average, and a mark on the one that nodes were given to serve."""
+
+    def draw(axes: Axes) -> None:
+        gated = [version for version in report.versions if version.release.head is not None]
+        numbers = [version.version for version in gated]
+        axes.plot(numbers, [_known(version.release.head) for version in gated], **_HEAD)
+        axes.plot(numbers, [_known(version.release.average) for version in gated], **_AVERAGE)
+        chosen = [_known(getattr(version.release, version.served)) for version in gated]
+        kept = [version.served == "before" for version in gated]
+        faces = [PAPER if old else ACCENT for old in kept]
+        axes.scatter(numbers, chosen, s=46, facecolor=faces, edgecolor=ACCENT, linewidth=1.6, zorder=3, clip_on=False)
+        losses = [_known(loss) for v in gated for loss in (v.release.head, v.release.average)] + chosen
+        _logarithmic(axes, [loss for loss in losses if loss == loss])
+        axes.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)
+        axes.set_xticks([tick for tick in _few_integers(numbers[-1]) if tick >= numbers[0]])
+        axes.set_xlabel("version")
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+
+    return _svg(4.6, 3.0, draw)
+
+
+def model_time(report: Report) -> str:
+    """Processor seconds that the coordinator's base model took for each version, by stage."""
+
+    def draw(axes: Axes) -> None:
+        made = report.versions[1:]
+        numbers, below = [version.version for version in made], [0.0] * len(made)
+        for stage in report.stages:
+            heights = [version.model_seconds.get(stage, 0.0) for version in made]
+            axes.bar(numbers, heights, bottom=below, width=0.66, color=ACCENT, alpha=STAGE_LOOK.get(stage, 1.0))
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        axes.set_xlim(0.4, numbers[-1] + 0.6)
+        axes.set_xticks([tick for tick in _few_integers(numbers[-1]) if tick])
+        axes.set_xlabel("version")
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter("{x:g} s")
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+
+    return _svg(4.6, 3.0, draw)
 
 
 def timeline(report: Report) -> str:
@@ -169,6 +221,21 @@ def _for_the_page(svg: str) -> str:
     for color, name in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg
+
+
+def _known(loss: float | None) -> float:
+    """A loss to draw; what was infinite leaves a gap."""
+    return math.nan if loss is None else loss
+
+
+def _logarithmic(axes: Axes, losses: list[float]) -> None:
+    """A loss axis on which halving looks the same everywhere, with round numbers at a few places."""
+    low, high = 0.85 * min(losses), 1.15 * max(losses)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= t <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _freshness(staleness: int) -> float:

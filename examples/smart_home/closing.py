@@ -91,10 +91,20 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     wire = report.wire
     less = f", {wire.bytes_fp32 / wire.bytes:.1f} times as much" if wire.bytes else ""
     yield "wire", f"{megabytes(wire.bytes)} for {wire.updates} updates; {megabytes(wire.bytes_fp32)} as fp32{less}"
+    if report.is_weighed:
+        yield "served", _decisions(report)
     yield "time", duration(report.seconds)
     yield "memory", f"{report.peak_rss_mb:,.0f} MB at the peak, all processes together ({report.peak_memory_is})"
     yield "report", str(report.folder / "report.html")
     yield "adapter", f"{report.folder / 'adapter'}  (for PeftModel.from_pretrained)"
+
+
+def _decisions(report: Report) -> str:
+    """What nodes serve now, and how the coordinator decided on the way."""
+    release, counts = report.versions[-1].release, report.choices
+    names = {"average": "average", "head": "new head", "before": "what was served before"}
+    times = ", ".join(f"{names[choice]} {count}" for choice, count in counts.most_common())
+    return f"the {release.variant} of version {release.version}; choices on the way: {times}"
 
 
 def _table(first: str, *others: str) -> Table:

@@ -17,7 +17,7 @@ from examples.smart_home import households
 from examples.smart_home.sentences import INTENTS, Template, speak, templates
 
 CONCENTRATION = 0.5  # of the Dirichlet mix of intents: the smaller, the more one-sided each home's habits
-HELD_OUT_HOMES = "held out"
+HELD_OUT_HOMES, CALIBRATION_HOMES = "held out", "calibration"
 MAX_MISSES = 500  # commands in a row that were seen before: there are hardly any new ones
 
 
@@ -45,11 +45,20 @@ def private_examples(home: Home, count: int) -> tuple[Example, ...]:
 
 def held_out_examples(count: int, seed: int, seen: Collection[Example]) -> tuple[Example, ...]:
     """Commands of homes that are no node's, every intent equally often, none of whose prompts is among `seen`."""
+    return _of_other_homes(HELD_OUT_HOMES, count, seed, seen)
+
+
+def calibration_examples(count: int, seed: int, seen: Collection[Example]) -> tuple[Example, ...]:
+    """The coordinator's own commands: like the held-out ones, and of yet other homes."""
+    return _of_other_homes(CALIBRATION_HOMES, count, seed, seen)
+
+
+def _of_other_homes(homes: str, count: int, seed: int, seen: Collection[Example]) -> tuple[Example, ...]:
     known = {example.prompt for example in seen}
     examples: list[Example] = []
     misses = attempt = 0
     while len(examples) < count:
-        home = _home(f"{seed}/{HELD_OUT_HOMES} {attempt}")
+        home = _home(f"{seed}/{homes} {attempt}")
         example = _example(home, INTENTS[len(examples) % len(INTENTS)], Random(f"{home.seed}/private"))
         attempt += 1
         misses += 1
@@ -60,16 +69,6 @@ def held_out_examples(count: int, seed: int, seen: Collection[Example]) -> tuple
         if misses > MAX_MISSES:
             raise ValueError(f"only {len(examples)} of {count} commands were not seen before; ask for fewer")
     return tuple(examples)
-
-
-def intent_of(answer: str) -> str | None:
-    """The intent an answer names; None when it is not a JSON object that names one."""
-    try:
-        parsed = json.loads(answer)
-    except ValueError:
-        return None
-    intent = parsed.get("intent") if isinstance(parsed, dict) else None
-    return intent if isinstance(intent, str) else None
 
 
 def _home(seed: str) -> Home:

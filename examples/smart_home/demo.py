@@ -25,8 +25,8 @@ from broker.events import NetworkThreadDied
 from broker.recording import RecordingError
 from coordinator.journal import read_updates, read_versions
 from coordinator.registry import Registry, RegistryError
+from coordinator.strategies import AlignFedLiteral
 from examples.smart_home.closing import show_closing
-from examples.smart_home.commands import intent_of
 from examples.smart_home.federation import Ran, Stalled, federate
 from examples.smart_home.fleet import ProcessFailed
 from examples.smart_home.memory import PeakMemory
@@ -49,6 +49,7 @@ from examples.smart_home.recipe import RECIPE, Recipe
 from examples.smart_home.stages import line
 from examples.smart_home.steps import Data, fetch_base_model, load_model, make_data, measure_versions, question
 from examples.smart_home.workplace import Workplace, make_workplace
+from simulation.scoring import intent_of
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 EXPECTED = (
@@ -113,11 +114,13 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
     started_at, started = datetime.now(UTC), time.monotonic()
     title = f"  {len(plan.nodes)} homes teach one adapter over MQTT  "
     console.print(Text.assemble((" alignfed demo", "bold"), title, (f"seed {plan.seed}", "dim")))
+    if isinstance(plan.recipe.strategy, AlignFedLiteral):
+        line(console, "note", "alignfed_literal cannot learn, and is here to show so: docs/paper.md says why")
     with PeakMemory() as memory:
         place = make_workplace(options.runs, datetime.now())
         data, learned = _learn(plan, options.base_model, place, console)
     updates = read_updates(place.journal)
-    versions = version_outcomes(read_versions(place.journal))
+    versions = version_outcomes(read_versions(place.journal), plan.recipe.strategy)
     trained = {update_id: update.seconds for update_id, update in learned.ran.view.updates.items()}
     report = Report(
         held_out=learned.held_out,
@@ -151,19 +154,17 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
     resolved = fetch_base_model(base_model, console)
     data = make_data(plan, place, console)
     model = load_model(resolved, console)
+    from examples.smart_home.measure import adapters_to_measure, samples_of, served_adapter  # PyTorch is here by now
+
     layout = layout_of(resolved, plan.recipe.lora)
     before, before_score = question("before", model, initial_adapter(layout, plan.seed), data.held_out, console)
     broker, ran = _federate(plan, base_model, place, console)
     registry = Registry(place.adapters)
-    last = registry.versions()[-1].version
-    final = registry.adapter(last, layout)
-    save_peft(final, place.root / "adapter", str(resolved.path))
-    after, after_score = question("after", model, final, data.held_out, console)
-
-    from examples.smart_home.measure import samples_of, versions_to_measure
-
-    adapters = {version: registry.adapter(version, layout) for version in versions_to_measure(last)}
-    losses = measure_versions(model, adapters, data.held_out[: plan.recipe.loss_examples], console)
+    served = served_adapter(registry, layout, registry.versions()[-1])
+    save_peft(served, place.root / "adapter", str(resolved.path))
+    after, after_score = question("after", model, served, data.held_out, console)
+    versions = adapters_to_measure(registry, layout)
+    losses = measure_versions(model, versions, data.held_out[: plan.recipe.loss_examples], console)
     return data, Learned(
         ran=ran,
         broker=broker,

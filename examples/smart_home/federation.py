@@ -18,7 +18,7 @@ from broker.client import Client
 from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Message
 from broker.settings import BrokerSettings
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from edge_node.settings import EdgeSettings
 from examples.smart_home.fleet import MAX_RESTARTS, Fleet, Program, Restart
 from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe
@@ -29,7 +29,7 @@ from schemas.topics import topic_filter
 
 FEDERATION = "home"
 COORDINATOR = "coordinator"
-STALLED_AFTER_S = 180.0
+STALLED_AFTER_S = 600.0  # a version takes minutes on a machine that has other things to do
 _TURN_S = 0.1
 _EVENTS_A_TURN = 200
 
@@ -151,6 +151,12 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
         strategy=recipe.strategy,
         seed=plan.seed,
         final_version=recipe.versions,
+        calibration=CalibrationSettings(
+            data=place.calibration,
+            anchor_examples=recipe.anchor_examples,
+            gate_examples=recipe.gate_examples,
+            training=recipe.training,
+        ),
     )
     shared = {"base_model": base_model, "broker": broker}
     write_config(place.config(COORDINATOR), FEDERATION, shared | {"coordinator": coordinator})

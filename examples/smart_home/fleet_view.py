@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.events import Message
+from examples.smart_home.wording import served_in_words
 from schemas import topics
 from schemas.messages import (
     CoordinatorState,
@@ -61,12 +62,13 @@ class UpdateView:
 
 @dataclass(frozen=True)
 class VersionView:
-    """One published version and what went into it, as (node, base version) pairs."""
+    """One published version, what went into it as (node, base version) pairs, and what it made nodes serve."""
 
     version: int
     digest: str
     inputs: tuple[tuple[str, int], ...]
     created_at_ns: int
+    served: str
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,13 @@ def _manifest(view: FleetView, address: topics.GlobalManifestOf, payload: bytes)
     if manifest.version != address.version:
         raise InvalidMessage(f"manifest of version {manifest.version} on the topic of {address.version}")
     inputs = tuple((entry.node, entry.base_version) for entry in manifest.inputs)
-    version = VersionView(manifest.version, manifest.digest, inputs, manifest.created_at_ns)
+    version = VersionView(
+        manifest.version,
+        manifest.digest,
+        inputs,
+        manifest.created_at_ns,
+        served_in_words(manifest.release, manifest.version),
+    )
     others = (v for v in view.versions if v.version != version.version)
     return replace(view, versions=tuple(sorted((*others, version), key=lambda v: v.version)))
 

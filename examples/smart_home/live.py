@@ -158,13 +158,13 @@ def _versions(view: FleetView, rows: int, now_ns: int) -> RenderableType:
     table.add_column("version", justify="right", no_wrap=True)
     table.add_column("digest", no_wrap=True)
     table.add_column("made from (node @ version it trained from)", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("served", no_wrap=True)
     table.add_column("age", justify="right", no_wrap=True)
     for version in reversed(view.versions[-rows:]):
         style = "bold" if version.version == view.head else ""
         age = in_clock(max(0.0, (now_ns - version.created_at_ns) / 1e9))
-        table.add_row(
-            Text(str(version.version), style=style), Text(version.digest[:12], style="dim"), _made_of(version), age
-        )
+        digest, served = Text(version.digest[:12], style="dim"), Text(version.served, style="dim")
+        table.add_row(Text(str(version.version), style=style), digest, _made_of(version), served, age)
     return table
 
 

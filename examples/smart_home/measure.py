@@ -3,22 +3,29 @@
 It runs the model in this process; the federation's processes are not running meanwhile.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
-
-from base_model.evaluation import Score
+from base_model.evaluation import Score, losses
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
-from base_model.tokens import collate, encode
-from base_model.training import answer_losses
-from examples.smart_home.commands import intent_of
+from coordinator.registry import Registry
 from examples.smart_home.outcome import HeldOutScore, Sample, VersionLoss
-from schemas.adapter import Adapter
+from schemas.adapter import Adapter, Layout
+from schemas.messages import GlobalManifest
+from simulation.scoring import intent_of
 
 MOST_VERSIONS = 8
-BATCH = 8  # logits over the whole vocabulary: about 50 MB at this size
 SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class VersionAdapters:
+    """What nodes trained from and what they served while this version was the newest."""
+
+    version: int
+    head: Adapter
+    served: Adapter
 
 
 def held_out_score(score: Score, examples: Sequence[Example]) -> HeldOutScore:
@@ -33,26 +40,43 @@ def held_out_score(score: Score, examples: Sequence[Example]) -> HeldOutScore:
     )
 
 
-def losses_of(
-    model: LanguageModel, adapters: Mapping[int, Adapter], examples: Sequence[Example], on_done: Callable[[int], None]
-) -> tuple[VersionLoss, ...]:
-    """Held-out loss of each version, on few examples and without answers: a second or two for each."""
-    encoded = [encode(model.tokenizer, example) for example in examples]
-    batches = [collate(encoded[start : start + BATCH], model.padding) for start in range(0, len(encoded), BATCH)]
-    losses = []
-    for done, (version, adapter) in enumerate(adapters.items(), start=1):
-        model.apply(adapter)
-        with torch.inference_mode():
-            loss = float(torch.cat([answer_losses(model, batch) for batch in batches]).double().mean())
-        losses.append(VersionLoss(version=version, loss=loss, examples=len(examples)))
-        on_done(done)
-    return tuple(losses)
+def served_adapter(registry: Registry, layout: Layout, manifest: GlobalManifest) -> Adapter:
+    """What nodes served while this version was the newest."""
+    return registry.adapter(manifest.release.version, layout, manifest.release.variant)
 
 
-def versions_to_measure(last: int) -> tuple[int, ...]:
+def adapters_to_measure(registry: Registry, layout: Layout) -> tuple[VersionAdapters, ...]:
     """All versions when they are few, else that many spread evenly; always the first and the last."""
-    count = min(last + 1, MOST_VERSIONS)
-    return tuple(dict.fromkeys(round(last * index / max(1, count - 1)) for index in range(count)))
+    manifests = registry.versions()
+    count = min(len(manifests), MOST_VERSIONS)
+    chosen = dict.fromkeys(round((len(manifests) - 1) * index / max(1, count - 1)) for index in range(count))
+    return tuple(
+        VersionAdapters(
+            version=manifest.version,
+            head=registry.adapter(manifest.version, layout),
+            served=served_adapter(registry, layout, manifest),
+        )
+        for manifest in map(manifests.__getitem__, chosen)
+    )
+
+
+def losses_of(
+    model: LanguageModel,
+    versions: Sequence[VersionAdapters],
+    examples: Sequence[Example],
+    on_done: Callable[[int], None],
+) -> tuple[VersionLoss, ...]:
+    """Held-out loss of each version, on few examples and without answers: a second or two for each adapter."""
+    known: dict[str, float] = {}
+    measured = []
+    for done, one in enumerate(versions, start=1):
+        for adapter in (one.head, one.served):  # often the same, and often served for several versions
+            if adapter.digest not in known:
+                known[adapter.digest] = losses(model, adapter, examples)
+        head, served = known[one.head.digest], known[one.served.digest]
+        measured.append(VersionLoss(version=one.version, loss=served, head_loss=head, examples=len(examples)))
+        on_done(done)
+    return tuple(measured)
 
 
 def samples_of(examples: Sequence[Example], before: Score, after: Score) -> tuple[Sample, ...]:

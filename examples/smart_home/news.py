@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from examples.smart_home.fleet_view import FleetView, NodeView, VersionView
 
+_SERVED = {"head": "it", "average": "the average"}
+
 
 def news(before: FleetView, after: FleetView) -> tuple[str, ...]:
     """One line for each thing that happened between two views; mere training progress is no news."""
@@ -48,7 +50,9 @@ def _of_versions(before: FleetView, after: FleetView) -> Iterator[str]:
 
 
 def _made_of(version: VersionView) -> str:
-    return f"from {inputs_in_words(version)}" if version.inputs else "(the first adapter: no change to the model yet)"
+    if not version.inputs:
+        return "(the first adapter: no change to the model yet)"
+    return f"from {inputs_in_words(version)}; nodes serve {_SERVED.get(version.served, version.served)}"
 
 
 def inputs_in_words(version: VersionView) -> str:

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coordinator.equations import freshness
 from coordinator.journal import UpdateRow
+from coordinator.strategies import Strategy
+from coordinator.strategies.buffered import Buffered
+from coordinator.updates import Choice
 from examples.smart_home.recipe import Recipe
-from schemas.messages import GlobalManifest
+from schemas.messages import AnchorReport, GlobalManifest, GroupReport, ReleaseReport
 
 TAKEN = ("accepted", "aggregated")
 
@@ -33,7 +37,7 @@ class HeldOutScore(Value):
 
 
 class HeldOut(Value):
-    """The score of the base model, and of the same model with the last version on it."""
+    """The score of the base model, and of the same model with what the nodes serve in the end."""
 
     before: HeldOutScore
     after: HeldOutScore
@@ -52,6 +56,7 @@ class NodeOutcome(Value):
     mean_staleness: float | None = Field(description="versions behind when used; none when nothing was used")
     update_share: float = Field(description="its share of all updates used")
     weight_share: float = Field(description="its share of the sum of all absolute weights")
+    fresh_share: float | None = Field(description="the same if freshness alone decided; none where it has no say")
 
 
 class InputOutcome(Value):
@@ -62,15 +67,21 @@ class InputOutcome(Value):
     base_version: int
     staleness: int
     examples: int
-    weight: float
+    weight: float = Field(description="absolute factor of its delta in the step")
+    fresh_weight: float | None = Field(description="the same if freshness alone decided; none where it has no say")
 
 
 class VersionOutcome(Value):
-    """One global version with its lineage."""
+    """One global version with its lineage, and how it was made."""
 
     version: int
     digest: str
     inputs: tuple[InputOutcome, ...]
+    groups: tuple[GroupReport, ...] = Field(description="its inputs by base version, where the strategy groups them")
+    anchor: AnchorReport | None = Field(description="the coordinator's own steps; none where it took none")
+    release: ReleaseReport = Field(description="what nodes serve from now on, and the gate's losses")
+    served: Choice = Field(description="the same in a word: the new head, the running average, or what was before")
+    model_seconds: dict[str, float] = Field(description="processor time of the coordinator's base model, by stage")
     published_at: datetime
     seconds: float = Field(description="after the first version")
 
@@ -95,10 +106,11 @@ class Wire(Value):
 
 
 class VersionLoss(Value):
-    """Held-out loss with one version, on the first `examples` of the held-out commands."""
+    """Held-out loss while this version was the newest, on the first `examples` of the held-out commands."""
 
     version: int
-    loss: float
+    loss: float = Field(description="of what nodes served")
+    head_loss: float = Field(description="of the version itself, from which nodes trained")
     examples: int
 
 
@@ -149,6 +161,21 @@ class Report(Value):
     def staleness(self) -> Counter[int]:
         """How many used updates were how many versions behind."""
         return Counter(entry.staleness for version in self.versions for entry in version.inputs)
+
+    @property
+    def choices(self) -> Counter[Choice]:
+        """How often the head, the average, or what was before came to be served."""
+        return Counter(version.served for version in self.versions[1:])
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages in which the coordinator's base model worked, by name."""
+        return tuple(sorted({stage for version in self.versions for stage in version.model_seconds}))
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether the coordinator did more than to average: it grouped, anchored or chose."""
+        return any(v.groups or v.anchor or v.release.head is not None for v in self.versions)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -207,8 +234,14 @@ def update_outcomes(
     )
 
 
-def version_outcomes(manifests: Sequence[GlobalManifest]) -> tuple[VersionOutcome, ...]:
-    """The versions as the report tells them, oldest first."""
+def choice_of(manifest: GlobalManifest) -> Choice:
+    """What this version made nodes serve: its head, its running average, or what they served before."""
+    release = manifest.release
+    return release.variant if release.version == manifest.version else "before"
+
+
+def version_outcomes(manifests: Sequence[GlobalManifest], strategy: Strategy) -> tuple[VersionOutcome, ...]:
+    """The versions as the report tells them, oldest first; the strategy is the one that made them."""
     return tuple(
         VersionOutcome(
             version=manifest.version,
@@ -218,13 +251,18 @@ def version_outcomes(manifests: Sequence[GlobalManifest]) -> tuple[VersionOutcom
                     node=entry.node,
                     update_id=entry.update_id,
                     base_version=entry.base_version,
-                    # the update met the version before the one it became part of
-                    staleness=manifest.version - 1 - entry.base_version,
+                    staleness=_staleness(manifest, entry.base_version),
                     examples=entry.examples,
                     weight=entry.weight,
+                    fresh_weight=_fresh_weight(manifest, entry.base_version, strategy),
                 )
                 for entry in manifest.inputs
             ),
+            groups=manifest.groups,
+            anchor=manifest.anchor,
+            release=manifest.release,
+            served=choice_of(manifest),
+            model_seconds=_model_seconds(manifest),
             published_at=datetime.fromtimestamp(manifest.created_at_ns / 1e9, UTC),
             seconds=(manifest.created_at_ns - manifests[0].created_at_ns) / 1e9,
         )
@@ -232,16 +270,34 @@ def version_outcomes(manifests: Sequence[GlobalManifest]) -> tuple[VersionOutcom
     )
 
 
+def _model_seconds(manifest: GlobalManifest) -> dict[str, float]:
+    stages = manifest.model_seconds.model_dump() if manifest.model_seconds else {}
+    return {stage: seconds for stage, seconds in stages.items() if seconds}
+
+
+def _staleness(manifest: GlobalManifest, base_version: int) -> int:
+    """An update meets the version before the one it becomes part of."""
+    return manifest.version - 1 - base_version
+
+
+def _fresh_weight(manifest: GlobalManifest, base_version: int, strategy: Strategy) -> float | None:
+    """freshness / B of what the anchor leaves of the step: no say to participation, norms or a node's cap."""
+    if not isinstance(strategy, Buffered):
+        return None
+    step = strategy.step - (manifest.anchor.weight if manifest.anchor else 0.0)
+    fresh = freshness(_staleness(manifest, base_version), strategy.staleness_exponent)
+    return step * fresh / len(manifest.inputs)
+
+
 def node_outcomes(
     facts: Sequence[NodeFacts], accepted: Mapping[str, int], versions: Sequence[VersionOutcome]
 ) -> tuple[NodeOutcome, ...]:
     """What each node gave; `accepted` counts accepted updates by node."""
     used = [entry for version in versions for entry in version.inputs]
-    weight = sum(abs(entry.weight) for entry in used)
-    return tuple(_node_outcome(node, accepted.get(node.node, 0), used, weight) for node in facts)
+    return tuple(_node_outcome(node, accepted.get(node.node, 0), used) for node in facts)
 
 
-def _node_outcome(facts: NodeFacts, accepted: int, used: Sequence[InputOutcome], weight: float) -> NodeOutcome:
+def _node_outcome(facts: NodeFacts, accepted: int, used: Sequence[InputOutcome]) -> NodeOutcome:
     own = [entry for entry in used if entry.node == facts.node]
     return NodeOutcome(
         node=facts.node,
@@ -253,8 +309,17 @@ def _node_outcome(facts: NodeFacts, accepted: int, used: Sequence[InputOutcome],
         updates_used=len(own),
         mean_staleness=sum(entry.staleness for entry in own) / len(own) if own else None,
         update_share=len(own) / len(used) if used else 0.0,
-        weight_share=sum(abs(entry.weight) for entry in own) / weight if weight else 0.0,
+        weight_share=_share([abs(entry.weight) for entry in own], [abs(entry.weight) for entry in used]),
+        fresh_share=_share(_fresh_weights(own), fresh) if (fresh := _fresh_weights(used)) else None,
     )
+
+
+def _fresh_weights(inputs: Sequence[InputOutcome]) -> list[float]:
+    return [entry.fresh_weight for entry in inputs if entry.fresh_weight is not None]
+
+
+def _share(part: Sequence[float], whole: Sequence[float]) -> float:
+    return sum(part) / sum(whole) if sum(whole) else 0.0
 
 
 def _if(condition: bool, sentence: str) -> tuple[str, ...]:

@@ -6,11 +6,39 @@ Pure: the same options give the same plan.
 import math
 from dataclasses import dataclass
 
-from coordinator.strategies import FedAsync, FedAvg, FedBuff, Strategy
+from coordinator.strategies import (
+    AlignFed,
+    AlignFedLiteral,
+    CalibrationOnly,
+    FedAsync,
+    FedAvg,
+    FedBuff,
+    FedEx,
+    FFALora,
+    FLoRA,
+    Strategy,
+)
+from coordinator.strategies.buffered import Buffered
 from examples.smart_home.recipe import Recipe
 
 FEWEST_UPDATES = 3  # that the slowest node can be expected to have in time
-STRATEGIES = ("fedbuff", "fedasync", "fedavg")
+SMALL_BUFFER = 2  # a version for every four updates comes too late in so short a run
+USUAL: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        AlignFed(),
+        FedBuff(buffer_size=SMALL_BUFFER),
+        FedAsync(),
+        FedAvg(),
+        FedEx(buffer_size=SMALL_BUFFER),
+        FLoRA(buffer_size=SMALL_BUFFER),
+        FFALora(buffer_size=SMALL_BUFFER),
+        CalibrationOnly(buffer_size=SMALL_BUFFER),
+        AlignFedLiteral(buffer_size=SMALL_BUFFER),
+    )
+}
+# not fedsa_lora: what it shares answers like the base model, and the report would show no change
+STRATEGIES = tuple(USUAL)
 
 
 class ImpossiblePlan(ValueError):
@@ -41,7 +69,7 @@ def make_plan(recipe: Recipe, nodes: int, versions: int | None, seed: int, strat
         raise ImpossiblePlan(f"a federation needs at least 2 nodes, got {nodes}")
     if seed < 0:
         raise ImpossiblePlan(f"the seed must not be negative, got {seed}")
-    chosen = _strategy(recipe.strategy, strategy or recipe.strategy.name, nodes)
+    chosen = _strategy(recipe, strategy or recipe.strategy.name, nodes)
     # without a number of versions, as many updates as the recipe uses in all
     usual = recipe.versions * _updates_per_version(recipe.strategy) // _updates_per_version(chosen)
     enough = math.ceil(FEWEST_UPDATES * nodes / _updates_per_version(chosen))
@@ -77,22 +105,23 @@ def _late_version(recipe: Recipe) -> int:
     return recipe.versions // 6
 
 
-def _strategy(usual: Strategy, name: str, nodes: int) -> Strategy:
-    match name:
-        case "fedbuff":
-            configured = usual if isinstance(usual, FedBuff) else FedBuff()
+def _strategy(recipe: Recipe, name: str, nodes: int) -> Strategy:
+    if name not in STRATEGIES:
+        raise ImpossiblePlan(f"there is no strategy {name}; there are {', '.join(STRATEGIES)}")
+    chosen = recipe.strategy if name == recipe.strategy.name else USUAL[name]
+    match chosen:
+        case Buffered() | FLoRA():
             # for many nodes a larger buffer, or most would not be heard before the end
-            return configured.model_copy(update={"buffer_size": max(configured.buffer_size, nodes // 2)})
-        case "fedasync":
-            return usual if isinstance(usual, FedAsync) else FedAsync()
-        case "fedavg":
-            return FedAvg(nodes_per_round=nodes)
-    raise ImpossiblePlan(f"there is no strategy {name}; there are {', '.join(STRATEGIES)}")
+            return chosen.model_copy(update={"buffer_size": max(chosen.buffer_size, nodes // 2)})
+        case FedAvg():
+            return chosen.model_copy(update={"nodes_per_round": nodes})
+        case FedAsync():
+            return chosen
 
 
 def _updates_per_version(strategy: Strategy) -> int:
     match strategy:
-        case FedBuff():
+        case Buffered() | FLoRA():
             return strategy.buffer_size
         case FedAvg():
             return strategy.nodes_per_round

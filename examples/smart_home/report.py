@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from base_model.settings import TrainingConfig
 from examples.smart_home import charts
-from examples.smart_home.outcome import Report
-from examples.smart_home.wording import duration, megabytes, percent, speed, verdict
+from examples.smart_home.outcome import Report, VersionOutcome
+from examples.smart_home.wording import duration, megabytes, percent, served_in_words, speed, verdict
+from schemas.messages import GroupReport
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -38,6 +39,9 @@ def render(report: Report) -> str:
         "speed": speed,
         "verdict": verdict,
         "breakable": _breakable,
+        "loss": _loss,
+        "served": served_in_words,
+        "groups": _groups,
     }
     return environment.get_template("report.html.j2").render(report=report, charts=charts, facts=_facts(report))
 
@@ -61,6 +65,22 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[,{])", text))
 
 
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.2f}" if loss >= 1 else f"{loss:.3f}"
+
+
+def _groups(version: VersionOutcome) -> list[dict[str, Any]]:
+    """The inputs by base version, newest first, with what the strategy said of each group, if it did."""
+    said = {group.base_version: group for group in version.groups}
+    bases = sorted({entry.base_version for entry in version.inputs}, reverse=True)
+    nothing = GroupReport(base_version=0, updates=0)
+    return [
+        said.get(base, nothing).model_dump()
+        | {"base_version": base, "inputs": [entry for entry in version.inputs if entry.base_version == base]}
+        for base in bases
+    ]
+
+
 def _facts(report: Report) -> list[tuple[str, str]]:
     """The configuration as (name, value), for the table at the end."""
     recipe = report.recipe
@@ -78,11 +98,19 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("codec", recipe.codec),
         ("broker", report.broker),
         ("data", f"{recipe.private_examples} commands per home, {report.held_out.after.examples} held out"),
+        *_calibration(report),
         ("seed", str(report.seed)),
         ("memory", f"{report.peak_rss_mb:,.0f} MB at the peak, all processes together ({report.peak_memory_is})"),
         ("restarts", ", ".join(f"{name}: {count}" for name, count in report.restarts.items()) or "none"),
         ("folder", str(report.folder)),
     ]
+
+
+def _calibration(report: Report) -> list[tuple[str, str]]:
+    if not report.stages:  # the coordinator has its commands, but this strategy never asked for them
+        return []
+    recipe = report.recipe
+    return [("calibration", f"{recipe.anchor_examples} commands for the anchor, {recipe.gate_examples} for the gate")]
 
 
 def _training(training: TrainingConfig) -> str:

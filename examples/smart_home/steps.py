@@ -14,7 +14,7 @@ from rich.console import Console
 from base_model.examples import Example, save_examples
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
-from examples.smart_home.commands import held_out_examples, make_homes, private_examples
+from examples.smart_home.commands import calibration_examples, held_out_examples, make_homes, private_examples
 from examples.smart_home.outcome import HeldOutScore, VersionLoss
 from examples.smart_home.plan import Plan
 from examples.smart_home.stages import line, of_bytes, of_count, stage
@@ -25,6 +25,7 @@ from schemas.adapter import Adapter
 if TYPE_CHECKING:
     from base_model.evaluation import Score
     from base_model.language_model import LanguageModel
+    from examples.smart_home.measure import VersionAdapters
 
 _RESOLVING = {"wait": "waiting", "download": "download", "convert": "convert", "hash": "verify"}
 
@@ -51,17 +52,25 @@ def fetch_base_model(settings: BaseModelSettings, console: Console) -> ResolvedM
 
 
 def make_data(plan: Plan, place: Workplace, console: Console) -> Data:
-    """Draw every home's commands and the held-out ones from the seed, and write them as users write theirs."""
+    """Draw all commands from the seed, and write them as users write theirs: the homes', the coordinator's, others."""
     recipe = plan.recipe
     homes = make_homes(len(plan.nodes), plan.seed)
     names = [node.name for node in plan.nodes]
     private = {name: private_examples(home, recipe.private_examples) for name, home in zip(names, homes, strict=True)}
     seen = {example for examples in private.values() for example in examples}
     held_out = held_out_examples(recipe.held_out_examples, plan.seed, seen)
+    wanted = recipe.anchor_examples + recipe.gate_examples
+    calibration = calibration_examples(wanted, plan.seed, seen | set(held_out))
     for name, examples in private.items():
         save_examples(examples, place.data(name))
+    save_examples(calibration, place.calibration)
     save_examples(held_out, place.held_out)
-    line(console, "data", f"{recipe.private_examples} private commands in each home, {len(held_out)} held out")
+    line(
+        console,
+        "data",
+        f"{recipe.private_examples} private commands in each home, {len(calibration)} for calibration, "
+        f"{len(held_out)} held out",
+    )
     return Data(private, held_out)
 
 
@@ -97,12 +106,12 @@ def question(
 
 
 def measure_versions(
-    model: "LanguageModel", adapters: Mapping[int, Adapter], examples: Sequence[Example], console: Console
+    model: "LanguageModel", versions: Sequence["VersionAdapters"], examples: Sequence[Example], console: Console
 ) -> tuple[VersionLoss, ...]:
-    """Held-out loss of some versions between the first and the last."""
+    """Held-out loss of some versions: of what nodes trained from, and of what they served."""
     with stage(console, "versions", of_count) as shown:
         from examples.smart_home.measure import losses_of
 
-        losses = losses_of(model, adapters, examples, lambda done: shown.advance(done, len(adapters)))
+        losses = losses_of(model, versions, examples, lambda done: shown.advance(done, len(versions)))
         shown.result = f"loss of {len(losses)} versions on {len(examples)} of the commands"
     return losses

@@ -1,6 +1,7 @@
 """Figures and answers in words, the same on the page and in the terminal."""
 
-from examples.smart_home.commands import intent_of
+from schemas.messages import ReleaseReport
+from simulation.scoring import intent_of
 
 
 def verdict(answer: str, expected: str) -> str:
@@ -11,6 +12,11 @@ def verdict(answer: str, expected: str) -> str:
     if intent is None:
         return "no command"
     return "right intent" if intent == intent_of(expected) else "wrong intent"
+
+
+def served_in_words(release: ReleaseReport, version: int) -> str:
+    """What a version made nodes serve: `head`, `average`, or what they served before, as `still 7`."""
+    return release.variant if release.version == version else f"still {release.version}"
 
 
 def percent(share: float) -> str:

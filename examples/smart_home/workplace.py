@@ -3,11 +3,12 @@
 | below runs/2026-11-22T14-03-05/ | |
 |---|---|
 | coordinator.toml, home-1.toml ... | what each process was started with |
-| data/home-1.jsonl ..., data/held_out.jsonl | the homes' private commands, and nobody's |
+| data/home-1.jsonl ... | the homes' private commands |
+| data/calibration.jsonl, data/held_out.jsonl | the coordinator's own commands, and those of the examination |
 | coordinator/journal.db, coordinator/adapters/ | what the coordinator was told, and what it published |
 | nodes/home-1/ ... | each node's own folder |
 | logs/home-1.log ... | what each process said |
-| adapter/ | the final version as a PEFT folder |
+| adapter/ | what the nodes serve in the end, as a PEFT folder |
 | report.json, report.html | what came of it |
 """
 
@@ -46,6 +47,11 @@ class Workplace:
     def held_out(self) -> Path:
         """The commands that no home has."""
         return self.root / "data" / "held_out.jsonl"
+
+    @property
+    def calibration(self) -> Path:
+        """The coordinator's own commands: of no node, and not held out."""
+        return self.root / "data" / "calibration.jsonl"
 
     @property
     def broker(self) -> Path:

@@ -76,6 +76,8 @@ def federated(tmp_path_factory, tiny_model_dir, broker) -> Federated:
     """`alignfed coordinator` and `alignfed edge` have made two versions and were stopped by SIGTERM."""
     folder = tmp_path_factory.mktemp("federated")
     save_examples((Example(prompt="turn on the lamp", completion="on"),) * 4, folder / "examples.jsonl")
+    calibration = (Example(prompt="turn on the fan", completion="on"), Example(prompt="stop", completion="off"))
+    save_examples(calibration, folder / "calibration.jsonl")
     config = folder / "federation.toml"
     config.write_text(
         f"""
@@ -86,7 +88,8 @@ def federated(tmp_path_factory, tiny_model_dir, broker) -> Federated:
         data_dir = "coordinator"
         final_version = 2
         lora = {{rank = 1}}
-        strategy = {{name = "fedasync"}}
+        strategy = {{name = "alignfed", buffer_size = 1, release = {{choose = "gated", decay = 0.5}}}}
+        calibration = {{data = "calibration.jsonl", anchor_examples = 1, gate_examples = 1, training = {{steps = 1}}}}
         [edge]
         node = "kitchen"
         data = "examples.jsonl"

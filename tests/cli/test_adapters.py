@@ -1,6 +1,5 @@
 """`alignfed coordinator` and `alignfed edge` make versions; `alignfed adapters` and `alignfed replay` look at them."""
 
-import hashlib
 import json
 import shutil
 import sqlite3
@@ -10,7 +9,35 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from coordinator.journal import read_versions
+from coordinator.journal import fold, read_versions
+from coordinator.registry import Registry
+from schemas.messages import GroupReport, ReleaseReport
+
+
+@pytest.fixture
+def registry(federated, tmp_path):
+    """The federation's folder with versions 1 and 2 made anew: an average that is served, and one that is kept."""
+    shutil.copytree(federated.data_dir, tmp_path / "coordinator")
+    registry = Registry(tmp_path / "coordinator" / "adapters")
+    layout = next(fold(tmp_path / "coordinator" / "journal.db"))[0].config.layout
+    _, one, two = registry.versions()
+    head = registry.adapter(1, layout)
+    average = (registry.adapter(0, layout) + head) * 0.5
+    release = ReleaseReport(version=1, variant="average", average=2.0, before=3.0)
+    group = GroupReport(base_version=0, updates=3, cosine=0.25, residual_before=0.5, residual_after=0.125)
+    body = one.body.model_copy(update={"sha256": average.digest})
+    made = {"release": release, "average": body, "groups": (group,)}
+    registry.add(one.model_copy(update=made), head, average)
+    registry.add(two.model_copy(update={"release": release, "average": None}), registry.adapter(2, layout))
+    return registry
+
+
+def exported(alignfed, tmp_path, registry, version, *options):
+    """The bytes of what `alignfed adapters export` writes."""
+    folder = f"exported-{version}{len(options)}"
+    ran = alignfed("adapters", "export", version, folder, "--data-dir", registry.folder.parent, *options)
+    assert ran.returncode == 0, ran.stderr
+    return (tmp_path / folder / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -29,7 +56,15 @@ def test_list_shows_every_version_with_its_digest(federated, alignfed):
     listed = [(version["version"], version["digest"]) for version in json.loads(shown.stdout)]
     assert listed == [(m.version, m.digest) for m in read_versions(federated.data_dir / "journal.db")]
     table = alignfed("adapters", "list", "--data-dir", federated.data_dir).stdout
-    assert all(digest[:16] in table for _, digest in listed)
+    assert all(digest[:12] in table for _, digest in listed)
+
+
+def test_list_marks_what_nodes_train_from_and_what_they_serve(registry, alignfed):
+    """`registry` holds three versions, and the gate has kept version 1's average."""
+    listed = json.loads(alignfed("adapters", "list", "--data-dir", registry.folder.parent, "--json").stdout)
+    assert [version["use"] for version in listed] == [[], ["average"], ["head"]]
+    table = alignfed("adapters", "list", "--data-dir", registry.folder.parent).stdout
+    assert [line.split()[-2] for line in table.splitlines() if "kitchen" in line] == ["average", "head"]
 
 
 def test_show_names_parent_and_inputs(federated, alignfed):
@@ -40,6 +75,25 @@ def test_show_names_parent_and_inputs(federated, alignfed):
     assert second.inputs[0].update_id in shown
 
 
+def test_show_tells_how_a_version_was_made_and_what_nodes_serve_since(federated, alignfed):
+    newest = read_versions(federated.data_dir / "journal.db")[-1]
+    anchor, release = newest.anchor, newest.release
+    shown = alignfed("adapters", "show", "latest", "--data-dir", federated.data_dir).stdout
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    [group] = newest.groups
+    assert any(line.startswith(f"group {group.updates} from version {group.base_version}") for line in lines)
+    assert f"anchor weight {anchor.weight:.4g}, loss {anchor.loss_before:.3f} -> {anchor.loss_after:.3f}" in lines
+    assert f"served the {release.variant} of version {release.version}" in lines
+    assert f"gate loss of head {release.head:.3f}, average {release.average:.3f}, before {release.before:.3f}" in lines
+    assert any(line.startswith("model align 0.0 s, anchor ") for line in lines)
+
+
+def test_show_tells_agreement_and_residuals_of_a_group_and_that_a_loss_was_infinite(registry, alignfed):
+    shown = alignfed("adapters", "show", 1, "--data-dir", registry.folder.parent).stdout
+    assert "3 from version 0, cosine to their mean 0.25, residual 0.5 before alignment, 0.125 after" in shown
+    assert "loss of head infinite, average 2.000, before 3.000" in shown
+
+
 def test_a_version_that_is_not_there_is_an_error_in_words(federated, alignfed):
     refused = alignfed("adapters", "show", 99, "--data-dir", federated.data_dir)
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -47,14 +101,30 @@ def test_a_version_that_is_not_there_is_an_error_in_words(federated, alignfed):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # between peft and transformers
-def test_an_exported_version_loads_into_peft_and_is_the_one_of_the_manifest(
-    federated, alignfed, tiny_model_dir, tmp_path
-):
-    assert alignfed("adapters", "export", 2, "exported", "--data-dir", federated.data_dir).returncode == 0
-    body = (tmp_path / "exported" / "adapter_model.safetensors").read_bytes()
-    assert hashlib.sha256(body).hexdigest() == read_versions(federated.data_dir / "journal.db")[2].digest
+def test_an_export_loads_into_peft_and_is_what_nodes_serve(federated, alignfed, tiny_model_dir, tmp_path):
+    assert alignfed("adapters", "export", "latest", "exported", "--data-dir", federated.data_dir).returncode == 0
+    release = read_versions(federated.data_dir / "journal.db")[-1].release
+    served = Registry(federated.data_dir / "adapters").body(release.version, release.variant)
+    assert (tmp_path / "exported" / "adapter_model.safetensors").read_bytes() == served
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path / "exported")
     assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_an_older_version_exports_what_nodes_served_then(registry, alignfed, tmp_path):
+    assert exported(alignfed, tmp_path, registry, 0) == registry.body(0)
+    assert exported(alignfed, tmp_path, registry, 1) == registry.body(1, "average")
+    assert exported(alignfed, tmp_path, registry, 2) == registry.body(1, "average")
+
+
+def test_the_version_itself_is_exported_on_request(registry, alignfed, tmp_path):
+    assert exported(alignfed, tmp_path, registry, 1, "--head") == registry.body(1)
+    assert exported(alignfed, tmp_path, registry, "latest", "--head") == registry.body(2)
+
+
+def test_a_word_that_is_no_version_is_wrong_usage(federated, alignfed):
+    refused = alignfed("adapters", "export", "newest", "exported", "--data-dir", federated.data_dir)
+    assert refused.returncode == 2
+    assert "give a number, or `latest`" in refused.stderr
 
 
 def test_replay_of_an_honest_journal_agrees_on_every_version(federated, alignfed):

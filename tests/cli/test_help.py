@@ -18,6 +18,8 @@ COMMANDS = (
     "adapters export",
     "replay",
     "doctor",
+    "simulate",
+    "compare",
 )
 
 

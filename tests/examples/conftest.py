@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker.events import Message, MessageProperties
+from coordinator.strategies import AlignFed
 from examples.smart_home.outcome import (
     BaseModelFacts,
     HeldOut,
@@ -23,7 +25,7 @@ from examples.smart_home.outcome import (
 from examples.smart_home.recipe import RECIPE
 from schemas import topics
 from schemas.adapter import LoraConfig
-from schemas.messages import Body, GlobalManifest, VersionInput
+from schemas.messages import AnchorReport, Body, GlobalManifest, GroupReport, ModelSeconds, ReleaseReport, VersionInput
 from schemas.messages import Message as Payload
 
 FEDERATION = "home"
@@ -47,19 +49,23 @@ def send() -> Send:
 
 @pytest.fixture
 def manifest() -> MakeManifest:
-    """Makes a version of (node, base version, weight) inputs, so many seconds after the start of the run."""
+    """Makes a version of (node, base version, weight) inputs, so many seconds after the start of the run.
+
+    Its head is served unless a release is given.
+    """
     return _manifest
 
 
-def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0) -> GlobalManifest:
+def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0, **made: Any) -> GlobalManifest:
     return GlobalManifest(
+        **{"release": ReleaseReport(version=version, variant="head")} | made,
         epoch=1,
         version=version,
         parent=None,
         base_model="b" * 64,
         lora=LoraConfig(),
         layout="c" * 64,
-        strategy="fedbuff",
+        strategy="alignfed",
         inputs=tuple(
             VersionInput(node=node, update_id=f"{index:032x}", base_version=base, examples=8, weight=weight)
             for index, (node, base, weight) in enumerate(inputs)
@@ -71,14 +77,30 @@ def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0) -
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    """Two homes, two versions: home-2 was one version behind and weighs less."""
+    """Two homes, two versions: home-2 was one version behind and weighs less, and the gate kept version 1's average."""
     versions = version_outcomes(
         [
             _manifest(0),
-            _manifest(1, ("home-1", 0, 0.5), ("home-1", 0, 0.5), seconds=10),
-            _manifest(2, ("home-1", 1, 0.5), ("home-2", 0, 0.25), seconds=20),
-        ]
-    )
+            _manifest(
+                1, ("home-1", 0, 0.5), ("home-1", 0, 0.5), seconds=10,
+                groups=(GroupReport(base_version=0, updates=2, cosine=0.75),),
+                anchor=AnchorReport(weight=1, loss_before=3.0, loss_after=2.0),
+                release=ReleaseReport(version=1, variant="average", head=2.2, average=2.1, before=3.1),
+                model_seconds=ModelSeconds(anchor=4, gate=3),
+            ),
+            _manifest(
+                2, ("home-1", 1, 0.5), ("home-2", 0, 0.25), seconds=20,
+                groups=(
+                    GroupReport(base_version=0, updates=1, residual_before=0.5, residual_after=0.25),
+                    GroupReport(base_version=1, updates=1),
+                ),
+                anchor=AnchorReport(weight=1, loss_before=2.0, loss_after=None),
+                release=ReleaseReport(version=1, variant="average", head=None, average=2.5, before=2.1),
+                model_seconds=ModelSeconds(align=1, anchor=4, gate=2),
+            ),
+        ],
+        AlignFed(),
+    )  # fmt: skip
     facts = [
         NodeFacts(node="home-1", slowdown=1, intents={"TurnOn": 30, "TurnOff": 10}, updates_sent=4),
         NodeFacts(node="home-2", slowdown=2, intents={"GetState": 40}, updates_sent=1),
@@ -95,7 +117,7 @@ def report(tmp_path: Path) -> Report:
         peak_rss_mb=2345.6,
         peak_memory_is="PSS",
         broker="mosquitto",
-        strategy="fedbuff",
+        strategy="alignfed",
         seed=7,
         journal=tmp_path / "coordinator" / "journal.db",
         folder=Path("runs/2026-11-22T14-03-05"),
@@ -103,7 +125,10 @@ def report(tmp_path: Path) -> Report:
         created_at=START,
         base_model=BaseModelFacts(name="tiny", digest="b" * 64, adapter_parameters=1_025_000),
         recipe=RECIPE.model_copy(update={"versions": 2}),
-        losses=(VersionLoss(version=0, loss=3.2, examples=8), VersionLoss(version=2, loss=0.8, examples=8)),
+        losses=(
+            VersionLoss(version=0, loss=3.2, head_loss=3.2, examples=8),
+            VersionLoss(version=2, loss=0.8, head_loss=0.9, examples=8),
+        ),
         updates=(
             UpdateOutcome(node="home-1", base_version=0, version=1, loss=3.0, started=0, received=9),
             UpdateOutcome(node="home-2", base_version=0, version=2, loss=2.0, started=1, received=19),

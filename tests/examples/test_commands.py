@@ -14,8 +14,9 @@ from home_assistant_intents import get_intents
 
 from base_model.examples import Example
 from examples.smart_home import households
-from examples.smart_home.commands import Home, held_out_examples, intent_of, make_homes, private_examples
+from examples.smart_home.commands import Home, calibration_examples, held_out_examples, make_homes, private_examples
 from examples.smart_home.sentences import INTENTS, PICKED, templates
+from simulation.scoring import intent_of
 
 
 def everything(homes: tuple[Home, ...], count: int) -> tuple[Example, ...]:
@@ -73,6 +74,16 @@ def test_held_out_commands_are_new_to_every_node_and_cover_every_intent_equally(
     assert len(prompts) == 48
     assert prompts.isdisjoint(example.prompt for example in seen)
     assert Counter(intent_of(example.completion) for example in held_out) == dict.fromkeys(INTENTS, 4)
+
+
+def test_calibration_commands_are_of_neither_the_nodes_nor_the_held_out_homes_and_cover_every_intent() -> None:
+    seen = everything(make_homes(5, seed=7), 200) + held_out_examples(48, seed=7, seen=())
+    calibration = calibration_examples(24, seed=7, seen=seen)
+    prompts = {example.prompt for example in calibration}
+    assert len(prompts) == 24
+    assert prompts.isdisjoint(example.prompt for example in seen)
+    assert Counter(intent_of(example.completion) for example in calibration) == dict.fromkeys(INTENTS, 2)
+    assert set(calibration_examples(24, seed=7, seen=())) != set(held_out_examples(24, seed=7, seen=()))
 
 
 def test_asking_for_more_held_out_commands_than_there_are_is_refused() -> None:

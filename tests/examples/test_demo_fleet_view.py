@@ -17,6 +17,7 @@ from schemas.messages import (
     NodeMetrics,
     NodeState,
     Receipt,
+    ReleaseReport,
     UpdateManifest,
     VersionInput,
 )
@@ -140,15 +141,23 @@ def test_a_refusal_is_told_with_its_reason_also_when_a_stranger_gets_it(fold):
     assert lines == ["intruder: update rejected: the delta holds NaN"]
 
 
-def test_a_version_is_news_once_with_its_inputs(fold):
+@pytest.mark.parametrize(
+    ("release", "served"),
+    [
+        (ReleaseReport(version=1, variant="head"), "it"),
+        (ReleaseReport(version=1, variant="average"), "the average"),
+        (ReleaseReport(version=0, variant="head"), "still 0"),
+    ],
+)
+def test_a_version_is_news_once_with_its_inputs_and_what_nodes_serve(fold, release, served):
     inputs = (VersionInput(node="home-1", update_id=BOOT, base_version=0, examples=8, weight=0.5),)
     made = GlobalManifest(
         epoch=1, version=1, parent=SHA, base_model=SHA, lora=LoraConfig(), layout=SHA, strategy="fedbuff",
-        inputs=inputs, created_at_ns=0, body=Body(codec="safetensors", sha256=SHA, size=10),
+        inputs=inputs, release=release, created_at_ns=0, body=Body(codec="safetensors", sha256=SHA, size=10),
     )  # fmt: skip
     published = ((topics.GlobalManifestOf(1), made), (topics.GlobalHead(), pointer(1)))
     _, lines = fold(*published, *published)
-    assert lines == ["version 1 of 3 published bbbbbbbbbbbb from home-1@0"]
+    assert lines == [f"version 1 of 3 published bbbbbbbbbbbb from home-1@0; nodes serve {served}"]
 
 
 def test_a_cleared_manifest_of_an_old_version_changes_nothing(fold):

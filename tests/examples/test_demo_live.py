@@ -11,7 +11,7 @@ from examples.smart_home.fleet_view import FleetView, first_view, observe
 from examples.smart_home.live import Setting, picture, shown
 from examples.smart_home.stages import of_count, stage
 from schemas import topics
-from schemas.messages import GlobalPointer, NodeMetrics, Receipt
+from schemas.messages import GlobalPointer, NodeMetrics, Receipt, ReleaseReport
 
 SETTING = Setting("mosquitto on 127.0.0.1:1884", "fedbuff", 0)
 BOOT = "a" * 32
@@ -22,7 +22,8 @@ def busy(send, manifest) -> FleetView:
     """Twenty nodes, thirty versions and a refused update."""
     view = first_view("home", 40, {f"home-{number}": float(number) for number in range(1, 21)})
     for version in range(30):
-        view = observe(view, send(topics.GlobalManifestOf(version), manifest(version, ("home-1", 0, 0.5))))
+        made = manifest(version, ("home-1", 0, 0.5), release=ReleaseReport(version=7, variant="head"))
+        view = observe(view, send(topics.GlobalManifestOf(version), made))
     pointer = GlobalPointer(epoch=1, version=29, digest="b" * 64, parent=None, size=10, chunks=0)
     view = observe(view, send(topics.GlobalHead(), pointer))
     metrics = NodeMetrics(boot_id=BOOT, base_version=27, step=3, steps=8, loss=0.5)
@@ -52,6 +53,7 @@ def test_the_picture_shows_version_nodes_lineage_and_refusal(busy):
         "1:05",
         "home-20",
         "home-1 @0",
+        "still 7",
         "5 %",
         "intruder: rejected: the delta holds NaN",
     ):
@@ -89,6 +91,7 @@ def test_the_ending_says_what_changed_what_it_cost_and_what_to_try_next(report):
         "answer token 3.250 0.750",
         "intent accuracy 12 % 88 %",
         "4.1 MB for 4 updates; 16.4 MB as fp32, 4.0 times as much",
+        "the average of version 1; choices on the way: average 1, what was served before 1",
         "alignfed replay runs/2026-11-22T14-03-05/coordinator/journal.db\n",
     ):
         assert expected in text

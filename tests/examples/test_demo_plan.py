@@ -1,10 +1,13 @@
 """The plan gives every node a part in the run, whatever a person asks for."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.strategies import FedAsync, FedAvg, FedBuff
+from alignfed import DemoStrategy
+from coordinator.strategies import AlignFed, FedAsync, FedAvg, FedBuff
 from examples.smart_home.plan import FEWEST_UPDATES, STRATEGIES, ImpossiblePlan, make_plan
 from examples.smart_home.recipe import RECIPE
 
@@ -29,6 +32,10 @@ def test_rounds_wait_for_every_node_so_nobody_is_late():
     assert all(node.joins_at is None for node in plan.nodes)
 
 
+def test_the_command_line_offers_what_there_is():
+    assert get_args(DemoStrategy) == STRATEGIES
+
+
 def test_another_strategy_gets_as_many_updates_in_all():
     plan = make_plan(BUFFERED, nodes=4, versions=None, seed=0, strategy="fedasync")
     assert (plan.recipe.strategy, plan.recipe.versions) == (FedAsync(), 48)
@@ -36,11 +43,21 @@ def test_another_strategy_gets_as_many_updates_in_all():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"nodes": 1}, "at least 2 nodes"), ({"seed": -1}, "seed"), ({"strategy": "median"}, "fedbuff, fedasync, fedavg")],
+    [
+        ({"nodes": 1}, "at least 2 nodes"),
+        ({"seed": -1}, "seed"),
+        ({"strategy": "median"}, "alignfed, fedbuff, fedasync"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused_with_what_is_allowed(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_plan(BUFFERED, **{"nodes": 4, "versions": None, "seed": 0, "strategy": None} | wrong)
+
+
+def test_a_run_of_the_recipe_s_strategy_has_the_recipe_s_settings_and_for_many_nodes_a_larger_buffer():
+    recipe = RECIPE.model_copy(update={"strategy": AlignFed(buffer_size=3, step=1.5)})
+    assert make_plan(recipe, 4, None, 0, "alignfed").recipe.strategy == AlignFed(buffer_size=3, step=1.5)
+    assert make_plan(recipe, 12, None, 0, "alignfed").recipe.strategy == AlignFed(buffer_size=6, step=1.5)
 
 
 @given(nodes=st.integers(2, 40), versions=st.integers(6, 40))

@@ -14,12 +14,15 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from base_model.examples import load_examples
+from coordinator.registry import Registry
 from coordinator.replay import replay
 
 DEMO = """
 import sys
 from pathlib import Path
 from base_model.settings import BaseModelSettings, TrainingConfig
+from coordinator.strategies import AlignFed
 from examples.smart_home.demo import DemoOptions, run_demo
 from examples.smart_home.recipe import Recipe
 from schemas.adapter import LoraConfig
@@ -28,13 +31,16 @@ model, folder = sys.argv[1], Path(sys.argv[2])
 recipe = Recipe(
     lora=LoraConfig(rank=2, alpha=4),
     training=TrainingConfig(steps=4, batch_size=2, learning_rate=0.01),
+    # waiting for each other's version, so that no node is left out however unevenly they get the processor
+    strategy=AlignFed(buffer_size=2, wait=True),
     private_examples=8,
+    anchor_examples=4,
+    gate_examples=4,
     held_out_examples=4,
     loss_examples=2,
 )
 base_model = BaseModelSettings(name=model, cache_dir=folder / "cache")
-# in rounds, so that no node is left out however unevenly the processes get the processor
-sys.exit(run_demo(DemoOptions(2, 12, 0, "fedavg", folder / "copy.json", base_model, folder / "runs", recipe)))
+sys.exit(run_demo(DemoOptions(2, 12, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
 """
 PATIENCE_S = 120
 
@@ -56,6 +62,10 @@ def wait_for(text: str, tmp_path: Path, demo: subprocess.Popen[bytes]) -> None:
         assert demo.poll() is None, f"the demo ended: {output}"
         assert time.monotonic() < deadline, f"no {text!r} in: {output}"
         time.sleep(0.05)
+
+
+def prompts_of(path: Path) -> set[str]:
+    return {example.prompt for example in load_examples(path)}
 
 
 def children(demo: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -92,6 +102,18 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
     recorded = [version["digest"] for version in report["versions"]]
     assert [version.replayed for version in replay(Path(report["journal"]))] == recorded
 
+    assert all(version["anchor"] and version["model_seconds"]["gate"] > 0 for version in report["versions"][1:])
+    gates = [version["release"] for version in report["versions"][1:]]
+    chosen = [min(gate[one] for one in ("head", "average", "before")) for gate in gates]
+    assert chosen == [gate[version["served"]] for gate, version in zip(gates, report["versions"][1:], strict=True)]
+
+    calibration, *others = (prompts_of(path) for path in sorted((run / "data").glob("*.jsonl")))
+    assert len(calibration) == 8
+    assert calibration.isdisjoint(set().union(*others))
+
+    release = report["versions"][-1]["release"]
+    served = Registry(run / "coordinator" / "adapters").body(release["version"], release["variant"])
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == served
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), run / "adapter")
     assert any("lora_B" in name and bool(values.any()) for name, values in adapted.named_parameters())
     assert re.search("no home had", (run / "report.html").read_text())
@@ -99,9 +121,12 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_running(demo, tmp_path, number):
-    wait_for("home-2 joined", tmp_path, demo)
+    wait_for("version 1 of 12 published", tmp_path, demo)
     started = children(demo)
     assert len(running(started, lambda child: "alignfed" in child.cmdline())) == 3
+    assert len(running(started, lambda child: "--multiprocessing-fork" in child.cmdline())) == 1  # the base model's
     demo.send_signal(number)
     assert demo.wait(PATIENCE_S) == 130
+    # Python's own helper of a process that has a child ends when it notices that the process is gone
+    psutil.wait_procs(started, timeout=2)
     assert running(started) == []

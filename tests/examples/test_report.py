@@ -13,7 +13,7 @@ from configuration import Configuration, load
 from coordinator.journal import UpdateRow
 from coordinator.settings import CoordinatorSettings
 from coordinator.strategies import FedAsync, FedAvg, FedBuff
-from examples.smart_home.outcome import accepted_by_node, update_outcomes, wire_of
+from examples.smart_home.outcome import accepted_by_node, update_outcomes, version_outcomes, wire_of
 from examples.smart_home.report import render, write_page
 from examples.smart_home.wording import verdict
 from examples.smart_home.workplace import make_workplace, write_config
@@ -55,6 +55,40 @@ def test_shares_of_updates_and_of_weight_each_sum_to_one(report):
     assert [node.weight_share for node in report.nodes] == pytest.approx([1.5 / 1.75, 0.25 / 1.75])
 
 
+def test_what_freshness_alone_would_have_given_is_a_share_of_what_the_anchor_leaves_of_the_step(report):
+    # AlignFed steps by 2, of which the anchor had 1; home-2 was one version behind
+    assert [entry.fresh_weight for entry in report.versions[1].inputs] == [0.5, 0.5]
+    assert [entry.fresh_weight for entry in report.versions[2].inputs] == pytest.approx([0.5, 0.5 / 2**0.5])
+    assert report.nodes[1].fresh_share == pytest.approx(0.5 / 2**0.5 / (1.5 + 0.5 / 2**0.5))
+
+
+def test_a_strategy_that_knows_no_freshness_is_not_compared_with_it(manifest):
+    version = version_outcomes([manifest(1, ("home-1", 0, 1.0))], FedAvg())[0]
+    assert version.inputs[0].fresh_weight is None
+
+
+def test_what_a_version_made_nodes_serve_is_its_head_its_average_or_what_was_before(report):
+    assert [version.served for version in report.versions] == ["head", "average", "before"]
+    assert report.choices == {"average": 1, "before": 1}
+
+
+def test_the_page_shows_how_each_version_was_made(report):
+    page = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render(report)))
+    for expected in (
+        "@0 home-1 0.50 home-1 0.50 cosine 0.75 1.00 3.00 → 2.00 2.20 2.10 3.10 average",
+        "@1 home-1 0.50 @0 home-2 0.25 &times;0.71 residual 0.5 → 0.25 1.00 2.00 → - - 2.50 2.10 still 1",
+    ):
+        assert expected in page
+
+
+def test_a_run_without_groups_anchor_or_gate_has_no_section_on_them(report, manifest):
+    plain = version_outcomes([manifest(0), manifest(1, ("home-1", 0, 1.0))], FedAvg())
+    page = render(report.model_copy(update={"versions": plain}))
+    assert "How each version was made" in render(report)
+    assert "How each version was made" not in page
+    assert "calibration" not in page
+
+
 def test_a_run_is_complete_only_with_the_last_version_and_a_part_for_every_node(report):
     assert report.missing == ()
     short = report.model_copy(update={"versions": report.versions[:2]})
@@ -63,10 +97,11 @@ def test_a_run_is_complete_only_with_the_last_version_and_a_part_for_every_node(
 
 def test_the_json_has_the_keys_that_others_read(report):
     values = json.loads(report.model_dump_json())
+    made = {"groups", "anchor", "release", "served", "model_seconds"}
     score = {"loss", "intent_accuracy", "exact_match", "examples"}
     assert values["held_out"]["before"].keys() == values["held_out"]["after"].keys() == score
     assert values["nodes"][0].keys() >= {"node", "updates_sent", "updates_accepted", "mean_staleness", "examples"}
-    assert values["versions"][0].keys() >= {"version", "digest", "inputs", "published_at"}
+    assert values["versions"][0].keys() >= {"version", "digest", "inputs", "published_at"} | made
     assert values["wire"].keys() >= {"bytes", "bytes_fp32"}
     assert values.keys() >= {"seconds", "peak_rss_mb", "broker", "strategy", "seed", "journal"}
 
@@ -99,7 +134,7 @@ def test_the_page_shows_the_figures_and_escapes_what_models_say(report):
 
 def test_the_figures_take_their_colours_and_fonts_from_the_page(report):
     figures = re.findall(r"<svg.*?</svg>", render(report), flags=re.DOTALL)
-    assert len(figures) == 4
+    assert len(figures) == 6
     for figure in figures:
         assert "var(--accent)" in figure
         assert not re.search("DejaVu|#0[1-5]0[1-5]", figure)
