@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_a_run_is_shown_in_a_few_lines_and_written(tiny_config, make_task, conso
     assert len(text.splitlines()) < 12
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell has started the tests in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_a_run_cleanly(tiny_config, make_task, console: Console, tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     ctrl_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
