@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import signal
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,12 +43,14 @@ class ModelProcess:
         context = multiprocessing.get_context("spawn")  # a fork would take the network thread's locks along
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, job), name="base model", daemon=True)
-        # Ctrl-C reaches the whole group, and this process decides what it means: the child never heeds it
-        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C reaches the whole group, and a service manager's SIGTERM too: this process decides what they mean. The
+        # child is born with them blocked, and keeps them so; what comes for us meanwhile is delivered afterwards
+        resource_tracker.ensure_running()  # which every spawn does first, and which unblocks them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             self._process.start()
         finally:
-            signal.signal(signal.SIGINT, heeded)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # else the pipe would not end when the child does
 
     def ask(self, question_id: QuestionId, question: Question[Any]) -> None:
@@ -57,10 +60,10 @@ class ModelProcess:
         except OSError:
             raise self._died() from None
 
-    def answer(self, timeout_s: float = 0) -> tuple[QuestionId, bytes] | None:
-        """An answer if there is one within the time; raises ModelProcessDied when there will never be one."""
+    def answer(self) -> tuple[QuestionId, bytes] | None:
+        """An answer if there is one by now; raises ModelProcessDied when there will never be one."""
         try:
-            if not self._pipe.poll(timeout_s):
+            if not self._pipe.poll():
                 return None
             question_id, payload = self._pipe.recv()
         except (EOFError, OSError):
@@ -83,7 +86,6 @@ class ModelProcess:
 
 def _serve(pipe: Connection, job: ModelJob) -> None:
     """The child: answer until the parent hangs up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to the whole group, like Ctrl-C
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
     from coordinator.calibrator import Calibrator  # imports PyTorch
 
