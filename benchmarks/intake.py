@@ -80,7 +80,7 @@ def main() -> None:
         path = Path(folder) / "journal.db"
         with closing(open_journal(path)) as journal, closing(open_recording(Path(folder) / "raw.db")) as raw:
             first = Adapter(LAYOUT, np.zeros(LAYOUT.size, np.float32))
-            state = restore(journal, Registry(Path(folder) / "adapters"), CONFIG, first, 1)
+            state, _ = restore(journal, Registry(Path(folder) / "adapters"), CONFIG, first, 1)
             total, ours, baseline = np.zeros(LAYOUT.size, np.float32), list[float](), list[float]()
             for number, body in enumerate(bodies()):
                 arrived = messages(number, body, state)
