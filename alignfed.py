@@ -464,8 +464,8 @@ def _how_it_was_made(manifest: Any) -> Iterator[tuple[str, str]]:
     if any(loss is not None for loss in (release.head, release.average, release.before)):
         losses = [f"{name} {_loss(getattr(release, name))}" for name in ("head", "average", "before")]
         yield "gate", f"loss of {', '.join(losses)}"
-    if (seconds := manifest.model_seconds) is not None:
-        yield "model", f"align {seconds.align:.1f} s, anchor {seconds.anchor:.1f} s, gate {seconds.gate:.1f} s"
+    seconds = manifest.model_seconds
+    yield "model", f"align {seconds.align:.1f} s, anchor {seconds.anchor:.1f} s, gate {seconds.gate:.1f} s"
 
 
 def _loss(loss: float | None) -> str:

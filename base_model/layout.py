@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
-from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter, Layout, LoraConfig
 
 PEFT_PREFIX = "base_model.model."
 LAYER_NUMBER = re.compile(r"\.(\d+)\.")
@@ -25,8 +25,8 @@ def layout_of(resolved: ResolvedModel, lora: LoraConfig) -> Layout:
     chosen = _targets(_linear_modules(resolved), lora)
     tensors = []
     for name, (out_features, in_features) in chosen.items():
-        tensors.append((f"{PEFT_PREFIX}{name}.lora_A.weight", (lora.rank, in_features)))
-        tensors.append((f"{PEFT_PREFIX}{name}.lora_B.weight", (out_features, lora.rank)))
+        tensors.append((f"{PEFT_PREFIX}{name}{A_SUFFIX}", (lora.rank, in_features)))
+        tensors.append((f"{PEFT_PREFIX}{name}{B_SUFFIX}", (out_features, lora.rank)))
     return Layout(lora=lora, tensors=tuple(sorted(tensors)))
 
 
@@ -38,7 +38,7 @@ def initial_adapter(layout: Layout, seed: int) -> Adapter:
     generator = np.random.default_rng(seed)
     tensors = {}
     for name, shape in layout.tensors:
-        if name.endswith(".lora_A.weight"):
+        if name.endswith(A_SUFFIX):
             bound = 1 / math.sqrt(shape[1])
             tensors[name] = generator.uniform(-bound, bound, shape).astype(np.float32)
         else:

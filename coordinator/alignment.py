@@ -17,14 +17,13 @@ from base_model.examples import Example
 from base_model.features import hidden_states, pooled
 from base_model.language_model import LanguageModel
 from base_model.tokens import collate
-from coordinator.equations import apply_maps
-from schemas.adapter import Adapter
+from coordinator.equations import apply_maps, feature_gap
+from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 from schemas.products import transplant
 
 Aligned = tuple[tuple[Adapter, ...], float, float]
 """The deltas for the head, and the residual before and after."""
 
-A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 MAP_STEPS = 5
 MAP_LEARNING_RATE = 0.05
 RIDGE = 0.1  # of the input covariance: in directions that calibration data do not show, nothing is bent
@@ -37,19 +36,20 @@ def align_literally(
     model: LanguageModel, examples: Sequence[Example], base: Adapter, head: Adapter, deltas: Sequence[Adapter]
 ) -> Aligned:
     """Fit one map (rank, rank) for each factor, shared by the group, so that mean features meet the head's. Eq. (6)."""
-    wanted = torch.from_numpy(features(model, head, examples).mean(axis=0)).to(model.device)
+    current = features(model, head, examples)
+    wanted = torch.from_numpy(current.mean(axis=0)).to(model.device)
     rank = head.layout.lora.rank
     maps = {name: np.eye(rank, dtype=np.float64) for name, _ in head.layout.tensors}
     fitted = {name: torch.from_numpy(values).requires_grad_() for name, values in maps.items()}
     optimizer = torch.optim.Adam(fitted.values(), lr=MAP_LEARNING_RATE)
-    before = _mean_gap(model, examples, base, deltas, maps, wanted)
+    before = _mean_gap(model, examples, base, deltas, maps, current)
     for _ in range(MAP_STEPS):
         optimizer.zero_grad()
         for delta in deltas:
             _add_gradients(model, examples, base, delta, fitted, wanted)
         optimizer.step()
     maps = {name: values.detach().numpy() for name, values in fitted.items()}
-    after = _mean_gap(model, examples, base, deltas, maps, wanted)
+    after = _mean_gap(model, examples, base, deltas, maps, current)
     return tuple(apply_maps(delta, maps) for delta in deltas), before, after
 
 
@@ -111,11 +111,11 @@ def _mean_gap(
     base: Adapter,
     deltas: Sequence[Adapter],
     maps: dict[str, Matrix],
-    wanted: torch.Tensor,
+    current: NDArray[np.float32],
 ) -> float:
-    """Mean over the deltas of the squared distance of mean features to the wanted ones."""
-    means = [features(model, base + apply_maps(delta, maps), examples).mean(axis=0) for delta in deltas]
-    return float(np.mean([np.sum((mean - wanted.cpu().numpy()) ** 2) for mean in means]))
+    """What the maps are fitted to make small, the mean over the deltas; `current` are the head's features."""
+    moved = (features(model, base + apply_maps(delta, maps), examples) for delta in deltas)
+    return float(np.mean([feature_gap(one, current) for one in moved]))
 
 
 # --- the functional displacement ---

@@ -1,46 +1,22 @@
-"""What all strategies share that make a version of every K updates: settings, when they are ready, how they end."""
+"""What strategies share that take a step along one mean of K deltas: the step, the anchor, the release."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from coordinator.equations import freshness
 from coordinator.questions import Ask
 from coordinator.stages import AnchorStage, ReleaseStage, conclude
-from coordinator.updates import Aggregate, Buffer, Flush
+from coordinator.strategies.buffer_of_k import BufferOfK
+from coordinator.updates import Aggregate, Flush
 from schemas.adapter import Adapter
-from schemas.messages import MAX_INPUTS, Factors
 
 
-class Buffered(BaseModel):
-    """Wait for K updates, weigh each by its freshness, take a step; how the deltas become one is the strategy's own."""
+class Buffered(BufferOfK):
+    """Take a step along one mean of the deltas; how they become one is the strategy's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    buffer_size: int = Field(default=4, ge=1, le=MAX_INPUTS, description="updates per version: K")
     step: float = Field(default=1.0, gt=0, le=10, description="server step along the mean delta")
-    staleness_exponent: float = Field(default=0.5, ge=0, le=4, description="weight (1 + staleness)^-exponent")
-    max_staleness: int = Field(default=100, ge=0, le=100_000, description="staler updates are refused")
-    timeout_s: float | None = Field(
-        default=600, gt=0, description="aggregate fewer than K updates once one has waited this long"
-    )
     anchor: AnchorStage | None = Field(default=None, description="train on the calibration set as well")
     release: ReleaseStage = Field(default=ReleaseStage(), description="what nodes serve")
-
-    one_update_per_version: ClassVar[bool] = False
-    needs_base_adapters: ClassVar[bool] = False
-    trained_factors: ClassVar[Factors] = "both"
-    shared_factors: ClassVar[Factors] = "both"
-
-    def is_ready(self, buffer: Buffer) -> bool:
-        """Whether K updates wait."""
-        return len(buffer.updates) >= self.buffer_size
-
-    def fresh_weights(self, flush: Flush) -> list[float]:
-        """freshness(tau_i) / n for each of n updates: absolute, not normalised to one."""
-        updates = flush.buffer.updates
-        return [freshness(flush.staleness(u), self.staleness_exponent) / len(updates) for u in updates]
 
     def conclude(self, flush: Flush, mean: Adapter, weights: Sequence[float], ask: Ask) -> Aggregate:
         """Anchor, step and release, as configured, for a weighted mean of the deltas."""

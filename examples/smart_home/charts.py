@@ -6,7 +6,6 @@ Every function takes a Report and returns one figure. What a figure leaves out (
 import io
 import logging
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from examples.smart_home.outcome import Report
+from simulation.comparison.drawing import for_the_page
 
 # colours that matplotlib writes and the page replaces by its own, in light and in dark
 INK, SOFT, FAINT, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -207,20 +207,7 @@ def _svg(width: float, height: float, draw: Callable[[Axes], None]) -> str:
         draw(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return _for_the_page(out.getvalue())
-
-
-def _for_the_page(svg: str) -> str:
-    """Only the element itself: no document type, metadata or namespaces, and the page's colours and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"<g id=\"[^\"]*\">", "<g>", svg)
-    svg = re.sub(r"(font(?:-family)?: [^;\"']*?)'DejaVu Sans'[^;\"]*", r"\1inherit", svg)
-    for color, name in _VARIABLES.items():
-        svg = svg.replace(color, f"var(--{name})")
-    return svg
+    return for_the_page(out.getvalue(), _VARIABLES)
 
 
 def _known(loss: float | None) -> float:

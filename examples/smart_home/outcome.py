@@ -271,8 +271,7 @@ def version_outcomes(manifests: Sequence[GlobalManifest], strategy: Strategy) ->
 
 
 def _model_seconds(manifest: GlobalManifest) -> dict[str, float]:
-    stages = manifest.model_seconds.model_dump() if manifest.model_seconds else {}
-    return {stage: seconds for stage, seconds in stages.items() if seconds}
+    return {stage: seconds for stage, seconds in manifest.model_seconds.model_dump().items() if seconds}
 
 
 def _staleness(manifest: GlobalManifest, base_version: int) -> int:

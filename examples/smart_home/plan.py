@@ -18,7 +18,7 @@ from coordinator.strategies import (
     FLoRA,
     Strategy,
 )
-from coordinator.strategies.buffered import Buffered
+from coordinator.strategies.buffer_of_k import BufferOfK
 from examples.smart_home.recipe import Recipe
 
 FEWEST_UPDATES = 3  # that the slowest node can be expected to have in time
@@ -110,7 +110,7 @@ def _strategy(recipe: Recipe, name: str, nodes: int) -> Strategy:
         raise ImpossiblePlan(f"there is no strategy {name}; there are {', '.join(STRATEGIES)}")
     chosen = recipe.strategy if name == recipe.strategy.name else USUAL[name]
     match chosen:
-        case Buffered() | FLoRA():
+        case BufferOfK():
             # for many nodes a larger buffer, or most would not be heard before the end
             return chosen.model_copy(update={"buffer_size": max(chosen.buffer_size, nodes // 2)})
         case FedAvg():
@@ -121,7 +121,7 @@ def _strategy(recipe: Recipe, name: str, nodes: int) -> Strategy:
 
 def _updates_per_version(strategy: Strategy) -> int:
     match strategy:
-        case Buffered() | FLoRA():
+        case BufferOfK():
             return strategy.buffer_size
         case FedAvg():
             return strategy.nodes_per_round

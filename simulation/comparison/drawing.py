@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Drawing:
             FigureCanvasSVG(figure)
             self.draw(figure)
             figure.savefig(out, format="svg", metadata={"Date": None})
-        return _for_the_page(out.getvalue())
+        return for_the_page(out.getvalue(), VARIABLES)
 
     def write_png(self, folder: Path) -> Path:
         """Write `<name>.png`; returns its path."""
@@ -143,14 +143,17 @@ def doublings(first: float, last: float) -> list[float]:
     return [2.0**power for power in powers[:: max(1, len(powers) // 5)]]
 
 
-def _for_the_page(svg: str) -> str:
-    """Only the element itself: no document type, metadata or namespaces, and the page's colours and font."""
+def for_the_page(svg: str, variables: Mapping[str, str]) -> str:
+    """Only the element itself: no document type, metadata or namespaces, and the page's colours and font.
+
+    `variables` are the page's names for the colours that the figure is drawn in.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<g id=\"[^\"]*\">", "<g>", svg)
     svg = re.sub(r"(font(?:-family)?: [^;\"']*?)'DejaVu Sans'[^;\"]*", r"\1inherit", svg)
-    for color, name in VARIABLES.items():
+    for color, name in variables.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg
