@@ -1,0 +1,165 @@
+"""`alignfed adapters`: the global versions that a coordinator has made."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands.console import (
+    FAILED,
+    FAILURE,
+    USAGE,
+    Config,
+    DataDir,
+    Json,
+    configuration,
+    ending,
+    fail,
+    note,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from coordinator.registry import Registry
+
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest`.")]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at global adapters, export one.")
+
+
+@app.command("list", epilog=ending("alignfed adapters list --data-dir alignfed-data/coordinator", FAILURE))
+def list_adapters(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List every global version.
+
+    In the column `use`, nodes train from the head and serve the version that is marked served; where it says average,
+    they serve the running average that was made with it.
+    """
+    manifests = _registry(config, data_dir).versions()
+    now = manifests[-1]
+    if as_json:
+        print(json.dumps([{**_manifest_as_json(m), "use": _use(m, now)} for m in manifests], indent=2))
+        return
+    rows = [
+        [str(m.version), m.digest[:12], _time(m.created_at_ns), str(len(m.inputs)), ", ".join(_use(m, now)), _nodes(m)]
+        for m in manifests
+    ]
+    print_table(["version", "digest", "created", "updates", "use", "nodes"], rows)
+
+
+@app.command("show", epilog=ending("alignfed adapters show 3", "1  there is no such version"))
+def show_adapter(version: Version, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show what one version was made of.
+
+    Its parent, every update in it with its base version and its weight, what the coordinator's own examples added, and
+    what nodes serve since.
+    """
+    registry = _registry(config, data_dir)
+    manifest = registry.manifest(_number(registry, version))
+    if as_json:
+        print(json.dumps(_manifest_as_json(manifest), indent=2))
+        return
+    print(f"version     {manifest.version}, epoch {manifest.epoch}, by {manifest.strategy}")
+    print(f"created     {_time(manifest.created_at_ns)}")
+    print(f"digest      {manifest.digest} ({manifest.body.size} bytes)")
+    print(f"parent      {manifest.parent or 'none: the first version'}")
+    print(f"base model  {manifest.base_model}")
+    for name, fact in _how_it_was_made(manifest):
+        print(f"{name:<12}{fact}")
+    rows = [[i.node, i.update_id, str(i.base_version), str(i.examples), f"{i.weight:.4g}"] for i in manifest.inputs]
+    if rows:
+        print_table(["node", "update", "base version", "examples", "weight"], rows)
+
+
+@app.command("export", epilog=ending("alignfed adapters export latest my-adapter", "1  there is no such version"))
+def export_adapter(
+    version: Version,
+    folder: Path,
+    head: Annotated[bool, typer.Option("--head", help="The version itself, from which nodes trained.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write an adapter as a PEFT folder.
+
+    It is what nodes served while that version was the newest: `latest` gives what they serve now.
+    PeftModel.from_pretrained loads it.
+    """
+    from base_model.peft_folder import save_peft
+    from coordinator.journal import fold
+
+    registry = _registry(config, data_dir)
+    federation = next(fold(registry.folder.parent / "journal.db"))[0].config
+    manifest = registry.manifest(_number(registry, version))
+    release = manifest.release
+    chosen = release.model_copy(update={"version": manifest.version, "variant": "head"}) if head else release
+    save_peft(registry.adapter(chosen.version, federation.layout, chosen.variant), folder, federation.base_model_name)
+    note(f"the {chosen.variant} of version {chosen.version} is in {folder}")
+
+
+def _registry(config: Path | None, data_dir: Path | None) -> "Registry":
+    from coordinator.registry import Registry
+
+    folder = (data_dir or configuration(config).coordinator.data_dir) / "adapters"
+    if not folder.is_dir():
+        fail(f"there are no adapters: {folder} does not exist; name the coordinator's folder by --data-dir", FAILED)
+    if not any((folder / "manifests").glob("*.json")):
+        fail(f"there is no version in {folder} yet", FAILED)
+    return Registry(folder)
+
+
+def _manifest_as_json(manifest: Any) -> dict[str, Any]:
+    return {"digest": manifest.digest, **manifest.model_dump(mode="json")}
+
+
+def _number(registry: "Registry", version: str) -> int:
+    """A version as people name it."""
+    if version == "latest":
+        return registry.versions()[-1].version
+    if not version.isdecimal():
+        fail(f"{version} is no version: give a number, or `latest`", USAGE)
+    return int(version)
+
+
+def _use(manifest: Any, newest: Any) -> list[str]:
+    """What nodes do with a version now."""
+    use = ["head"] if manifest.version == newest.version else []
+    if manifest.version == newest.release.version:
+        use.append("served" if newest.release.variant == "head" else "average")
+    return use
+
+
+def _how_it_was_made(manifest: Any) -> Iterator[tuple[str, str]]:
+    """What there is to say of groups, anchor, release and cost, as (name, fact)."""
+    for group in manifest.groups:
+        cosine = "" if group.cosine is None else f", cosine to their mean {group.cosine:.2f}"
+        residual = (
+            ""
+            if group.residual_before is None
+            else f", residual {group.residual_before:.3g} before alignment, {group.residual_after:.3g} after"
+        )
+        yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}"
+    if (anchor := manifest.anchor) is not None:
+        yield "anchor", f"weight {anchor.weight:.4g}, loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
+    release = manifest.release
+    yield "served", f"the {release.variant} of version {release.version}"
+    if any(loss is not None for loss in (release.head, release.average, release.before)):
+        losses = [f"{name} {_loss(getattr(release, name))}" for name in ("head", "average", "before")]
+        yield "gate", f"loss of {', '.join(losses)}"
+    seconds = manifest.model_seconds
+    yield "model", f"align {seconds.align:.1f} s, anchor {seconds.anchor:.1f} s, gate {seconds.gate:.1f} s"
+
+
+def _loss(loss: float | None) -> str:
+    return "infinite" if loss is None else f"{loss:.3f}"
+
+
+def _nodes(manifest: Any) -> str:
+    return ", ".join(sorted({update.node for update in manifest.inputs}))
+
+
+def _time(ns: int) -> str:
+    """Local time, to the second."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(ns / 1e9).isoformat(sep=" ", timespec="seconds")

@@ -1,0 +1,72 @@
+"""What several commands share: their common options, help, settings, tables, and how they end.
+
+Imports of what a command needs stay inside it, so that `alignfed --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from configuration import Configuration
+
+FAILED, USAGE = 1, 2
+FAILURE = "1  failed; the last line says why"
+
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings file.  [default: alignfed.toml, if there]")]
+Broker = Annotated[str | None, typer.Option("--broker", metavar="HOST:PORT", help="Broker to connect to.")]
+Federation = Annotated[str | None, typer.Option(metavar="NAME", help="Federation to take part in.")]
+DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where this process keeps its files.")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def ending(example: str, *codes: str) -> str:
+    """What follows the options in a command's help."""
+    every = sorted(("0  done", "2  wrong usage or settings", *codes), key=lambda code: int(code.split()[0]))
+    return "\b\nExample:\n  " + example + "\n\n\b\nExit codes:\n  " + "\n  ".join(every)
+
+
+def configuration(
+    file: Path | None, federation: str | None = None, broker: str | None = None, **sections: dict[str, Any]
+) -> "Configuration":
+    """The settings; what is wrong with them ends the process with a sentence."""
+    from configuration import ConfigurationError, from_flags, load
+
+    try:
+        return load(file, from_flags(federation, broker, **sections))
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+
+
+def log(level: str) -> None:
+    import logging
+
+    logging.basicConfig(
+        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, no_wrap=name != "nodes")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def note(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with a message on standard error."""
+    note(*(f"alignfed: {line}" for line in message.splitlines()))
+    sys.exit(code)
