@@ -23,6 +23,7 @@ from commands.console import (
 
 if TYPE_CHECKING:
     from coordinator.registry import Registry
+    from schemas.messages import ReleaseReport
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest`.")]
 
@@ -36,13 +37,22 @@ def list_adapters(config: Config = None, data_dir: DataDir = None, as_json: Json
     In the column `use`, nodes train from the head and serve the version that is marked served; where it says average,
     they serve the running average that was made with it.
     """
-    manifests = _registry(config, data_dir).versions()
-    now = manifests[-1]
+    registry = _registry(config, data_dir)
+    manifests, release = registry.versions(), registry.release()
+    newest = manifests[-1].version
+    uses = {manifest.version: _use(manifest.version, newest, release) for manifest in manifests}
     if as_json:
-        print(json.dumps([{**_manifest_as_json(m), "use": _use(m, now)} for m in manifests], indent=2))
+        print(json.dumps([{**_manifest_as_json(m), "use": uses[m.version]} for m in manifests], indent=2))
         return
     rows = [
-        [str(m.version), m.digest[:12], _time(m.created_at_ns), str(len(m.inputs)), ", ".join(_use(m, now)), _nodes(m)]
+        [
+            str(m.version),
+            m.digest[:12],
+            _time(m.created_at_ns),
+            str(len(m.inputs)),
+            ", ".join(uses[m.version]),
+            _nodes(m),
+        ]
         for m in manifests
     ]
     print_table(["version", "digest", "created", "updates", "use", "nodes"], rows)
@@ -65,7 +75,7 @@ def show_adapter(version: Version, config: Config = None, data_dir: DataDir = No
     print(f"digest      {manifest.digest} ({manifest.body.size} bytes)")
     print(f"parent      {manifest.parent or 'none: the first version'}")
     print(f"base model  {manifest.base_model}")
-    for name, fact in _how_it_was_made(manifest):
+    for name, fact in _how_it_was_made(manifest, registry.decisions().get(manifest.version)):
         print(f"{name:<12}{fact}")
     rows = [[i.node, i.update_id, str(i.base_version), str(i.examples), f"{i.weight:.4g}"] for i in manifest.inputs]
     if rows:
@@ -82,7 +92,7 @@ def export_adapter(
 ) -> None:
     """Write an adapter as a PEFT folder.
 
-    It is what nodes served while that version was the newest: `latest` gives what they serve now.
+    It is what nodes served once it was decided on that version: `latest` gives what they serve now.
     PeftModel.from_pretrained loads it.
     """
     from base_model.peft_folder import save_peft
@@ -91,7 +101,9 @@ def export_adapter(
     registry = _registry(config, data_dir)
     federation = next(fold(registry.folder.parent / "journal.db"))[0].config
     manifest = registry.manifest(_number(registry, version))
-    release = manifest.release
+    release = (
+        registry.release() if version == "latest" else registry.decisions().get(manifest.version, manifest.release)
+    )
     chosen = release.model_copy(update={"version": manifest.version, "variant": "head"}) if head else release
     save_peft(registry.adapter(chosen.version, federation.layout, chosen.variant), folder, federation.base_model_name)
     note(f"the {chosen.variant} of version {chosen.version} is in {folder}")
@@ -121,16 +133,16 @@ def _number(registry: "Registry", version: str) -> int:
     return int(version)
 
 
-def _use(manifest: Any, newest: Any) -> list[str]:
+def _use(version: int, newest: int, release: "ReleaseReport") -> list[str]:
     """What nodes do with a version now."""
-    use = ["head"] if manifest.version == newest.version else []
-    if manifest.version == newest.release.version:
-        use.append("served" if newest.release.variant == "head" else "average")
+    use = ["head"] if version == newest else []
+    if version == release.version:
+        use.append("served" if release.variant == "head" else "average")
     return use
 
 
-def _how_it_was_made(manifest: Any) -> Iterator[tuple[str, str]]:
-    """What there is to say of groups, anchor, release and cost, as (name, fact)."""
+def _how_it_was_made(manifest: Any, decision: "ReleaseReport | None") -> Iterator[tuple[str, str]]:
+    """What there is to say of groups and anchor, and of what was decided on it, as (name, fact)."""
     for group in manifest.groups:
         cosine = "" if group.cosine is None else f", cosine to their mean {group.cosine:.2f}"
         residual = (
@@ -138,16 +150,21 @@ def _how_it_was_made(manifest: Any) -> Iterator[tuple[str, str]]:
             if group.residual_before is None
             else f", residual {group.residual_before:.3g} before alignment, {group.residual_after:.3g} after"
         )
-        yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}"
+        took = f", {group.seconds:.1f} s" if group.seconds else ""
+        yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}{took}"
     if (anchor := manifest.anchor) is not None:
-        yield "anchor", f"weight {anchor.weight:.4g}, loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
-    release = manifest.release
-    yield "served", f"the {release.variant} of version {release.version}"
-    if any(loss is not None for loss in (release.head, release.average, release.before)):
-        losses = [f"{name} {_loss(getattr(release, name))}" for name in ("head", "average", "before")]
-        yield "gate", f"loss of {', '.join(losses)}"
-    seconds = manifest.model_seconds
-    yield "model", f"align {seconds.align:.1f} s, anchor {seconds.anchor:.1f} s, gate {seconds.gate:.1f} s"
+        losses = f"loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
+        yield (
+            "anchor",
+            f"from version {anchor.base_version}, weight {anchor.weight:.4g}, {losses}, {anchor.seconds:.1f} s",
+        )
+    if decision is None:
+        yield "served", "passed over: a newer version was judged in its place"
+        return
+    yield "served", f"the {decision.variant} of version {decision.version}"
+    if decision.before is not None or decision.candidate is not None:
+        losses = f"loss {_loss(decision.candidate)}, before {_loss(decision.before)}"
+        yield "gate", f"{losses}, {decision.seconds:.1f} s"
 
 
 def _loss(loss: float | None) -> str:

@@ -50,7 +50,7 @@ def simulate(
     epilog=ending("alignfed compare --preset ci --out runs/compare", "1  a run failed", "130  interrupted: go on later")
 )
 def compare(
-    preset: Annotated[Literal["ci", "full"], typer.Option(help="How much is compared.")] = "ci",
+    preset: Annotated[Literal["ci", "full", "long"], typer.Option(help="How much is compared.")] = "ci",
     methods: Annotated[str | None, typer.Option(metavar="A,B", help="Only these.  [default: the preset's]")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="10,11", help="Only these.  [default: the preset's]")] = None,
     regimes: Annotated[str | None, typer.Option(metavar="R,S", help="Only these.  [default: the preset's]")] = None,

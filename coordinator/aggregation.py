@@ -7,19 +7,11 @@ of, and the answers so far.
 from collections.abc import Mapping
 from dataclasses import replace
 
+from coordinator.background import candidate, is_judged, serve, take_background, unjudged
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
-from coordinator.questions import (
-    AlignedDeltas,
-    Answer,
-    MeasuredLosses,
-    Recall,
-    TrainedAnchor,
-    Unanswered,
-    answer_from_bytes,
-    fits,
-)
-from coordinator.state import Accepted, Answered, AskModel, Effect, FederationState, Pending, PublishVersion
-from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter, Release, Served
+from coordinator.questions import Recall, Unanswered, answer_from_bytes, fits
+from coordinator.state import Accepted, Answered, Asked, AskModel, Effect, FederationState, Pending, PublishVersion
+from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.codec import CodecError
@@ -29,14 +21,11 @@ from schemas.messages import (
     MAX_INPUTS,
     GlobalManifest,
     InvalidMessage,
-    ModelSeconds,
-    ReleaseReport,
     VersionInput,
 )
 
 REMEMBERED_VERSIONS = 100  # for so long after an update would be stale, a late copy is still known as a duplicate
 LARGEST_AVERAGED = MAX_CHUNKS * MAX_CHUNK_SIZE // 10  # parameters: a manifest must name both bodies' chunks
-STAGES: Mapping[type[Answer], str] = {AlignedDeltas: "align", TrainedAnchor: "anchor", MeasuredLosses: "gate"}
 
 
 def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
@@ -46,8 +35,8 @@ def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
         updates = state.buffer.updates
         flush = Flush(
             head=state.head,
-            served=state.served,
             buffer=Buffer.of(*updates[:MAX_INPUTS]),  # more cannot be named in a manifest
+            anchor=state.anchor,
             bases=state.bases,
             participation={node: ledger.participation for node, ledger in state.nodes.items() if ledger.participation},
             memory=state.memory,
@@ -66,21 +55,26 @@ def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
 
 def take_answer(state: FederationState, event: Answered) -> Step:
     """Go on with the version in the making; an answer that nobody waits for is dropped."""
-    if state.pending is None or event.question_id != state.pending.question_id:
+    making = state.pending.asked if state.pending else None
+    asked = next((one for one in (making, state.background) if one and one.id == event.question_id), None)
+    if asked is None:
         return drop(state, "answer to no question", str(event.question_id))
     try:
         answer = answer_from_bytes(state.config.layout, event.payload)
     except (InvalidMessage, CodecError) as error:
         return drop(state, "answer that cannot be read", str(error))
-    if state.pending.question is None or not fits(answer, state.pending.question):
+    if not fits(answer, asked.question):
         return drop(state, "answer that does not fit its question", str(event.question_id))
+    if state.pending is None or asked is not making:
+        return take_background(state, asked, answer)
     pending = replace(state.pending, answers=(*state.pending.answers, answer))
     return _go_on(replace(state, pending=pending), event.at_ns)
 
 
-def ask_anew(state: FederationState, at_ns: int) -> Step:
+def ask_anew(state: FederationState) -> Step:
     """Ask again what was asked before a restart."""
-    return (state, ()) if state.pending is None else _go_on(state, at_ns)
+    asked = (state.pending.asked if state.pending else None, state.background)
+    return state, tuple(AskModel(one.id, one.question) for one in asked if one)
 
 
 def take_back(state: FederationState) -> FederationState:
@@ -116,12 +110,9 @@ def manifest(
     parent: str | None = None,
     inputs: tuple[VersionInput, ...] = (),
     aggregate: Aggregate | None = None,
-    answers: tuple[Answer, ...] = (),
 ) -> GlobalManifest:
     """What is said of the newest version; the defaults are those of version 0."""
-    config, served = state.config, state.served
-    release = aggregate.release if aggregate else Release()
-    is_average = (served.version, served.variant) == (state.head.version, "average")
+    config = state.config
     return GlobalManifest(
         epoch=state.epoch,
         version=state.head.version,
@@ -134,17 +125,10 @@ def manifest(
         inputs=inputs,
         groups=aggregate.groups if aggregate else (),
         anchor=aggregate.anchor if aggregate else None,
-        release=ReleaseReport(
-            version=served.version,
-            variant=served.variant,
-            head=release.head,
-            average=release.average,
-            before=release.before,
-        ),
-        model_seconds=_seconds_by_stage(answers),
+        release=state.release,
         created_at_ns=at_ns,
         body=describe(state.head.adapter.to_safetensors(), "safetensors", inline=0),
-        average=describe(served.adapter.to_safetensors(), "safetensors", inline=0) if is_average else None,
+        average=describe(state.average.to_safetensors(), "safetensors", inline=0) if state.average else None,
     )
 
 
@@ -162,13 +146,16 @@ def _go_on(state: FederationState, at_ns: int) -> Step:
     try:
         aggregate = state.config.strategy.aggregate(pending.flush, Recall(pending.answers))
     except Unanswered as unanswered:
-        state = replace(state, pending=replace(pending, question=unanswered.question))
-        return state, (AskModel(pending.question_id, unanswered.question),)
+        asked = Asked((state.head.version, state.questions), unanswered.question)
+        state = replace(state, pending=replace(pending, asked=asked), questions=state.questions + 1)
+        return state, (AskModel(asked.id, asked.question),)
     return _publish(replace(state, pending=None), pending, aggregate, at_ns)
 
 
 def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_ns: int) -> Step:
     updates = pending.flush.buffer.updates
+    if state.anchor is pending.flush.anchor:  # one that came meanwhile is for the version after this
+        state = replace(state, anchor=None)
     if not aggregate.adapter.is_finite:
         overflow = Objection("rejected", "the updates of this buffer add up to infinite values")
         return discard(state, updates, overflow)
@@ -183,12 +170,14 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
         )
         for update, weight in zip(updates, aggregate.weights, strict=True)
     )
-    state = _advance(state, head, _served(state.served, head, aggregate), aggregate.memory, updates)
-    said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate, answers=pending.answers)
-    average = state.served.adapter if said.average else None
+    state = _advance(state, head, aggregate.memory, updates)
+    served: tuple[Effect, ...] = ()
+    if not is_judged(state):
+        state, served = serve(state, candidate(state), unjudged(candidate(state)))
+    said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate)
     receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
     state, refusals = refuse_outdated(state)
-    return state, (PublishVersion(said, head.adapter, average), *receipts, *refusals)
+    return state, (PublishVersion(said, head.adapter), *served, *receipts, *refusals)
 
 
 def refuse_outdated(state: FederationState) -> Step:
@@ -200,20 +189,9 @@ def refuse_outdated(state: FederationState) -> Step:
     return discard(replace(state, buffer=current), outdated, objection)
 
 
-def _served(before: Served, head: GlobalAdapter, aggregate: Aggregate) -> Served:
-    match aggregate.release.choice:
-        case "before":
-            return before
-        case "average" if aggregate.average is not None and head.adapter.layout.size <= LARGEST_AVERAGED:
-            return Served(head.version, "average", aggregate.average)
-        case _:
-            return Served(head.version, "head", head.adapter)
-
-
 def _advance(
     state: FederationState,
     head: GlobalAdapter,
-    served: Served,
     memory: Mapping[str, Adapter],
     updates: tuple[AdapterUpdate, ...],
 ) -> FederationState:
@@ -229,20 +207,21 @@ def _advance(
     return replace(
         state,
         head=head,
-        served=served,
+        average=_average(state, head),
         memory=memory,
+        questions=0,
         digests={v: d for v, d in (*state.digests.items(), (head.version, head.digest)) if v >= oldest},
         bases={version: adapter for version, adapter in adapters.items() if version >= oldest},
         nodes=nodes,
     )
 
 
-def _seconds_by_stage(answers: tuple[Answer, ...]) -> ModelSeconds:
-    total: dict[str, float] = {}
-    for answer in answers:
-        stage = STAGES[type(answer)]
-        total[stage] = total.get(stage, 0.0) + answer.seconds
-    return ModelSeconds(**total)
+def _average(state: FederationState, head: GlobalAdapter) -> Adapter | None:
+    """The running average with a new head in it; it begins with the version before."""
+    release = state.config.strategy.release
+    if release.variant == "head" or head.adapter.layout.size > LARGEST_AVERAGED:
+        return None
+    return release.average(state.average or state.head.adapter, head.adapter, head.version)
 
 
 def _since(accepted: Mapping[str, Accepted], oldest: int) -> dict[str, Accepted]:

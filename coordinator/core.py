@@ -15,6 +15,7 @@ from coordinator.aggregation import (
     take_answer,
     take_back,
 )
+from coordinator.background import ask_in_background, unjudged
 from coordinator.intake import Step, ask_again, next_question, receive
 from coordinator.state import (
     Answered,
@@ -22,6 +23,7 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    PublishRelease,
     PublishVersion,
     Received,
     Started,
@@ -33,16 +35,19 @@ from schemas.adapter import Adapter
 
 def found(config: FederationConfig, adapter: Adapter, at_ns: int) -> Step:
     """A new federation: version 0 is the given adapter."""
-    head = GlobalAdapter(0, adapter)
+    head, served = GlobalAdapter(0, adapter), Served(0, "head", adapter)
     state = FederationState(
         config=config,
         epoch=0,
         head=head,
-        served=Served(0, "head", adapter),
+        served=served,
+        release=unjudged(served),
         digests={0: head.digest},
         bases={0: adapter} if config.keeps_base_adapters else {},
     )
-    return state, (PublishVersion(manifest(state, at_ns), adapter),)
+    published = PublishVersion(manifest(state, at_ns), adapter), PublishRelease(state.release, adapter)
+    state, questions = ask_in_background(state)
+    return state, (*published, *questions)
 
 
 def step(state: FederationState, event: Event) -> Step:
@@ -55,11 +60,12 @@ def step(state: FederationState, event: Event) -> Step:
         case Answered():
             state, effects = take_answer(state, event)
         case Started():
-            state, effects = ask_anew(replace(state, epoch=state.epoch + 1), event.at_ns)
+            state, effects = ask_anew(replace(state, epoch=state.epoch + 1))
         case Configured():
             state, effects = _configure(state, event)
     state, more = begin_what_is_ready(state, event.at_ns)
-    return state, (*effects, *more)
+    state, questions = ask_in_background(state)
+    return state, (*effects, *more, *questions)
 
 
 def next_deadline(state: FederationState) -> int | None:
@@ -87,5 +93,9 @@ def _configure(state: FederationState, event: Configured) -> Step:
         bases={version: adapter for version, adapter in bases.items() if version in digests},
         # what another strategy kept means nothing to this one
         memory=state.memory if new.strategy == old.strategy else {},
+        average=state.average if new.strategy.release == old.strategy.release else None,
+        background=None,
+        anchor=None,
+        anchored=-1,
     )
     return refuse_outdated(state)

@@ -7,6 +7,7 @@ however that dies. What is in the child is coordinator/calibrator.py; this file 
 import logging
 import multiprocessing
 import signal
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -52,13 +53,13 @@ class ModelProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # else the pipe would not end when the child does
+        self._questions: deque[tuple[QuestionId, Question[Any]]] = deque()  # the first is being answered
 
     def ask(self, question_id: QuestionId, question: Question[Any]) -> None:
-        """Put a question; its answer comes out of `answer`."""
-        try:
-            self._pipe.send((question_id, question))
-        except OSError:
-            raise self._died() from None
+        """Put a question; its answer comes out of `answer`, after those of the questions before it."""
+        self._questions.append((question_id, question))
+        if len(self._questions) == 1:
+            self._send()
 
     def answer(self) -> tuple[QuestionId, bytes] | None:
         """An answer if there is one by now; raises ModelProcessDied when there will never be one."""
@@ -68,6 +69,9 @@ class ModelProcess:
             question_id, payload = self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
+        self._questions.popleft()
+        if self._questions:
+            self._send()
         return question_id, payload
 
     def stop(self) -> None:
@@ -75,6 +79,13 @@ class ModelProcess:
         self._pipe.close()
         self._process.kill()
         self._process.join()
+
+    def _send(self) -> None:
+        """Hand over the first question, now that the child listens: an adapter is more than a pipe holds."""
+        try:
+            self._pipe.send(self._questions[0])
+        except OSError:
+            raise self._died() from None
 
     def _died(self) -> ModelProcessDied:
         self._process.join(STOP_S)

@@ -12,7 +12,7 @@ from typing import Protocol
 from broker.events import Publication, Published
 from coordinator.registry import Registry
 from schemas import chunks
-from schemas.messages import GlobalManifest, GlobalPointer, Variant
+from schemas.messages import GlobalManifest, GlobalPointer, ReleaseReport, Variant
 from schemas.topics import Address, GlobalAverageChunk, GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease, route
 
 WINDOW = 32  # publications handed over and not yet acknowledged: bounds memory at 4 MB, whatever a body's size
@@ -70,21 +70,25 @@ def bodies(federation: str, registry: Registry, manifests: Iterable[GlobalManife
     for manifest in manifests:
         for index, chunk in enumerate(chunks.split(registry.body(manifest.version))):
             yield publication(federation, GlobalChunk(manifest.version, index), chunk)
-        if manifest.average is not None:
-            for index, chunk in enumerate(chunks.split(registry.body(manifest.version, "average"))):
-                yield publication(federation, GlobalAverageChunk(manifest.version, index), chunk)
         yield publication(federation, GlobalManifestOf(manifest.version), manifest.to_bytes())
 
 
-def pointers(
-    federation: str, head: GlobalManifest, served: GlobalManifest, epoch: int
-) -> tuple[Publication, Publication]:
-    """The head pointer to one version, and the release pointer to what `head` says is served, of version `served`."""
-    release = _pointer(served, head.release.variant, epoch)
-    return (
-        publication(federation, GlobalHead(), _pointer(head, "head", epoch).to_bytes()),
-        publication(federation, GlobalRelease(), release.to_bytes()),
-    )
+def average_of(federation: str, registry: Registry, release: ReleaseReport) -> Iterator[Publication]:
+    """The chunks of a running average, if that is what nodes serve; its manifest is out with the head."""
+    if release.variant == "average":
+        for index, chunk in enumerate(chunks.split(registry.body(release.version, "average"))):
+            yield publication(federation, GlobalAverageChunk(release.version, index), chunk)
+
+
+def head_pointer(federation: str, manifest: GlobalManifest, epoch: int) -> Publication:
+    """Train from this version."""
+    return publication(federation, GlobalHead(), _pointer(manifest, "head", epoch).to_bytes())
+
+
+def release_pointer(federation: str, served: GlobalManifest, release: ReleaseReport, epoch: int) -> Publication:
+    """Serve this version's head or average, as the report says."""
+    pointer = _pointer(served, release.variant, epoch).model_copy(update={"judged": release.judged})
+    return publication(federation, GlobalRelease(), pointer.to_bytes())
 
 
 def _pointer(manifest: GlobalManifest, variant: Variant, epoch: int) -> GlobalPointer:
@@ -110,9 +114,9 @@ def deletions(federation: str, manifests: Iterable[GlobalManifest]) -> Iterator[
         yield publication(federation, GlobalManifestOf(manifest.version), b"")
 
 
-def kept_versions(manifest: GlobalManifest, keep: int) -> set[int]:
-    """The versions whose bodies are on the broker while this one is the head: the newest and the served one."""
-    return {*range(max(0, manifest.version - keep + 1), manifest.version + 1), manifest.release.version}
+def kept_versions(head: int, served: int, keep: int) -> set[int]:
+    """The versions whose bodies are on the broker: the newest `keep`, and the one that is served."""
+    return {*range(max(0, head - keep + 1), head + 1), served}
 
 
 def publication(federation: str, address: Address, payload: bytes) -> Publication:

@@ -7,7 +7,16 @@ from coordinator.core import step
 from coordinator.intake import Step
 from coordinator.journal import fold, record, record_founding, row_of_event
 from coordinator.registry import Registry
-from coordinator.state import AskModel, Configured, Effect, FederationConfig, FederationState, PublishVersion, Started
+from coordinator.state import (
+    AskModel,
+    Configured,
+    Effect,
+    FederationConfig,
+    FederationState,
+    PublishRelease,
+    PublishVersion,
+    Started,
+)
 from schemas.adapter import Adapter
 
 
@@ -31,31 +40,30 @@ def restore(
         assert state is not None
     _check_same_federation(state.config, config)
     events: list[Configured | Started] = [] if state.config == config else [Configured(at_ns, config)]
-    effects: tuple[Effect, ...] = ()
     for event in (*events, Started(at_ns)):
         state, more = step(state, event)
         with transaction(journal):
             record(journal, row_of_event(event), more)
-        _keep_versions(registry, more)
-        effects = (*effects, *more)
-    # versions are in the registry, and all that is retained is published when the broker is there; a receipt that is
-    # missed here is given again when its update comes again
-    asked = [effect for effect in effects if isinstance(effect, AskModel)]
-    return state, tuple(asked[-1:] if state.pending is not None else ())
+        _keep(registry, more)
+    # versions and decisions are in the registry, and all that is retained is published when the broker is there; a
+    # receipt that is missed here is given again when its update comes again. A start asks again what is open
+    return state, tuple(effect for effect in more if isinstance(effect, AskModel))
 
 
 def _folded(journal: sqlite3.Connection, registry: Registry) -> FederationState | None:
     state = None
     for folded, effects in fold(path_of(journal)):
-        _keep_versions(registry, effects)
+        _keep(registry, effects)
         state = folded
     return state
 
 
-def _keep_versions(registry: Registry, effects: tuple[Effect, ...]) -> None:
+def _keep(registry: Registry, effects: tuple[Effect, ...]) -> None:
     for effect in effects:
         if isinstance(effect, PublishVersion) and not registry.has(effect.manifest):
-            registry.add(effect.manifest, effect.adapter, effect.average)
+            registry.add(effect.manifest, effect.adapter)
+        if isinstance(effect, PublishRelease) and not registry.has_decided(effect.report.judged):
+            registry.set_release(effect.report, effect.adapter)
 
 
 def _check_same_federation(recorded: FederationConfig, wanted: FederationConfig) -> None:

@@ -2,6 +2,7 @@
 
     objects/<digest>.safetensors    the bytes of one adapter: `sha256sum` prints its name
     manifests/<version>.json        the manifest of one version
+    decisions/<version>.json        whether nodes serve it, and why; the newest says what they serve
 
 A file appears under its name only when it is whole and on disk, so whatever is found can be used after a crash.
 """
@@ -11,7 +12,7 @@ import os
 from pathlib import Path
 
 from schemas.adapter import Adapter, Layout
-from schemas.messages import GlobalManifest, InvalidMessage, Variant
+from schemas.messages import GlobalManifest, InvalidMessage, ReleaseReport, Variant
 
 
 class RegistryError(RuntimeError):
@@ -24,12 +25,41 @@ class Registry:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, manifest: GlobalManifest, adapter: Adapter, average: Adapter | None = None) -> None:
+    def add(self, manifest: GlobalManifest, adapter: Adapter) -> None:
         """Keep one version. Adding it again is harmless; on return it survives a power cut."""
-        for kept in (adapter, average):
-            if kept is not None:
-                _write(self.folder / "objects" / f"{kept.digest}.safetensors", kept.to_safetensors())
+        self._keep(adapter)
         _write(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
+
+    def set_release(self, report: ReleaseReport, adapter: Adapter) -> None:
+        """Keep a decision and what nodes serve by it; on return it survives a power cut."""
+        self._keep(adapter)
+        _write(self._decision(report.judged), report.to_bytes())
+
+    def has_decided(self, version: int) -> bool:
+        """Whether a decision on this version is kept."""
+        return self._decision(version).exists()
+
+    def decisions(self) -> dict[int, ReleaseReport]:
+        """By version, oldest first, what was decided on it; versions that were passed over are not there."""
+        judged = sorted(int(path.stem) for path in (self.folder / "decisions").glob("*.json") if path.stem.isdecimal())
+        return {version: self._read_decision(version) for version in judged}
+
+    def release(self) -> ReleaseReport:
+        """What nodes serve: the newest decision."""
+        decisions = self.decisions()
+        if not decisions:
+            raise RegistryError(f"there is no decision in {self.folder}; starting the coordinator writes them again")
+        return decisions[max(decisions)]
+
+    def _decision(self, version: int) -> Path:
+        return self.folder / "decisions" / f"{version}.json"
+
+    def _read_decision(self, version: int) -> ReleaseReport:
+        path = self._decision(version)
+        try:
+            return ReleaseReport.from_bytes(path.read_bytes())
+        except InvalidMessage as error:
+            raise RegistryError(f"{path} is damaged: {error}; delete it and start the coordinator again") from None
 
     def has(self, manifest: GlobalManifest) -> bool:
         """Whether this very version is kept already."""
@@ -51,16 +81,21 @@ class Registry:
             raise RegistryError(f"the manifest of version {version} in {self.folder} is damaged: {error}") from None
 
     def body(self, version: int, variant: Variant = "head") -> bytes:
-        """The safetensors bytes of a version's head or average, verified against its manifest."""
+        """The safetensors bytes of a version's head, or of its average if that was ever served, verified."""
         manifest = self.manifest(version)
         body = manifest.body if variant == "head" else manifest.average
         if body is None:
-            raise RegistryError(f"version {version} in {self.folder} has no average: its head is served")
+            raise RegistryError(f"version {version} in {self.folder} has no average, only its head")
         return self._object(body.sha256, version)
 
     def adapter(self, version: int, layout: Layout, variant: Variant = "head") -> Adapter:
         """The head or the average of one version."""
         return Adapter.from_safetensors(layout, self.body(version, variant))
+
+    def _keep(self, adapter: Adapter) -> None:
+        path = self.folder / "objects" / f"{adapter.digest}.safetensors"
+        if not path.exists():  # under its name it is whole
+            _write(path, adapter.to_safetensors())
 
     def _object(self, digest: str, version: int) -> bytes:
         try:

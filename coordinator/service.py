@@ -51,6 +51,7 @@ from coordinator.state import (
     Effect,
     FederationConfig,
     FederationState,
+    PublishRelease,
     PublishVersion,
     Received,
     SendReceipt,
@@ -58,7 +59,7 @@ from coordinator.state import (
 )
 from schemas.adapter import Adapter
 from schemas.codec import UPDATE_CODECS
-from schemas.messages import CoordinatorState, GlobalManifest
+from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
 from schemas.topics import CoordinatorStateOf, ReceiptFor, UpdateChunk, UpdateManifestOf, topic_filter
 
 log = logging.getLogger("coordinator")
@@ -180,6 +181,7 @@ class Service:
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
+        self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
         filters = [topic_filter(self.federation, kind) for kind in (UpdateManifestOf, UpdateChunk)]
         self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
@@ -259,9 +261,12 @@ class Service:
                     self._send(ReceiptFor(node), receipt.to_bytes())
                     level = logging.WARNING if receipt.reason else logging.DEBUG
                     log.log(level, "%s %s of %s: %s", receipt.status, receipt.update_id[:8], node, receipt.reason)
-                case PublishVersion(manifest, adapter, average):
-                    self.registry.add(manifest, adapter, average)
+                case PublishVersion(manifest, adapter):
+                    self.registry.add(manifest, adapter)
                     self._publish_version(manifest)
+                case PublishRelease(report, adapter):
+                    self.registry.set_release(report, adapter)
+                    self._publish_release(report)
                 case AskModel(question_id, question):
                     assert self.model is not None  # strategies ask only where the terms have a calibration set
                     self.model.ask(question_id, question)
@@ -277,33 +282,49 @@ class Service:
 
     def _publish_version(self, manifest: GlobalManifest) -> None:
         log.info("version %d (%s) from %d updates", manifest.version, manifest.digest[:12], len(manifest.inputs))
-        before = kept_versions(self.registry.manifest(manifest.version - 1), self.keep) if manifest.version else set()
-        gone = sorted(before - kept_versions(manifest, self.keep))
         self.publisher.add(
             publisher.bodies(self.federation, self.registry, [manifest]),
-            self._pointers(manifest),
-            publisher.deletions(self.federation, map(self.registry.manifest, gone)),
+            [publisher.head_pointer(self.federation, manifest, self.state.epoch)],
         )
+        self._delete_what_is_not_kept(manifest.version, self.released)
         if manifest.version == self.state.config.final_version:
             log.info("version %d is the last one", manifest.version)
             self._announce(online=True)
 
-    def _pointers(self, head: GlobalManifest) -> tuple[Publication, Publication]:
-        served = self.registry.manifest(head.release.version)
-        return publisher.pointers(self.federation, head, served, self.state.epoch)
+    def _publish_release(self, report: ReleaseReport) -> None:
+        taken = "" if report.is_taken else f"; version {report.judged} was turned down"
+        log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken)
+        self.publisher.add(
+            publisher.average_of(self.federation, self.registry, report), [self._release_pointer(report)]
+        )
+        self._delete_what_is_not_kept(self.head, report.version)
+
+    def _release_pointer(self, report: ReleaseReport) -> Publication:
+        served = self.registry.manifest(report.version)
+        return publisher.release_pointer(self.federation, served, report, self.state.epoch)
+
+    def _delete_what_is_not_kept(self, head: int, released: int) -> None:
+        """Take from the broker what was kept until now and no longer is."""
+        before = kept_versions(self.head, self.released, self.keep)
+        self.head, self.released = head, released
+        gone = sorted(before - kept_versions(head, released, self.keep))
+        self.publisher.add(publisher.deletions(self.federation, map(self.registry.manifest, gone)))
 
     def _reassert(self) -> None:
         """Publish everything that is retained again: the broker may have lost any of it."""
-        newest = self.state.head.version
-        head = self.registry.manifest(newest)
-        kept = kept_versions(head, self.keep)
+        newest, release = self.state.head.version, self.state.release
+        kept = kept_versions(newest, release.version, self.keep)
         # a crash may have cut deletions short: repeat those of the last few versions
-        recent = [self.registry.manifest(version) for version in range(max(0, newest - 3 * self.keep), newest)]
-        gone = set().union(*(kept_versions(manifest, 1) for manifest in recent)) - kept
+        recent = range(max(0, newest - 3 * self.keep), newest)
+        gone = {*recent, *(self.registry.manifest(version).release.version for version in recent)} - kept
         self._announce(online=True)
         self.publisher.start_over(
             publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept))),
-            self._pointers(head),
+            publisher.average_of(self.federation, self.registry, release),
+            [
+                publisher.head_pointer(self.federation, self.registry.manifest(newest), self.state.epoch),
+                self._release_pointer(release),
+            ],
             publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
         )
 
@@ -331,7 +352,8 @@ class Service:
         self.client.publish(publisher.publication(self.federation, address, payload))
 
     def _patience_s(self) -> float:
-        longest = WAKE_S if self.state.pending is None else ANSWER_S
+        is_asked = self.state.pending is not None or self.state.background is not None
+        longest = ANSWER_S if is_asked else WAKE_S
         deadline = next_deadline(self.state)
         return longest if deadline is None else min(longest, max(0.0, (deadline - time.time_ns()) / 1e9))
 

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from base_model.settings import TrainingConfig
 from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
-from coordinator.updates import Buffer, Flush, GlobalAdapter, Served
+from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import Assembly
-from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, Sha256, UpdateManifest
+from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, ReleaseReport, Sha256, UpdateManifest
 from schemas.topics import Name
 
 QuestionId = tuple[int, int]
@@ -121,17 +121,23 @@ class NodeLedger:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question to the base model that waits for its answer.
+
+    `id` is the version that was the newest when it was asked, and how many had been asked since that came out.
+    """
+
+    id: QuestionId
+    question: Question[Any]
+
+
+@dataclass(frozen=True)
 class Pending:
     """A version in the making: what it is made of, and what the base model has answered so far."""
 
     flush: Flush
     answers: tuple[Answer, ...] = ()
-    question: Question[Any] | None = None  # that waits for its answer
-
-    @property
-    def question_id(self) -> QuestionId:
-        """Names the question that waits for its answer: which version's, and which one of it."""
-        return self.flush.head.version + 1, len(self.answers)
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,17 @@ class FederationState:
     epoch: int
     head: GlobalAdapter
     served: Served
+    release: ReleaseReport  # why that is served
     digests: Mapping[int, str]  # of every version that an update may still start from
     bases: Mapping[int, Adapter]  # their adapters, if the strategy needs them
     memory: Mapping[str, Adapter] = field(default_factory=dict)  # what the strategy keeps from flush to flush
+    average: Adapter | None = None  # of the heads, if the strategy serves it
     buffer: Buffer = field(default_factory=Buffer)
     pending: Pending | None = None
+    background: Asked | None = None  # no version waits for it
+    questions: int = 0  # asked since the head came out
+    anchor: AnchorUpdate | None = None  # for the next version
+    anchored: int = -1  # the last version that an anchor was trained from
     nodes: Mapping[str, NodeLedger] = field(default_factory=dict)
     partial_bytes: int = 0  # of all nodes
     dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
@@ -212,11 +224,18 @@ class SendReceipt:
 
 @dataclass(frozen=True)
 class PublishVersion:
-    """Keep and publish a new global version; `average` is there when it is what nodes serve."""
+    """Keep and publish a new global version, for nodes to train from."""
 
     manifest: GlobalManifest
     adapter: Adapter
-    average: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class PublishRelease:
+    """Let nodes serve what the report says, which may be what they serve already; keep the reasons."""
+
+    report: ReleaseReport
+    adapter: Adapter
 
 
 @dataclass(frozen=True)
@@ -235,4 +254,4 @@ class Drop:
     detail: str
 
 
-Effect = SendReceipt | PublishVersion | AskModel | Drop
+Effect = SendReceipt | PublishVersion | PublishRelease | AskModel | Drop

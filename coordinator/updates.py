@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal, Self
+from typing import Self
 
 from coordinator.equations import staleness
 from coordinator.questions import Fold
 from schemas.adapter import Adapter
 from schemas.messages import AnchorReport, GroupReport, Variant
-
-Choice = Literal["head", "average", "before"]
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,23 @@ class Served:
 
 
 @dataclass(frozen=True)
+class AnchorUpdate:
+    """The coordinator's own delta, trained on the calibration set's anchor fold from one version, as nodes train."""
+
+    base_version: int
+    delta: Adapter
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Flush:
     """All that the next version may be made of."""
 
     head: GlobalAdapter
-    served: Served
     buffer: Buffer
+    anchor: AnchorUpdate | None = None  # trained since the last version, from this head or one before
     bases: Mapping[int, Adapter] = field(default_factory=dict)  # by base version, if the strategy needs them
     participation: Mapping[str, int] = field(
         default_factory=dict
@@ -108,23 +117,11 @@ class Flush:
 
 
 @dataclass(frozen=True)
-class Release:
-    """Which adapter to serve from now on, and the gate losses that say so; a loss is none where none was measured."""
-
-    choice: Choice = "head"
-    head: float | None = None
-    average: float | None = None
-    before: float | None = None
-
-
-@dataclass(frozen=True)
 class Aggregate:
-    """What a strategy made: the next head, each update's weight in canonical order, what to serve, and why."""
+    """What a strategy made: the next head, each update's weight in canonical order, and why."""
 
     adapter: Adapter
     weights: tuple[float, ...]
-    release: Release = Release()
-    average: Adapter | None = None  # must be there when it is released
     memory: Mapping[str, Adapter] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
     anchor: AnchorReport | None = None

@@ -122,6 +122,9 @@ class GlobalPointer(Message):
     size: int = Field(ge=1, le=MAX_BODY_SIZE, description="bytes of the body")
     chunks: int = Field(ge=0, le=MAX_CHUNKS, description="number of chunks; 0 when the body is inline")
     variant: Variant = Field(default="head", description="which of the version's adapters: head, or the average")
+    judged: Version | None = Field(
+        default=None, description="on global/release: the last version that might have been served instead"
+    )
 
 
 class VersionInput(Message):
@@ -142,32 +145,33 @@ class GroupReport(Message):
     cosine: float | None = Field(default=None, description="mean, of its deltas to their mean; none for one alone")
     residual_before: float | None = Field(default=None, description="distance to what alignment aims at, before it")
     residual_after: float | None = Field(default=None, description="the same, after it")
+    seconds: float = Field(default=0.0, description="processor time that the base model took to align them")
 
 
 class AnchorReport(Message):
     """The coordinator's own steps on the calibration set's anchor fold."""
 
+    base_version: Version = Field(description="the head that it was trained from")
     weight: float = Field(description="absolute factor of the anchor's delta in the step")
     loss_before: Loss | None = Field(description="of the first step; none if it is infinite")
     loss_after: Loss | None = Field(description="of the last step")
+    seconds: float = Field(description="processor time that the base model took")
 
 
 class ReleaseReport(Message):
-    """What nodes serve from this version on, and the losses on the gate fold that decided it."""
+    """What nodes serve, and how that was decided: the last version that was judged may have been turned down."""
 
-    version: Version
+    version: Version = Field(description="whose adapter is served")
     variant: Variant
-    head: Loss | None = Field(default=None, description="loss of the new head; none when nothing was measured")
-    average: Loss | None = Field(default=None, description="loss of the running average")
-    before: Loss | None = Field(default=None, description="loss of what was served before")
+    judged: Version = Field(description="the last version whose adapter might have been served")
+    candidate: Loss | None = Field(default=None, description="its loss on the gate fold; none if it was not measured")
+    before: Loss | None = Field(default=None, description="loss of what was served by then")
+    seconds: float = Field(default=0.0, description="processor time that the base model took to judge it")
 
-
-class ModelSeconds(Message):
-    """Processor time that the base model took on the calibration set, by stage."""
-
-    align: float = 0.0
-    anchor: float = 0.0
-    gate: float = 0.0
+    @property
+    def is_taken(self) -> bool:
+        """Whether the version that was judged is served."""
+        return self.version == self.judged
 
 
 class GlobalManifest(Message):
@@ -184,11 +188,12 @@ class GlobalManifest(Message):
     inputs: tuple[VersionInput, ...] = Field(max_length=MAX_INPUTS)
     groups: tuple[GroupReport, ...] = Field(default=(), max_length=MAX_INPUTS, description="the inputs by base version")
     anchor: AnchorReport | None = None
-    release: ReleaseReport
-    model_seconds: ModelSeconds = ModelSeconds()
+    release: ReleaseReport = Field(description="what nodes serve when this version is made")
     created_at_ns: TimestampNs
     body: Body = Field(description="the head: what nodes train from")
-    average: Body | None = Field(default=None, description="the running average, when it is what nodes serve")
+    average: Body | None = Field(
+        default=None, description="the running average, where there is one; its chunks are there once it is served"
+    )
 
     @model_validator(mode="after")
     def _fits_one_message(self) -> Self:

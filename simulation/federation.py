@@ -20,6 +20,7 @@ from coordinator.state import (
     Effect,
     Event,
     FederationConfig,
+    PublishRelease,
     PublishVersion,
     QuestionId,
     Received,
@@ -28,7 +29,7 @@ from coordinator.state import (
 )
 from coordinator.updates import GlobalAdapter
 from schemas.adapter import Adapter
-from schemas.messages import GlobalManifest
+from schemas.messages import GlobalManifest, ReleaseReport
 from simulation.agenda import Agenda
 from simulation.learner import Job, Learner, Message
 from simulation.schedule import Presence, Schedule, job_time, transfer_time
@@ -99,18 +100,27 @@ class Version:
     time: float
     manifest: GlobalManifest
     head: Adapter
+    server_time: Mapping[str, float]  # charged to the base model since the version before, by stage
+    server_seconds: Mapping[str, float]  # of the processor, measured: the same stages, and "aggregate"
+
+
+@dataclass(frozen=True)
+class Released:
+    """It was decided what nodes serve, which may be what they served before."""
+
+    time: float
+    report: ReleaseReport
     served: Adapter
     updates: int  # by then, as in Traffic
     sent: int
     fetched: int
-    server_time: Mapping[str, float]  # charged to the base model since the version before, by stage
-    server_seconds: Mapping[str, float]  # of the processor, measured: the same stages, and "aggregate"
 
 
 class Federation:
     """Nodes, coordinator and all that is under way.
 
-    `on_version` hears of every version as it comes out, `on_update` of every update's number and time.
+    `on_news` hears of every version as it comes out and of every decision what is served, `on_update` of every
+    update's number and time.
     """
 
     def __init__(
@@ -119,12 +129,12 @@ class Federation:
         fleet: Fleet,
         learner: Learner,
         server: ModelServer,
-        on_version: Callable[[Version], None],
+        on_news: Callable[[Version | Released], None],
         on_update: Callable[[int, float], None],
     ) -> None:
         self.fleet, self.learner = fleet, learner
         self._config, self._server = config, server
-        self._on_version, self._on_update = on_version, on_update
+        self._on_news, self._on_update = on_news, on_update
         self.traffic = Traffic()
         self.now = 0.0
         self._agenda: Agenda[Happening] = Agenda()
@@ -150,8 +160,9 @@ class Federation:
             self._advance()
             if updates is not None and self.traffic.updates >= updates:
                 self._agenda.keep_only(AnswerCame)
-                while self._state.pending is not None:
+                while self._agenda.due is not None:
                     self._advance()
+                    self._agenda.keep_only(AnswerCame)  # a node that waited for the version would begin anew
                 return f"{updates} updates were made"
         return "nothing was left to happen: every node is gone, or waits for a version that does not come"
 
@@ -236,8 +247,10 @@ class Federation:
                 case PublishVersion():
                     self._publish(effect)
                 case AskModel(question_id, TrainAnchor() | MeasureLosses() | AlignDeltas() as question):
-                    answer, duration = self._server.answer(question)
-                    self._agenda.expect(self.now + duration, AnswerCame(question_id, answer_to_bytes(answer)))
+                    answer, comes_at = self._server.answer(question, self.now)
+                    self._agenda.expect(comes_at, AnswerCame(question_id, answer_to_bytes(answer)))
+                case PublishRelease():
+                    self._release(effect)
                 case SendReceipt() if effect.receipt.status != "aggregated":  # that comes later, with a version
                     self.traffic.receipts[effect.receipt.status] += 1
                 case Drop():
@@ -246,28 +259,16 @@ class Federation:
     def _publish(self, effect: PublishVersion) -> None:
         manifest = effect.manifest
         self._head, self._head_size = GlobalAdapter(manifest.version, effect.adapter), manifest.body.size
-        if manifest.release.version == manifest.version:
-            served = effect.adapter if manifest.release.variant == "head" else effect.average
-            assert served is not None
-            self._served = served
         server_time, server_seconds = self._server.take_costs()
         server_seconds["aggregate"], self._step_seconds = self._step_seconds, 0.0
-        self._on_version(
-            Version(
-                time=self.now,
-                manifest=manifest,
-                head=effect.adapter,
-                served=self._served,
-                updates=self.traffic.updates,
-                sent=self.traffic.sent,
-                fetched=self.traffic.fetched,
-                server_time=server_time,
-                server_seconds=server_seconds,
-            )
-        )
+        self._on_news(Version(self.now, manifest, effect.adapter, server_time, server_seconds))
         waiting, self._waiting = self._waiting, []
         for node in waiting:
             self._begin(node)
+
+    def _release(self, effect: PublishRelease) -> None:
+        traffic = self.traffic
+        self._on_news(Released(self.now, effect.report, effect.adapter, traffic.updates, traffic.sent, traffic.fetched))
 
 
 def _at_ns(time: float) -> int:

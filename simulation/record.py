@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 
 from schemas.adapter import Adapter
-from simulation.federation import Version
+from simulation.federation import Released, Version
 from simulation.result import ByStage, NodeShare, Point, Staleness
 from simulation.schedule import Presence
 
@@ -16,7 +16,7 @@ HARM = 1.01  # a release is harmful that makes the loss so many times larger
 
 @dataclass
 class Record:
-    """Listens to a federation; every `every`-th version is measured."""
+    """Listens to a federation; after every `every`-th decision what nodes serve, that and the head are measured."""
 
     measure: Callable[[Adapter], float]  # held-out loss, nats per answer token
     every: int
@@ -26,43 +26,57 @@ class Record:
     releases: Counter[str] = field(default_factory=Counter)
     server_time: list[Mapping[str, float]] = field(default_factory=list)  # of each version but the first
     server_seconds: list[Mapping[str, float]] = field(default_factory=list)
+    decisions: int = 0
     newest: Version | None = None
+    released: Released | None = None
+    measured: Released | None = None  # the decision of the last point
 
-    def hear(self, version: Version) -> None:
-        """Take note of a version."""
+    def hear(self, news: Version | Released) -> None:
+        """Take note of a version, or of a decision."""
+        if isinstance(news, Version):
+            self._hear_version(news)
+        else:
+            self._hear_release(news)
+
+    def _hear_version(self, version: Version) -> None:
         manifest = version.manifest
         for given in manifest.inputs:
             self.weights[given.node] = self.weights.get(given.node, 0.0) + abs(given.weight)
             self.stale[manifest.version - 1 - given.base_version] += 1
         if manifest.version > 0:
-            is_new = manifest.release.version == manifest.version
-            self.releases[manifest.release.variant if is_new else "before"] += 1
             self.server_time.append(version.server_time)
             self.server_seconds.append(version.server_seconds)
         self.newest = version
-        if manifest.version % self.every == 0:
+
+    def _hear_release(self, released: Released) -> None:
+        if released.report.judged > 0:
+            self.releases[released.report.variant if released.report.is_taken else "before"] += 1
+        self.released = released
+        if self.decisions % self.every == 0:
             self.measure_newest()
+        self.decisions += 1
 
     @property
     def served(self) -> Adapter:
-        """What nodes serve since the newest version."""
-        assert self.newest is not None
-        return self.newest.served
+        """What nodes serve."""
+        assert self.released is not None
+        return self.released.served
 
     def measure_newest(self) -> None:
-        """Add the point of the newest version, unless it is there."""
-        version = self.newest
-        assert version is not None
-        if self.points and self.points[-1].version == version.manifest.version:
+        """Add the point of the newest decision, unless it is there."""
+        assert self.newest is not None and self.released is not None
+        version, released = self.newest, self.released
+        if self.measured is released:
             return
+        self.measured = released
         self.points.append(
             Point(
-                time=version.time,
-                updates=version.updates,
-                bytes=version.sent,
-                fetched=version.fetched,
+                time=released.time,
+                updates=released.updates,
+                bytes=released.sent,
+                fetched=released.fetched,
                 version=version.manifest.version,
-                loss=self.measure(version.served),
+                loss=self.measure(released.served),
                 head_loss=self.measure(version.head),
             )
         )
@@ -103,6 +117,6 @@ def staleness(counts: Mapping[int, int]) -> Staleness:
 
 
 def by_stage(costs: Sequence[Mapping[str, float]]) -> ByStage:
-    """Medians over the versions."""
+    """Means over the versions: not every one pays for an anchor and a judgement."""
     stages = {stage: [cost.get(stage, 0.0) for cost in costs] for stage in ByStage.model_fields}
-    return ByStage(**{stage: median(values) if values else 0.0 for stage, values in stages.items()})
+    return ByStage(**{stage: fmean(values) if values else 0.0 for stage, values in stages.items()})

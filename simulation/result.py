@@ -26,13 +26,13 @@ class _Record(BaseModel):
 
 
 class Point(_Record):
-    """What was served and trained from when a version came out."""
+    """What was served and trained from when it was decided what is served."""
 
     time: float = Field(description="in jobs of the fastest node")
     updates: int = Field(description="that had reached the coordinator by then, refused ones too")
     bytes: int = Field(description="that nodes had sent by then")
     fetched: int = Field(description="bytes of heads that nodes had fetched by then")
-    version: int
+    version: int = Field(description="the newest one")
     loss: Loss = Field(description="held-out loss of what nodes serve")
     head_loss: Loss = Field(description="held-out loss of the version that nodes train from")
 
@@ -68,7 +68,7 @@ class Staleness(_Record):
 
 
 class ByStage(_Record):
-    """Medians over the versions: what making one took."""
+    """Means over the versions: what making one took."""
 
     aggregate: float
     anchor: float
@@ -88,12 +88,12 @@ class RunResult(_Record):
     commit: str
     points: tuple[Point, ...]
     final: Final
-    harmful: Share = Field(description="of measured releases, those that raised the held-out loss by more than 1 %")
+    harmful: Share = Field(description="of measured decisions, those that raised the held-out loss by more than 1 %")
     harmful_any: Share = Field(description="those that raised it at all")
     shares: dict[str, NodeShare]
     staleness: Staleness
     receipts: dict[str, int] = Field(description="updates by what became of them on arrival")
-    releases: dict[str, int] = Field(description="versions by what was chosen to be served: head, average, before")
+    releases: dict[str, int] = Field(description="decisions by what is served since: head, average, before")
     server_time: ByStage = Field(description="charged in simulated time, in jobs of the fastest node")
     server_seconds: ByStage = Field(description="measured, in processor seconds")
     job_seconds: float = Field(description="median processor seconds of a node's job")

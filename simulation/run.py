@@ -16,7 +16,7 @@ from coordinator.calibrator import Calibrator
 from coordinator.state import CalibrationTerms, FederationConfig, Limits
 from coordinator.strategies import Strategy
 from simulation.centralised import train_centrally
-from simulation.federation import Federation, Fleet, Version
+from simulation.federation import Federation, Fleet, Released, Version
 from simulation.judge import Judge
 from simulation.learner import Learner, ranks_of
 from simulation.record import HARM, Record, by_stage, harmful, shares, staleness
@@ -114,7 +114,7 @@ def make_federation(
     config: SimulationConfig,
     strategy: Strategy,
     task: Task,
-    on_version: Callable[[Version], None],
+    on_news: Callable[[Version | Released], None],
     on_update: Callable[[int, float], None],
 ) -> Federation:
     """The federation that a configuration describes, before anything has happened; see Federation."""
@@ -142,7 +142,7 @@ def make_federation(
             model, terms, training, config.seed, ranks_of(nodes, (config.lora.rank, *config.node_ranks), config.seed)
         ),
         ModelServer(calibrator, calibration.folds, training, anchor, config.schedule.server_speed),
-        on_version,
+        on_news,
         on_update,
     )
 
@@ -155,7 +155,7 @@ def _federated(
         config,
         strategy,
         task,
-        lambda version: record.hear(version),
+        lambda news: record.hear(news),
         lambda updates, now: on_progress(_share(config, updates, now)),
     )
     learner = federation.learner

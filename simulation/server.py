@@ -8,41 +8,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from base_model.settings import TrainingConfig
-from coordinator.aggregation import STAGES
 from coordinator.alignment import MAP_STEPS
 from coordinator.calibrator import Calibrator
-from coordinator.questions import AlignDeltas, Answer, Fold, MeasureLosses, TrainAnchor
+from coordinator.questions import (
+    AlignDeltas,
+    AlignedDeltas,
+    Answer,
+    Fold,
+    MeasuredLosses,
+    MeasureLosses,
+    TrainAnchor,
+    TrainedAnchor,
+)
 from schemas.adapter import Adapter
 
 FORWARD = 1 / 2  # of both passes: over frozen weights there are no gradients of weights to compute backward
 
 Asked = TrainAnchor | MeasureLosses | AlignDeltas
+STAGES: Mapping[type[Answer], str] = {AlignedDeltas: "align", TrainedAnchor: "anchor", MeasuredLosses: "gate"}
 
 
 @dataclass
 class ModelServer:
-    """Answers one question after the other."""
+    """Answers one question after the other, as they come."""
 
     calibrator: Calibrator
     folds: Mapping[Fold, int]  # examples in each
     job: TrainingConfig  # what a job of the fastest node is
     anchor: TrainingConfig
     speed: float  # 1: as fast as the fastest node
+    free_at: float = 0.0  # when it is done with all questions so far
     charged: dict[str, float] = field(default_factory=dict)  # simulated time, by stage
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # measured, by stage
     measured: set[tuple[Fold, str]] = field(
         default_factory=set
     )  # losses that are known already, as the calibrator does
 
-    def answer(self, question: Asked) -> tuple[Answer, float]:
-        """The answer, and how long it takes in jobs of the fastest node. The answer says that time, too."""
+    def answer(self, question: Asked, now: float) -> tuple[Answer, float]:
+        """The answer, and when it is there. It says itself how long it took, in jobs of the fastest node."""
         duration = self._work(question) / self.speed
+        self.free_at = max(now, self.free_at) + duration
         answer = self.calibrator.answer(question)
         stage = STAGES[type(answer)]
         self.cpu_seconds[stage] = self.cpu_seconds.get(stage, 0.0) + answer.seconds
         self.charged[stage] = self.charged.get(stage, 0.0) + duration
         # a measured time would make every run another one
-        return replace(answer, seconds=duration), duration
+        return replace(answer, seconds=duration), self.free_at
 
     def take_costs(self) -> tuple[dict[str, float], dict[str, float]]:
         """Simulated time and processor seconds by stage, since they were last taken."""

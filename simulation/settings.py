@@ -31,6 +31,7 @@ class SimulationConfig(BaseModel):
     strategy: Strategy | None = Field(description="the method; none: training on the pooled data of all nodes")
     preset: str = Field(default="", description="a label")
     regime: str = Field(default="", description="a label")
+    targets: tuple[float, ...] = Field(default=(), description="losses whose time is asked for; a label")
     seed: int = Field(default=0, ge=0, lt=1 << 48, description="of the first adapter, the schedule and every job")
     updates: int | None = Field(default=120, ge=1, description="end when so many have reached the coordinator")
     time: float | None = Field(default=None, gt=0, description="end at this time, in jobs of the fastest node")

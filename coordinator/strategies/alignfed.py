@@ -83,7 +83,7 @@ class AlignFed(Buffered):
         return self.align != "none"
 
     def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
-        """head + step * (B / (B + 1) * sum_i w_i d_i' + 1 / (B + 1) * d_anchor), and what nodes serve."""
+        """head + step * (B / (B + a) * sum_i w_i d_i' + a / (B + a) * d_anchor), a being the anchor's freshness."""
         aligned: list[Adapter] = []
         groups: list[GroupReport] = []
         for group in flush.buffer.groups:
@@ -92,7 +92,7 @@ class AlignFed(Buffered):
             groups.append(report)
         weights = self._weigh(flush)
         mean = weighted_sum(aligned, weights)
-        aggregate = self.conclude(flush, mean, weights, ask)
+        aggregate = self.conclude(flush, mean, weights)
         return replace(aggregate, groups=tuple(groups))
 
     def _align(self, flush: Flush, group: VersionGroup, ask: Ask) -> tuple[Sequence[Adapter], GroupReport]:
@@ -107,7 +107,11 @@ class AlignFed(Buffered):
         if not flush.folds.get("anchor"):
             return deltas, report
         answer = ask(AlignDeltas("semantic", base, head, deltas))
-        residuals = {"residual_before": answer.residual_before, "residual_after": answer.residual_after}
+        residuals = {
+            "residual_before": answer.residual_before,
+            "residual_after": answer.residual_after,
+            "seconds": answer.seconds,
+        }
         is_better = answer.residual_after < answer.residual_before
         return answer.deltas if is_better else deltas, report.model_copy(update=residuals)
 

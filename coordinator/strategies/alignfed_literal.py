@@ -36,7 +36,7 @@ class AlignFedLiteral(Buffered):
             self.gamma,
         )
         aligned = list(self._aligned(flush, centred, ask))
-        return self.conclude(flush, weighted_sum(aligned, weights), weights, ask)
+        return self.conclude(flush, weighted_sum(aligned, weights), weights)
 
     def _aligned(self, flush: Flush, centred: list[tuple[Adapter, ...]], ask: Ask) -> Iterator[Adapter]:
         for group, deltas in zip(flush.buffer.groups, centred, strict=True):

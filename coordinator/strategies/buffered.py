@@ -1,10 +1,9 @@
-"""What strategies share that take a step along one mean of K deltas: the step, the anchor, the release."""
+"""What strategies share that take a step along one mean of K deltas: the step and the anchor."""
 
 from collections.abc import Sequence
 
 from pydantic import Field
 
-from coordinator.questions import Ask
 from coordinator.stages import AnchorStage, ReleaseStage, conclude
 from coordinator.strategies.buffer_of_k import BufferOfK
 from coordinator.updates import Aggregate, Flush
@@ -18,6 +17,6 @@ class Buffered(BufferOfK):
     anchor: AnchorStage | None = Field(default=None, description="train on the calibration set as well")
     release: ReleaseStage = Field(default=ReleaseStage(), description="what nodes serve")
 
-    def conclude(self, flush: Flush, mean: Adapter, weights: Sequence[float], ask: Ask) -> Aggregate:
-        """Anchor, step and release, as configured, for a weighted mean of the deltas."""
-        return conclude(flush, mean, weights, ask, step=self.step, anchor=self.anchor, release=self.release)
+    def conclude(self, flush: Flush, mean: Adapter, weights: Sequence[float]) -> Aggregate:
+        """Anchor and step, as configured, for a weighted mean of the deltas."""
+        return conclude(flush, mean, weights, step=self.step, anchor=self.anchor)

@@ -5,20 +5,24 @@ A method that does not beat this has learnt nothing from its nodes. Nodes' updat
 
 from typing import Literal
 
-from coordinator.questions import Ask, TrainAnchor
+from pydantic import Field
+
+from coordinator.questions import Ask
+from coordinator.stages import AnchorStage, report_of
 from coordinator.strategies.buffered import Buffered
 from coordinator.updates import Aggregate, Flush
 
 
 class CalibrationOnly(Buffered):
-    """One anchor step for every K updates; their deltas are thrown away."""
+    """The anchor's steps, one for every K updates; their deltas are thrown away."""
 
     name: Literal["calibration_only"] = "calibration_only"
+    anchor: AnchorStage | None = Field(default=AnchorStage(), description="it is all anchor: its votes mean nothing")
 
     def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
-        """head + step * anchor; every update weighs nothing."""
-        if not flush.folds.get("anchor"):
-            raise ValueError("calibration_only needs a calibration set with an anchor fold")
-        trained = ask(TrainAnchor(flush.head.adapter, seed=flush.head.version))
-        alone = self.model_copy(update={"anchor": None})  # it is all anchor as it is
-        return alone.conclude(flush, trained.delta, [0.0] * len(flush.buffer.updates), ask)
+        """head + step * anchor, where one has been trained; every update weighs nothing."""
+        head, nothing = flush.head.adapter, (0.0,) * len(flush.buffer.updates)
+        if flush.anchor is None:
+            return Aggregate(head, nothing)
+        anchored = head + flush.anchor.delta * self.step
+        return Aggregate(anchored, nothing, anchor=report_of(flush.anchor, self.step))

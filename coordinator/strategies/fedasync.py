@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import freshness
 from coordinator.questions import Ask
-from coordinator.stages import ReleaseStage
+from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.updates import Aggregate, Buffer, Flush
 from schemas.adapter import weighted_sum
 from schemas.messages import Factors
@@ -23,6 +23,7 @@ class FedAsync(BaseModel):
     max_staleness: int = Field(default=20, ge=0, le=1000, description="staler updates are refused; that many are kept")
     release: ReleaseStage = Field(default=ReleaseStage(), description="what nodes serve")
 
+    anchor: ClassVar[AnchorStage | None] = None
     timeout_s: ClassVar[float | None] = None
     one_update_per_version: ClassVar[bool] = False
     needs_base_adapters: ClassVar[bool] = True
@@ -41,5 +42,4 @@ class FedAsync(BaseModel):
             local = flush.bases[update.base_version] + update.delta
             adapter = weighted_sum([adapter, local], [1 - share, share])
             weights.append(share)
-        decision = self.release.decide(flush, adapter, ask)
-        return Aggregate(adapter, tuple(weights), decision.release, decision.average, decision.memory)
+        return Aggregate(adapter, tuple(weights))

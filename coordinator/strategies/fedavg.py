@@ -43,4 +43,4 @@ class FedAvg(BaseModel):
         total = sum(update.examples for update in updates)
         weights = [update.examples / total for update in updates]
         mean = weighted_sum([update.delta for update in updates], weights)
-        return conclude(flush, mean, weights, ask, step=self.step, anchor=self.anchor, release=self.release)
+        return conclude(flush, mean, weights, step=self.step, anchor=self.anchor)

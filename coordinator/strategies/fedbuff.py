@@ -17,4 +17,4 @@ class FedBuff(Buffered):
         """head + step / n * sum_i freshness(tau_i) * delta_i."""
         weights = self.fresh_weights(flush)
         mean = weighted_sum([update.delta for update in flush.buffer.updates], weights)
-        return self.conclude(flush, mean, weights, ask)
+        return self.conclude(flush, mean, weights)

@@ -30,4 +30,4 @@ class FedEx(Buffered):
             for update, weight in zip(flush.buffer.updates, weights, strict=True)
         ]
         head, _ = mean_product(flush.head.adapter, parts, self.ridge)
-        return self.conclude(flush, head - flush.head.adapter, weights, ask)
+        return self.conclude(flush, head - flush.head.adapter, weights)

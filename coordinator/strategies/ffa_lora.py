@@ -24,4 +24,4 @@ class FFALora(Buffered):
         """head + step / n * sum_i freshness(tau_i) * delta_i, of B alone, whatever a node says of A."""
         weights = self.fresh_weights(flush)
         mean = weighted_sum([update.delta.only("B") for update in flush.buffer.updates], weights)
-        return self.conclude(flush, mean, weights, ask)
+        return self.conclude(flush, mean, weights)

@@ -8,6 +8,7 @@ they cannot be averaged with those of another, so there is no anchor, no server 
 from typing import ClassVar, Literal
 
 from coordinator.questions import Ask
+from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies.buffer_of_k import BufferOfK
 from coordinator.updates import Aggregate, Flush
 from schemas.adapter import Adapter
@@ -20,6 +21,8 @@ class FLoRA(BufferOfK):
     name: Literal["flora"] = "flora"
 
     needs_base_adapters: ClassVar[bool] = True
+    anchor: ClassVar[AnchorStage | None] = None
+    release: ClassVar[ReleaseStage] = ReleaseStage()
 
     def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
         """The best adapter of the head's rank for B_t A_t + sum_i w_i (B_i A_i - B_v A_v)."""

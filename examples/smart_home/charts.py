@@ -126,19 +126,19 @@ def contribution(report: Report) -> str:
 
 
 def gate_losses(report: Report) -> str:
-    """Gate loss of each version's head and running average, and a mark on the one that nodes were given to serve."""
+    """Gate loss of what each version had to offer and of what was served before, and a mark on the one served then."""
 
     def draw(axes: Axes) -> None:
-        gated = [version for version in report.versions if version.release.head is not None]
-        numbers = [version.version for version in gated]
-        axes.plot(numbers, [_known(version.release.head) for version in gated], **_HEAD)
-        axes.plot(numbers, [_known(version.release.average) for version in gated], **_AVERAGE)
-        chosen = [_known(getattr(version.release, version.served)) for version in gated]
-        kept = [version.served == "before" for version in gated]
-        faces = [PAPER if old else ACCENT for old in kept]
+        decisions = [version.decision for version in report.judged if version.decision]
+        numbers = [decision.judged for decision in decisions]
+        before = [_known(decision.before) for decision in decisions]
+        candidates = [_known(decision.candidate) for decision in decisions]
+        axes.plot(numbers, before, **_HEAD)
+        axes.plot(numbers, candidates, **_AVERAGE)
+        chosen = [new if d.is_taken else old for d, new, old in zip(decisions, candidates, before, strict=True)]
+        faces = [ACCENT if decision.is_taken else PAPER for decision in decisions]
         axes.scatter(numbers, chosen, s=46, facecolor=faces, edgecolor=ACCENT, linewidth=1.6, zorder=3, clip_on=False)
-        losses = [_known(loss) for v in gated for loss in (v.release.head, v.release.average)] + chosen
-        _logarithmic(axes, [loss for loss in losses if loss == loss])
+        _logarithmic(axes, [loss for loss in (*before, *candidates) if loss == loss])
         axes.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)
         axes.set_xticks([tick for tick in _few_integers(numbers[-1]) if tick >= numbers[0]])
         axes.set_xlabel("version")

@@ -101,7 +101,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 
 def _decisions(report: Report) -> str:
     """What nodes serve now, and how the coordinator decided on the way."""
-    release, counts = report.versions[-1].release, report.choices
+    release, counts = report.release, report.choices
     names = {"average": "average", "head": "new head", "before": "what was served before"}
     times = ", ".join(f"{names[choice]} {count}" for choice, count in counts.most_common())
     return f"the {release.variant} of version {release.version}; choices on the way: {times}"

@@ -120,7 +120,8 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
         place = make_workplace(options.runs, datetime.now())
         data, learned = _learn(plan, options.base_model, place, console)
     updates = read_updates(place.journal)
-    versions = version_outcomes(read_versions(place.journal), plan.recipe.strategy)
+    registry = Registry(place.adapters)
+    versions = version_outcomes(read_versions(place.journal), registry.decisions(), plan.recipe.strategy)
     trained = {update_id: update.seconds for update_id, update in learned.ran.view.updates.items()}
     report = Report(
         held_out=learned.held_out,
@@ -145,6 +146,7 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
         restarts=dict(learned.ran.restarts),
         late=count_of(updates, "stale"),
         rejected=count_of(updates, "rejected"),
+        release=registry.release(),
     )
     _write(report, place, options.report)
     return report
@@ -160,7 +162,7 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
     before, before_score = question("before", model, initial_adapter(layout, plan.seed), data.held_out, console)
     broker, ran = _federate(plan, base_model, place, console)
     registry = Registry(place.adapters)
-    served = served_adapter(registry, layout, registry.versions()[-1])
+    served = served_adapter(registry, layout, registry.release())
     save_peft(served, place.root / "adapter", str(resolved.path))
     after, after_score = question("after", model, served, data.held_out, console)
     versions = adapters_to_measure(registry, layout)

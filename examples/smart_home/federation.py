@@ -84,7 +84,7 @@ class _Site:
 
 
 def _watch(site: _Site, client: Client, view: FleetView, show: Show) -> FleetView:
-    """Start everybody, look on and tend until the head is the last version."""
+    """Start everybody, look on and tend until the last version is out and it is decided whether nodes serve it."""
     site.fleet.start(_program(site.place, COORDINATOR))
     waiting = list(site.plan.nodes)
     progressed_at, head = time.monotonic(), view.head

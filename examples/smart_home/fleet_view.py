@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.events import Message
-from examples.smart_home.wording import served_in_words
 from schemas import topics
 from schemas.messages import (
     CoordinatorState,
@@ -27,6 +26,7 @@ from schemas.messages import (
 OBSERVED: tuple[type[topics.Address], ...] = (
     topics.CoordinatorStateOf,
     topics.GlobalHead,
+    topics.GlobalRelease,
     topics.GlobalManifestOf,
     topics.NodeStateOf,
     topics.NodeMetricsOf,
@@ -62,13 +62,12 @@ class UpdateView:
 
 @dataclass(frozen=True)
 class VersionView:
-    """One published version, what went into it as (node, base version) pairs, and what it made nodes serve."""
+    """One published version, and what went into it as (node, base version) pairs."""
 
     version: int
     digest: str
     inputs: tuple[tuple[str, int], ...]
     created_at_ns: int
-    served: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,8 @@ class FleetView:
     final_version: int
     nodes: Mapping[str, NodeView]
     versions: tuple[VersionView, ...] = ()
+    served: Mapping[int, str] = field(default_factory=dict)  # head or average, by version that nodes serve or served
+    judged: int | None = None  # the last version on which it was decided whether nodes serve it
     head: int | None = None
     head_epoch: int = 0
     epoch: int | None = None
@@ -100,8 +101,9 @@ class FleetView:
 
     @property
     def is_final(self) -> bool:
-        """Whether the head has reached the last version asked for."""
-        return self.head is not None and self.head >= self.final_version
+        """Whether the head has reached the last version asked for, and it is decided whether nodes serve that."""
+        reached = (self.head, self.judged)
+        return all(version is not None and version >= self.final_version for version in reached)
 
     def staleness(self, node: str) -> int | None:
         """How many versions the head is ahead of what this node trains from; None while it does not train."""
@@ -144,18 +146,19 @@ def _head(view: FleetView, _: topics.GlobalHead, payload: bytes) -> FleetView:
     return replace(view, head=pointer.version, head_epoch=pointer.epoch)
 
 
+def _release(view: FleetView, _: topics.GlobalRelease, payload: bytes) -> FleetView:
+    pointer = GlobalPointer.from_bytes(payload)
+    if max(pointer.version, pointer.judged or 0) > view.final_version:
+        raise InvalidMessage(f"version {pointer.version} is beyond the last one, {view.final_version}")
+    return replace(view, served={**view.served, pointer.version: pointer.variant}, judged=pointer.judged)
+
+
 def _manifest(view: FleetView, address: topics.GlobalManifestOf, payload: bytes) -> FleetView:
     manifest = GlobalManifest.from_bytes(split_body(payload)[0])
     if manifest.version != address.version:
         raise InvalidMessage(f"manifest of version {manifest.version} on the topic of {address.version}")
     inputs = tuple((entry.node, entry.base_version) for entry in manifest.inputs)
-    version = VersionView(
-        manifest.version,
-        manifest.digest,
-        inputs,
-        manifest.created_at_ns,
-        served_in_words(manifest.release, manifest.version),
-    )
+    version = VersionView(manifest.version, manifest.digest, inputs, manifest.created_at_ns)
     others = (v for v in view.versions if v.version != version.version)
     return replace(view, versions=tuple(sorted((*others, version), key=lambda v: v.version)))
 
@@ -195,6 +198,7 @@ def _receipt(view: FleetView, address: topics.ReceiptFor, payload: bytes) -> Fle
 _FOLDS: Mapping[type[topics.Address], Callable[[FleetView, Any, bytes], FleetView]] = {
     topics.CoordinatorStateOf: _coordinator_state,
     topics.GlobalHead: _head,
+    topics.GlobalRelease: _release,
     topics.GlobalManifestOf: _manifest,
     topics.NodeStateOf: _node_state,
     topics.NodeMetricsOf: _metrics,

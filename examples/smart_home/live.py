@@ -163,7 +163,7 @@ def _versions(view: FleetView, rows: int, now_ns: int) -> RenderableType:
     for version in reversed(view.versions[-rows:]):
         style = "bold" if version.version == view.head else ""
         age = in_clock(max(0.0, (now_ns - version.created_at_ns) / 1e9))
-        digest, served = Text(version.digest[:12], style="dim"), Text(version.served, style="dim")
+        digest, served = Text(version.digest[:12], style="dim"), Text(view.served.get(version.version, ""), style="dim")
         table.add_row(Text(str(version.version), style=style), digest, _made_of(version), served, age)
     return table
 

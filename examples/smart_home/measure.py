@@ -12,7 +12,7 @@ from base_model.language_model import LanguageModel
 from coordinator.registry import Registry
 from examples.smart_home.outcome import HeldOutScore, Sample, VersionLoss
 from schemas.adapter import Adapter, Layout
-from schemas.messages import GlobalManifest
+from schemas.messages import ReleaseReport
 from simulation.scoring import intent_of
 
 MOST_VERSIONS = 8
@@ -40,21 +40,21 @@ def held_out_score(score: Score, examples: Sequence[Example]) -> HeldOutScore:
     )
 
 
-def served_adapter(registry: Registry, layout: Layout, manifest: GlobalManifest) -> Adapter:
-    """What nodes served while this version was the newest."""
-    return registry.adapter(manifest.release.version, layout, manifest.release.variant)
+def served_adapter(registry: Registry, layout: Layout, release: ReleaseReport) -> Adapter:
+    """What nodes serve by this report."""
+    return registry.adapter(release.version, layout, release.variant)
 
 
 def adapters_to_measure(registry: Registry, layout: Layout) -> tuple[VersionAdapters, ...]:
     """All versions when they are few, else that many spread evenly; always the first and the last."""
-    manifests = registry.versions()
+    manifests, decisions = registry.versions(), registry.decisions()
     count = min(len(manifests), MOST_VERSIONS)
     chosen = dict.fromkeys(round((len(manifests) - 1) * index / max(1, count - 1)) for index in range(count))
     return tuple(
         VersionAdapters(
             version=manifest.version,
             head=registry.adapter(manifest.version, layout),
-            served=served_adapter(registry, layout, manifest),
+            served=served_adapter(registry, layout, decisions.get(manifest.version, manifest.release)),
         )
         for manifest in map(manifests.__getitem__, chosen)
     )

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from examples.smart_home.fleet_view import FleetView, NodeView, VersionView
 
-_SERVED = {"head": "it", "average": "the average"}
-
 
 def news(before: FleetView, after: FleetView) -> tuple[str, ...]:
     """One line for each thing that happened between two views; mere training progress is no news."""
@@ -47,12 +45,15 @@ def _of_versions(before: FleetView, after: FleetView) -> Iterator[str]:
         version = next((v for v in after.versions if v.version == after.head), None)
         made_of = "" if version is None else f" {version.digest[:12]} {_made_of(version)}"
         yield f"version {after.head} of {after.final_version} published{made_of}"
+    for number, variant in after.served.items():
+        if number not in before.served:
+            yield f"nodes serve the {variant} of version {number}"
 
 
 def _made_of(version: VersionView) -> str:
     if not version.inputs:
         return "(the first adapter: no change to the model yet)"
-    return f"from {inputs_in_words(version)}; nodes serve {_SERVED.get(version.served, version.served)}"
+    return f"from {inputs_in_words(version)}"
 
 
 def inputs_in_words(version: VersionView) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,10 +15,10 @@ from coordinator.equations import freshness
 from coordinator.journal import UpdateRow
 from coordinator.strategies import Strategy
 from coordinator.strategies.buffered import Buffered
-from coordinator.updates import Choice
 from examples.smart_home.recipe import Recipe
 from schemas.messages import AnchorReport, GlobalManifest, GroupReport, ReleaseReport
 
+Choice = Literal["head", "average", "before"]
 TAKEN = ("accepted", "aggregated")
 
 
@@ -79,8 +80,8 @@ class VersionOutcome(Value):
     inputs: tuple[InputOutcome, ...]
     groups: tuple[GroupReport, ...] = Field(description="its inputs by base version, where the strategy groups them")
     anchor: AnchorReport | None = Field(description="the coordinator's own steps; none where it took none")
-    release: ReleaseReport = Field(description="what nodes serve from now on, and the gate's losses")
-    served: Choice = Field(description="the same in a word: the new head, the running average, or what was before")
+    decision: ReleaseReport | None = Field(description="what nodes served then, and why; none if it was passed over")
+    served: Choice = Field(description="the same in a word: its head, its running average, or what was before")
     model_seconds: dict[str, float] = Field(description="processor time of the coordinator's base model, by stage")
     published_at: datetime
     seconds: float = Field(description="after the first version")
@@ -156,6 +157,7 @@ class Report(Value):
     restarts: dict[str, int] = Field(description="processes that had to be started again, and how often")
     late: int = Field(description="updates that were too stale, or came after the last version")
     rejected: int = Field(description="updates that were rejected for what they were")
+    release: ReleaseReport = Field(description="what nodes serve in the end")
 
     @property
     def staleness(self) -> Counter[int]:
@@ -175,7 +177,12 @@ class Report(Value):
     @property
     def is_weighed(self) -> bool:
         """Whether the coordinator did more than to average: it grouped, anchored or chose."""
-        return any(v.groups or v.anchor or v.release.head is not None for v in self.versions)
+        return bool(self.judged) or any(version.groups or version.anchor for version in self.versions)
+
+    @property
+    def judged(self) -> tuple[VersionOutcome, ...]:
+        """The versions that the gate's commands decided on."""
+        return tuple(v for v in self.versions if v.decision and {v.decision.candidate, v.decision.before} != {None})
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -234,13 +241,9 @@ def update_outcomes(
     )
 
 
-def choice_of(manifest: GlobalManifest) -> Choice:
-    """What this version made nodes serve: its head, its running average, or what they served before."""
-    release = manifest.release
-    return release.variant if release.version == manifest.version else "before"
-
-
-def version_outcomes(manifests: Sequence[GlobalManifest], strategy: Strategy) -> tuple[VersionOutcome, ...]:
+def version_outcomes(
+    manifests: Sequence[GlobalManifest], decisions: Mapping[int, ReleaseReport], strategy: Strategy
+) -> tuple[VersionOutcome, ...]:
     """The versions as the report tells them, oldest first; the strategy is the one that made them."""
     return tuple(
         VersionOutcome(
@@ -260,9 +263,9 @@ def version_outcomes(manifests: Sequence[GlobalManifest], strategy: Strategy) ->
             ),
             groups=manifest.groups,
             anchor=manifest.anchor,
-            release=manifest.release,
-            served=choice_of(manifest),
-            model_seconds=_model_seconds(manifest),
+            decision=(decision := decisions.get(manifest.version)),
+            served=decision.variant if decision and decision.is_taken else "before",
+            model_seconds=_model_seconds(manifest, decision),
             published_at=datetime.fromtimestamp(manifest.created_at_ns / 1e9, UTC),
             seconds=(manifest.created_at_ns - manifests[0].created_at_ns) / 1e9,
         )
@@ -270,8 +273,13 @@ def version_outcomes(manifests: Sequence[GlobalManifest], strategy: Strategy) ->
     )
 
 
-def _model_seconds(manifest: GlobalManifest) -> dict[str, float]:
-    return {stage: seconds for stage, seconds in manifest.model_seconds.model_dump().items() if seconds}
+def _model_seconds(manifest: GlobalManifest, decision: ReleaseReport | None) -> dict[str, float]:
+    stages = {
+        "align": sum(group.seconds for group in manifest.groups),
+        "anchor": manifest.anchor.seconds if manifest.anchor else 0.0,
+        "gate": decision.seconds if decision else 0.0,
+    }
+    return {stage: seconds for stage, seconds in stages.items() if seconds}
 
 
 def _staleness(manifest: GlobalManifest, base_version: int) -> int:

@@ -14,9 +14,11 @@ def verdict(answer: str, expected: str) -> str:
     return "right intent" if intent == intent_of(expected) else "wrong intent"
 
 
-def served_in_words(release: ReleaseReport, version: int) -> str:
-    """What a version made nodes serve: `head`, `average`, or what they served before, as `still 7`."""
-    return release.variant if release.version == version else f"still {release.version}"
+def served_in_words(decision: ReleaseReport | None) -> str:
+    """What nodes served after a version: its `head`, its `average`, or what they did before, as `still 7`."""
+    if decision is None:
+        return "passed over"
+    return decision.variant if decision.is_taken else f"still {decision.version}"
 
 
 def percent(share: float) -> str:

@@ -10,16 +10,24 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from simulation.comparison.regimes import BASE, REGIMES
-from simulation.comparison.summary import REFERENCES, TARGET_STEP, Regimes, derive_targets, summarise
+from simulation.comparison.summary import (
+    REFERENCES,
+    TARGET_STEP,
+    Regimes,
+    derive_targets,
+    fixed_targets,
+    summarise,
+)
 from simulation.comparison.verdicts import Verdict, verdicts
 from simulation.methods import METHODS
 from simulation.result import RunResult
 
 NAME = "summary.json"
 DERIVED = (
-    f"in every regime, the losses that {REFERENCES[0]} serves after half of its run and at its end (where it was not "
+    f"the losses that {REFERENCES[0]} serves after half of its run and at its end (where it was not "
     f"run: {', '.join(REFERENCES[1:])}, or the first method), medians over seeds, rounded up to the next {TARGET_STEP}"
 )
+FIXED = f"fixed on another seed before these runs; in regimes without any, {DERIVED}"
 
 
 class Machine(BaseModel):
@@ -81,10 +89,10 @@ class Comparison(BaseModel):
 def compare_runs(
     results: Sequence[RunResult], command: str, targets: Sequence[float] | None, failures: Mapping[str, str]
 ) -> Comparison:
-    """Everything that can be said of these runs, of which there must be one. `targets` replace the derived ones."""
+    """Everything that can be said of these runs, of which there must be one. `targets` replace those of the regimes."""
     names = list(dict.fromkeys(result.regime for result in results))
     by_regime = {name: [result for result in results if result.regime == name] for name in names}
-    aims = {name: tuple(targets) if targets else derive_targets(runs) for name, runs in by_regime.items()}
+    aims = {name: tuple(targets or fixed_targets(runs) or derive_targets(runs)) for name, runs in by_regime.items()}
     regimes = summarise(results, aims)
     commits = tuple(sorted({result.commit for result in results}))
     return Comparison(
@@ -99,7 +107,11 @@ def compare_runs(
         about_regimes={name: REGIMES[name].about for name in names},
         about_methods={result.method: METHODS[result.method].about for result in results},
         targets=aims,
-        targets_are="given" if targets else DERIVED,
+        targets_are="given"
+        if targets
+        else FIXED
+        if any(fixed_targets(runs) for runs in by_regime.values())
+        else f"in every regime, {DERIVED}",
         verdicts=verdicts(regimes),
         failures=failures,
     )

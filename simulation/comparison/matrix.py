@@ -5,7 +5,7 @@ model does not notice what calibration there is. It runs nothing.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from coordinator.strategies import AlignFed, AlignFedLiteral, CalibrationOnly, FedAsync, FedAvg, FLoRA, Strategy
 from simulation.comparison.costs import estimate
-from simulation.comparison.presets import PRESETS, Meeting, Preset
+from simulation.comparison.presets import CLOSELY, PRESETS, Preset
 from simulation.comparison.regimes import REGIMES, Regime, TaskSpec
 from simulation.methods import METHODS, strategy_of
 from simulation.settings import Measuring, SimulationConfig
@@ -23,7 +23,7 @@ Thing = TypeVar("Thing")
 
 ROUNDS_TAKE = 2  # times the updates: in the time of a round others make many versions
 PER_VERSION = 4  # updates, of most methods
-LABELS = ("preset", "regime", "method")  # of a configuration: they decide nothing
+LABELS = ("preset", "regime", "method", "targets")  # of a configuration: they decide nothing
 
 
 class ImpossibleComparison(ValueError):
@@ -71,14 +71,14 @@ class PlannedRun:
 
 
 def plan(choice: Choice) -> tuple[PlannedRun, ...]:
-    """All runs, regime by regime. Raises ImpossibleComparison for names that there are not."""
+    """All runs, regime by regime and seed by seed. Raises ImpossibleComparison for names that there are not."""
     preset = _known(choice.preset, PRESETS, "preset")
     for method in choice.methods or ():
         _known(method, METHODS, "method")
     return tuple(
-        _planned(preset.name, regime, method, seed, choice)
+        _planned(preset, regime, method, seed, choice)
         for regime in _regimes(preset, choice)
-        for method, seed in _meeting(preset, regime, choice).pairs(choice.seeds or preset.seeds)
+        for method, seed in _pairs(preset, regime, choice)
     )
 
 
@@ -98,25 +98,35 @@ def _regimes(preset: Preset, choice: Choice) -> list[Regime]:
     return regimes
 
 
-def _meeting(preset: Preset, regime: Regime, choice: Choice) -> Meeting:
-    return Meeting(choice.methods) if choice.methods else preset.meeting(regime.name)
+def _pairs(preset: Preset, regime: Regime, choice: Choice) -> Iterator[tuple[str, int]]:
+    """Methods with seeds, one seed after the other: a comparison that is stopped early has some seeds of everything."""
+    seeds = choice.seeds or preset.seeds
+    for place, seed in enumerate(seeds):
+        if choice.methods:
+            yield from ((method, seed) for method in choice.methods)
+            continue
+        for entry in preset.meeting(regime.name):
+            yield from ((method, seed) for method in entry.methods if place < entry.seeds)
 
 
-def _planned(preset: str, regime: Regime, method: str, seed: int, choice: Choice) -> PlannedRun:
+def _planned(preset: Preset, regime: Regime, method: str, seed: int, choice: Choice) -> PlannedRun:
     nodes = choice.data.nodes if choice.data else regime.task.homes
     strategy = strategy_of(method, nodes)
     asks = strategy is not None and _asks(strategy)
     config = {
         "method": method,
         "strategy": strategy,
-        "preset": preset,
+        "preset": preset.name,
         "regime": regime.name,
+        "targets": () if choice.data else regime.targets,
         "seed": seed,
         "updates": regime.updates * (ROUNDS_TAKE if isinstance(strategy, FedAvg) else 1),
         "schedule": regime.schedule,
         "anchor_examples": regime.anchor_examples if asks else 0,
         "gate_examples": regime.gate_examples if asks else 0,
-        "measuring": _measuring(regime, strategy),
+        "measuring": _measuring(preset, regime, method, strategy),
+        "node_ranks": regime.node_ranks if strategy is not None else (),
+        "training": SimulationConfig.model_fields["training"].default.model_copy(update={"steps": regime.job_steps}),
     }
     task: TaskSpec | Path = choice.data.folder if choice.data else _task(regime.task, seed, asks)
     wanted = SimulationConfig(**{**config, **choice.settings})
@@ -142,10 +152,14 @@ def _task(task: TaskSpec, seed: int, asks: bool) -> TaskSpec:
     return replace(task, seed=seed, calibration_kind=task.calibration_kind if asks else TaskSpec.calibration_kind)
 
 
-def _measuring(regime: Regime, strategy: Strategy | None) -> Measuring:
-    """FedAsync makes a version of every update; it is measured as often as the others, per update."""
+def _measuring(preset: Preset, regime: Regime, method: str, strategy: Strategy | None) -> Measuring:
+    """As often as the others per update, for a method that makes a version of every update, or of a round's."""
+    if preset.is_measured_closely(regime.name, method):
+        return CLOSELY
     if isinstance(strategy, FedAsync):
         return regime.measuring.model_copy(update={"every": PER_VERSION * regime.measuring.every})
+    if isinstance(strategy, FedAvg):
+        return regime.measuring.model_copy(update={"every": 1})
     return regime.measuring
 
 

@@ -7,10 +7,12 @@ machine, for the plan that is printed before anything runs.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from simulation.comparison.regimes import CALIBRATION, REGIMES, SPEEDS_AND_DATA, Regime
+from simulation.comparison.regimes import CALIBRATION, REGIMES, Regime
 from simulation.methods import CENTRALISED
+from simulation.settings import Measuring
 
-FEW = 3  # seeds
+ALL = 1_000  # seeds, however many there are
+CLOSELY = Measuring(every=1, generated=64, own_tests=16)
 OURS = "alignfed"
 FEDBUFF = ("fedbuff_1", "fedbuff_2", "fedbuff_3")  # by server step
 STRONGEST = "fedbuff_ema"  # of the baselines
@@ -48,16 +50,18 @@ ABLATIONS = (
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """Which methods meet a regime: over all seeds, and over the first few, where only large effects matter."""
+class Entry:
+    """Methods that meet a regime, over its first so many seeds.
+
+    Measured closely, every decision what nodes serve is measured: harm can be counted. Else the regime says how often.
+    """
 
     methods: tuple[str, ...]
-    seldom: tuple[str, ...] = ()
+    seeds: int = ALL
+    closely: bool = False
 
-    def pairs(self, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-        """Every method with every seed it is run with."""
-        often = [(method, seed) for method in self.methods for seed in seeds]
-        return often + [(method, seed) for method in self.seldom for seed in seeds[:FEW]]
+
+Meeting = tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -76,62 +80,61 @@ class Preset:
 
     def meeting(self, regime: str) -> Meeting:
         """The methods that meet a regime; ours and the strongest baseline where the preset has none for it."""
-        return self.meetings.get(regime, Meeting((OURS, STRONGEST)))
+        return self.meetings.get(regime, (Entry((OURS, STRONGEST)),))
+
+    def is_measured_closely(self, regime: str, method: str) -> bool:
+        """Whether every decision of this method's runs is measured."""
+        return any(entry.closely and method in entry.methods for entry in self.meeting(regime))
 
 
 def _small(regime: Regime) -> Regime:
     """A regime cut to a run of a minute or two, on the same kinds of data."""
     task = replace(
-        regime.task, homes=min(regime.task.homes, 64), examples_per_home=min(regime.task.examples_per_home, 64)
+        regime.task,
+        name="narrow",
+        homes=min(regime.task.homes, 64),
+        examples_per_home=min(regime.task.examples_per_home, 64),
     )
-    measuring = regime.measuring.model_copy(update={"generated": 16, "own_tests": 8})
-    return replace(regime, task=task, updates=min(regime.updates, 40), measuring=measuring)
+    measuring = regime.measuring.model_copy(update={"every": 1, "own_tests": 8})
+    return replace(regime, task=task, updates=min(regime.updates, 40), targets=(), measuring=measuring)
 
 
 CI = Preset(
     name="ci",
     about="whether everything runs, and the direction of the large effects; two seeds decide nothing",
     seeds=(10, 11),
-    meetings={"base": Meeting((OURS, STRONGEST, "fedbuff_2", FEDAVG))},
+    meetings={"base": (Entry((OURS, STRONGEST, "fedbuff_2", FEDAVG)),)},
     sized=_small,
 )
 
 FULL = Preset(
     name="full",
-    about="every figure that is claimed",
+    about="every figure that is claimed, but those of long runs",
     seeds=(10, 11, 12, 13, 14),
     meetings={
-        "base": Meeting(
-            (
-                OURS,
-                *FEDBUFF,
-                STRONGEST,
-                "fedbuff_ema_anchor",
-                "fedasync",
-                FEDAVG,
-                "alignfed_no_anchor",
-                UNGATED,
-                "alignfed_no_participation",
-                "alignfed_transplant",
-                "alignfed_semantic",
-            ),
-            seldom=(
-                FEDAVG_DROPPING,
-                "fedavg_anchor_ema",
-                "alignfed_patient",
-                "alignfed_no_gate",
-                "alignfed_literal",
-                "calibration_only",
-                "ffa_lora",
-                "fedsa_lora",
-                "fedex",
-            ),
+        "base": (
+            Entry((OURS, STRONGEST, "fedbuff_2"), closely=True),
+            Entry(("fedbuff_1", "fedasync", FEDAVG, "fedbuff_ema_anchor")),
+            Entry(("alignfed_no_anchor", UNGATED, "alignfed_no_participation", "alignfed_transplant")),
+            Entry((FEDAVG_DROPPING, "fedavg_anchor_ema", "alignfed_semantic", "alignfed_patient"), seeds=2),
+            Entry(("alignfed_literal", "calibration_only", "ffa_lora", "fedsa_lora", "fedex"), seeds=2),
         ),
-        **{regime.name: Meeting((OURS, STRONGEST)) for regime in CALIBRATION},
-        **{regime.name: Meeting((), seldom=(OURS, STRONGEST)) for regime in SPEEDS_AND_DATA},
-        "long": Meeting((OURS, STRONGEST, CEILING)),
+        # what never asks the base model is not computed again for another calibration set
+        **{regime.name: (Entry((OURS,)), Entry((STRONGEST,), closely=True)) for regime in CALIBRATION},
+        **dict.fromkeys(("slow-server", "wide-speed", "easier"), (Entry((OURS, STRONGEST), seeds=2),)),
+        **dict.fromkeys(
+            ("high-staleness", "mixed-ranks", "long-jobs"), (Entry((OURS, STRONGEST, "alignfed_transplant"), seeds=2),)
+        ),
     },
     sized=lambda regime: regime,
 )
 
-PRESETS = {preset.name: preset for preset in (CI, FULL)}
+LONG = Preset(
+    name="long",
+    about="the end point: 2,000 updates and the ceiling",
+    seeds=FULL.seeds,
+    meetings={"long": (Entry((OURS, STRONGEST, CEILING)),)},
+    sized=lambda regime: regime,
+)
+
+PRESETS = {preset.name: preset for preset in (CI, FULL, LONG)}

@@ -15,7 +15,7 @@ from simulation.settings import Measuring
 class TaskSpec:
     """What a generator of tasks is asked for. The smaller the concentration, the more one-sided each node's data."""
 
-    name: Literal["narrow", "wide"] = "narrow"
+    name: Literal["narrow", "wide"] = "wide"
     homes: int = 16
     concentration: float = 0.2
     examples_per_home: int = 64
@@ -35,25 +35,35 @@ class TaskSpec:
         )
 
 
+NOW_AND_THEN = Measuring(every=6, generated=16, own_tests=16)
+
+
 @dataclass(frozen=True)
 class Regime:
-    """One set of conditions. `updates` end a run; FedAvg's rounds are slow, so it may take `patience` times as many."""
+    """One set of conditions. `updates` end a run.
+
+    `targets` are losses, fixed before the runs they judge; where there are none, they are derived from a baseline's.
+    """
 
     name: str
     about: str
     task: TaskSpec = TaskSpec()
     schedule: Schedule = field(default_factory=Schedule)
     updates: int = 120
+    job_steps: int = 4
     anchor_examples: int = 32
     gate_examples: int = 64
-    measuring: Measuring = field(default_factory=lambda: Measuring(generated=64))
+    node_ranks: tuple[int, ...] = ()
+    targets: tuple[float, ...] = ()
+    measuring: Measuring = NOW_AND_THEN
 
     def but(self, name: str, about: str, **changes: object) -> "Regime":
-        """The same with some fields changed."""
-        return replace(self, name=name, about=about, **changes)  # type: ignore[arg-type]
+        """Other conditions, with targets of their own."""
+        return replace(self, name=name, about=about, **{"targets": (), **changes})  # type: ignore[arg-type]
 
 
-BASE = Regime("base", "16 homes, one-sided data (Dirichlet 0.2), speeds 15 times apart")
+# on seed 0 FedBuff with step 2 serves the first after three quarters of its run, the second near its end
+BASE = Regime("base", "16 homes, 38 intents, one-sided data (Dirichlet 0.2), speeds 15 times apart", targets=(1.5, 1.2))
 
 CALIBRATION = (
     BASE.but(
@@ -81,8 +91,7 @@ SPEEDS_AND_DATA = (
         "high-staleness",
         "64 homes feed a buffer of 4, so updates are many versions old",
         task=replace(BASE.task, homes=64),
-        updates=240,
-        measuring=Measuring(every=2, generated=64),
+        updates=160,
     ),
     BASE.but(
         "dropouts",
@@ -94,7 +103,14 @@ SPEEDS_AND_DATA = (
         "a third of the homes join late",
         schedule=Schedule(late=Turnover(share=1 / 3, first=4, last=16)),
     ),
-    BASE.but("harder", "more intents, rooms, devices and ways to say it", task=replace(BASE.task, name="wide")),
+    BASE.but("easier", "12 intents, few rooms, devices and ways to say it", task=replace(BASE.task, name="narrow")),
+    BASE.but(
+        "slow-server", "the coordinator's model is as fast as the fastest node", schedule=Schedule(server_speed=1)
+    ),
+    BASE.but("mixed-ranks", "adapters of rank 4, 8 and 16 at the nodes, 8 at the coordinator", node_ranks=(4, 16)),
+    BASE.but(
+        "long-jobs", "jobs of 16 steps in place of 4, so that updates are further apart", job_steps=16, updates=40
+    ),
 )
 
 LONG = BASE.but(
@@ -102,7 +118,7 @@ LONG = BASE.but(
     "2,000 updates, 256 examples in every home",
     task=replace(BASE.task, examples_per_home=256),
     updates=2000,
-    measuring=Measuring(every=10, generated=192),
+    measuring=Measuring(every=20, generated=192, own_tests=16),
 )
 
 THOUSAND = BASE.but(
@@ -110,7 +126,7 @@ THOUSAND = BASE.but(
     "a thousand homes, 16 updates to a version",
     task=replace(BASE.task, homes=1000, examples_per_home=16, tests_per_home=4),
     updates=1000,
-    measuring=Measuring(every=10, generated=64, own_tests=4),
+    measuring=Measuring(every=10, generated=16, own_tests=4),
 )
 
 REGIMES = {regime.name: regime for regime in (BASE, *CALIBRATION, *SPEEDS_AND_DATA, LONG, THOUSAND)}

@@ -11,9 +11,17 @@ from pydantic import BaseModel, ConfigDict
 
 from simulation.comparison.statistics import Interval, Number, interval
 from simulation.result import ByStage, RunResult
+from simulation.settings import Measuring
 
 REFERENCES = ("fedbuff_2", "fedbuff_ema", "fedbuff_1")  # whose losses are the targets, unless they are given
 TARGET_STEP = 0.05  # targets are rounded up to a multiple
+
+
+class Settings(BaseModel):
+    """What a summary needs of a run's configuration."""
+
+    targets: tuple[float, ...] = ()
+    measuring: Measuring = Measuring()
 
 
 class TimeTo(BaseModel):
@@ -41,6 +49,7 @@ class MethodSummary(BaseModel):
 
     seeds: int
     nodes: int
+    every: int
     time_to: dict[str, TimeTo]
     head_time_to: dict[str, TimeTo]
     start_loss: Interval
@@ -84,6 +93,11 @@ def reference_of(runs: Sequence[RunResult]) -> str:
     """The method whose losses are a regime's targets: the first of REFERENCES that was run, else the first method."""
     methods = list(dict.fromkeys(run.method for run in runs))
     return next((name for name in REFERENCES if name in methods), methods[0])
+
+
+def fixed_targets(runs: Sequence[RunResult]) -> tuple[float, ...]:
+    """The losses that were set for one regime before it was run; nothing where none were."""
+    return Settings.model_validate(runs[0].config).targets
 
 
 def derive_targets(runs: Sequence[RunResult]) -> tuple[float, ...]:
@@ -144,6 +158,7 @@ def _method(
     return MethodSummary(
         seeds=len(by_seed),
         nodes=min(len(run.final.nodes) for run in by_seed.values()),
+        every=max(Settings.model_validate(run.config).measuring.every for run in by_seed.values()),
         time_to={_key(target): _time_to(over(_reaching(served, target))) for target in targets},
         head_time_to={_key(target): _time_to(over(_reaching(head, target))) for target in targets},
         start_loss=over(lambda run: run.points[0].loss),

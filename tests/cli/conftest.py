@@ -13,6 +13,7 @@ import pytest
 from base_model.examples import Example, save_examples
 from broker.embedded import EmbeddedBroker
 from broker.settings import BrokerSettings
+from coordinator.journal import fold
 from coordinator.registry import Registry
 
 ALIGNFED = str(Path(sys.executable).with_name("alignfed"))
@@ -73,7 +74,10 @@ class Federated:
 
 @pytest.fixture(scope="session")
 def federated(tmp_path_factory, tiny_model_dir, broker) -> Federated:
-    """`alignfed coordinator` and `alignfed edge` have made two versions and were stopped by SIGTERM."""
+    """`alignfed coordinator` and `alignfed edge` have made two versions and were stopped by SIGTERM.
+
+    The first has an anchor, and of the second it was decided whether nodes serve it.
+    """
     folder = tmp_path_factory.mktemp("federated")
     save_examples((Example(prompt="turn on the lamp", completion="on"),) * 4, folder / "examples.jsonl")
     calibration = (Example(prompt="turn on the fan", completion="on"), Example(prompt="stop", completion="off"))
@@ -96,13 +100,11 @@ def federated(tmp_path_factory, tiny_model_dir, broker) -> Federated:
         training = {{steps = 1, batch_size = 1}}
         """
     )
-    processes = [launched(folder, role, "--config", config) for role in ("coordinator", "edge")]
+    processes = [launched(folder, "coordinator", "--config", config)]
     try:
-        registry = Registry(folder / "coordinator" / "adapters")
-        deadline = time.monotonic() + PATIENCE_S
-        while len(registry.versions()) < 3 and time.monotonic() < deadline:
-            assert [process.poll() for process in processes] == [None, None], processes[0].communicate()
-            time.sleep(0.1)
+        wait_until(lambda: anchor_waits(folder / "coordinator"), processes)
+        processes.append(launched(folder, "edge", "--config", config))
+        wait_until(lambda: Registry(folder / "coordinator" / "adapters").release().judged == 2, processes)
         for process in reversed(processes):
             process.terminate()
         logs = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
@@ -111,6 +113,22 @@ def federated(tmp_path_factory, tiny_model_dir, broker) -> Federated:
             process.kill()
     codes = tuple(process.returncode for process in processes)
     return Federated(config, folder / "coordinator", codes, "\n".join(logs))
+
+
+def wait_until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert [process.poll() for process in processes] == [None] * len(processes), processes[0].communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def anchor_waits(data_dir: Path) -> bool:
+    """Whether the next version will have an anchor, by the journal."""
+    if not Registry(data_dir / "adapters").versions():
+        return False
+    *_, (state, _) = fold(data_dir / "journal.db")
+    return state.anchor is not None
 
 
 def launched(folder: Path, *words: object) -> subprocess.Popen[str]:

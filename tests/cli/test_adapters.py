@@ -13,23 +13,34 @@ from coordinator.journal import fold, read_versions
 from coordinator.registry import Registry
 from schemas.messages import GroupReport, ReleaseReport
 
+TAKEN = ReleaseReport(version=1, variant="average", judged=1, candidate=2.0, before=3.0, seconds=1.5)
+TURNED_DOWN = ReleaseReport(version=1, variant="average", judged=2, candidate=None, before=2.0, seconds=0.5)
+
 
 @pytest.fixture
 def registry(federated, tmp_path):
-    """The federation's folder with versions 1 and 2 made anew: an average that is served, and one that is kept."""
+    """The federation's folder with versions 1 and 2 made anew: an average that is served, and one turned down."""
     shutil.copytree(federated.data_dir, tmp_path / "coordinator")
     registry = Registry(tmp_path / "coordinator" / "adapters")
     layout = next(fold(tmp_path / "coordinator" / "journal.db"))[0].config.layout
     _, one, two = registry.versions()
     head = registry.adapter(1, layout)
     average = (registry.adapter(0, layout) + head) * 0.5
-    release = ReleaseReport(version=1, variant="average", average=2.0, before=3.0)
-    group = GroupReport(base_version=0, updates=3, cosine=0.25, residual_before=0.5, residual_after=0.125)
+    group = GroupReport(base_version=0, updates=3, cosine=0.25, residual_before=0.5, residual_after=0.125, seconds=0.5)
     body = one.body.model_copy(update={"sha256": average.digest})
-    made = {"release": release, "average": body, "groups": (group,)}
-    registry.add(one.model_copy(update=made), head, average)
-    registry.add(two.model_copy(update={"release": release, "average": None}), registry.adapter(2, layout))
+    registry.add(one.model_copy(update={"average": body, "groups": (group,)}), head)
+    registry.add(two, registry.adapter(2, layout))
+    registry.set_release(TAKEN, average)
+    registry.set_release(TURNED_DOWN, average)
     return registry
+
+
+def shown(alignfed, version, data_dir):
+    """The lines of `alignfed adapters show`, their columns closed up."""
+    return [
+        " ".join(line.split())
+        for line in alignfed("adapters", "show", version, "--data-dir", data_dir).stdout.splitlines()
+    ]
 
 
 def exported(alignfed, tmp_path, registry, version, *options):
@@ -38,6 +49,13 @@ def exported(alignfed, tmp_path, registry, version, *options):
     ran = alignfed("adapters", "export", version, folder, "--data-dir", registry.folder.parent, *options)
     assert ran.returncode == 0, ran.stderr
     return (tmp_path / folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def passed_over(registry):
+    """The same folder, but nothing was decided on version 1."""
+    (registry.folder / "decisions" / "1.json").unlink()
+    return registry
 
 
 @pytest.fixture
@@ -75,23 +93,43 @@ def test_show_names_parent_and_inputs(federated, alignfed):
     assert second.inputs[0].update_id in shown
 
 
-def test_show_tells_how_a_version_was_made_and_what_nodes_serve_since(federated, alignfed):
-    newest = read_versions(federated.data_dir / "journal.db")[-1]
-    anchor, release = newest.anchor, newest.release
-    shown = alignfed("adapters", "show", "latest", "--data-dir", federated.data_dir).stdout
-    lines = [" ".join(line.split()) for line in shown.splitlines()]
-    [group] = newest.groups
-    assert any(line.startswith(f"group {group.updates} from version {group.base_version}") for line in lines)
-    assert f"anchor weight {anchor.weight:.4g}, loss {anchor.loss_before:.3f} -> {anchor.loss_after:.3f}" in lines
+def test_show_tells_how_a_version_was_made(federated, alignfed):
+    """`federated` has trained an anchor before its node came."""
+    version = read_versions(federated.data_dir / "journal.db")[1]
+    [group], anchor = version.groups, version.anchor
+    lines = shown(alignfed, 1, federated.data_dir)
+    assert "group 1 from version 0" in lines
+    assert (group.updates, group.base_version, anchor.base_version) == (1, 0, 0)
+    losses = f"loss {anchor.loss_before:.3f} -> {anchor.loss_after:.3f}"
+    assert f"anchor from version 0, weight {anchor.weight:.4g}, {losses}, {anchor.seconds:.1f} s" in lines
+
+
+def test_show_tells_what_was_decided_on_a_version(federated, alignfed):
+    release = Registry(federated.data_dir / "adapters").release()
+    lines = shown(alignfed, "latest", federated.data_dir)
+    assert (release.judged, release.candidate is None) == (2, False)
     assert f"served the {release.variant} of version {release.version}" in lines
-    assert f"gate loss of head {release.head:.3f}, average {release.average:.3f}, before {release.before:.3f}" in lines
-    assert any(line.startswith("model align 0.0 s, anchor ") for line in lines)
+    assert f"gate loss {release.candidate:.3f}, before {release.before:.3f}, {release.seconds:.1f} s" in lines
 
 
-def test_show_tells_agreement_and_residuals_of_a_group_and_that_a_loss_was_infinite(registry, alignfed):
-    shown = alignfed("adapters", "show", 1, "--data-dir", registry.folder.parent).stdout
-    assert "3 from version 0, cosine to their mean 0.25, residual 0.5 before alignment, 0.125 after" in shown
-    assert "loss of head infinite, average 2.000, before 3.000" in shown
+def test_show_tells_agreement_residuals_and_cost_of_a_group(registry, alignfed):
+    lines = shown(alignfed, 1, registry.folder.parent)
+    residuals = "residual 0.5 before alignment, 0.125 after"
+    assert f"group 3 from version 0, cosine to their mean 0.25, {residuals}, 0.5 s" in lines
+
+
+def test_show_tells_that_a_version_was_turned_down_and_that_a_loss_was_infinite(registry, alignfed):
+    taken, turned_down = (shown(alignfed, version, registry.folder.parent) for version in (1, 2))
+    assert "gate loss 2.000, before 3.000, 1.5 s" in taken
+    for lines in taken, turned_down:
+        assert "served the average of version 1" in lines
+    assert "gate loss infinite, before 2.000, 0.5 s" in turned_down
+
+
+def test_show_tells_that_a_version_was_passed_over(passed_over, alignfed):
+    lines = shown(alignfed, 1, passed_over.folder.parent)
+    assert "served passed over: a newer version was judged in its place" in lines
+    assert not [line for line in lines if line.startswith("gate ")]
 
 
 def test_a_version_that_is_not_there_is_an_error_in_words(federated, alignfed):
@@ -103,8 +141,8 @@ def test_a_version_that_is_not_there_is_an_error_in_words(federated, alignfed):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # between peft and transformers
 def test_an_export_loads_into_peft_and_is_what_nodes_serve(federated, alignfed, tiny_model_dir, tmp_path):
     assert alignfed("adapters", "export", "latest", "exported", "--data-dir", federated.data_dir).returncode == 0
-    release = read_versions(federated.data_dir / "journal.db")[-1].release
-    served = Registry(federated.data_dir / "adapters").body(release.version, release.variant)
+    registry = Registry(federated.data_dir / "adapters")
+    served = registry.body(registry.release().version, registry.release().variant)
     assert (tmp_path / "exported" / "adapter_model.safetensors").read_bytes() == served
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path / "exported")
     assert any("lora_A" in name for name, _ in model.named_parameters())
@@ -114,6 +152,11 @@ def test_an_older_version_exports_what_nodes_served_then(registry, alignfed, tmp
     assert exported(alignfed, tmp_path, registry, 0) == registry.body(0)
     assert exported(alignfed, tmp_path, registry, 1) == registry.body(1, "average")
     assert exported(alignfed, tmp_path, registry, 2) == registry.body(1, "average")
+
+
+def test_a_version_that_was_passed_over_exports_what_nodes_served_before(passed_over, alignfed, tmp_path):
+    assert exported(alignfed, tmp_path, passed_over, 1) == passed_over.body(0)
+    assert exported(alignfed, tmp_path, passed_over, "latest") == passed_over.body(1, "average")
 
 
 def test_the_version_itself_is_exported_on_request(registry, alignfed, tmp_path):

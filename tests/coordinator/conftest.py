@@ -25,7 +25,7 @@ from coordinator.publisher import publication
 from coordinator.questions import Fold
 from coordinator.state import CalibrationTerms, FederationConfig, Limits, Received
 from coordinator.strategies import FedBuff, Strategy
-from coordinator.updates import AdapterUpdate, Buffer, Flush, GlobalAdapter, Served
+from coordinator.updates import AdapterUpdate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode
@@ -113,14 +113,10 @@ def update() -> MakeUpdate:
 
 @pytest.fixture
 def flush() -> MakeFlush:
-    """Make what the next version may be made of: a head, updates, and any other part of a Flush.
-
-    The head is what nodes serve, unless `served` is given.
-    """
+    """Make what the next version may be made of: a head, updates, and any other part of a Flush."""
 
     def make(head: GlobalAdapter, *updates: AdapterUpdate, **parts: object) -> Flush:
-        given = {"served": Served(head.version, "head", head.adapter), "buffer": Buffer.of(*updates)} | parts
-        return Flush(head, **given)  # type: ignore[arg-type]
+        return Flush(head, **{"buffer": Buffer.of(*updates)} | parts)  # type: ignore[arg-type]
 
     return make
 

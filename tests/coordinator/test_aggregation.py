@@ -10,9 +10,6 @@ from coordinator.questions import (
     AlignedDeltas,
     Answer,
     MeasuredLosses,
-    MeasureLosses,
-    Question,
-    TrainAnchor,
     TrainedAnchor,
     answer_to_bytes,
 )
@@ -27,7 +24,6 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
-    Limits,
     PublishVersion,
     Received,
     SendReceipt,
@@ -37,15 +33,12 @@ from coordinator.state import (
 from coordinator.strategies import (
     AlignFed,
     AlignFedLiteral,
-    FedAsync,
     FedAvg,
     FedBuff,
-    FedEx,
     Strategy,
 )
-from coordinator.updates import Served
 from schemas.adapter import Adapter
-from schemas.messages import MAX_INPUTS, AnchorReport, ModelSeconds, ReleaseReport
+from schemas.messages import MAX_INPUTS
 
 MakeAdapter = Callable[..., Adapter]
 MakeConfig = Callable[..., FederationConfig]
@@ -53,9 +46,9 @@ MakeMessage = Callable[..., Received]
 Step = tuple[FederationState, tuple[Effect, ...]]
 
 SECOND = 1_000_000_000
-ANCHORED = FedBuff(buffer_size=2, anchor=AnchorStage())
-GATED = FedBuff(buffer_size=2, release=ReleaseStage(choose="gated"))
-BOTH = FedBuff(buffer_size=2, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
+PLAIN: dict[str, object] = {"participation": False, "anchor": None, "release": ReleaseStage(), "step": 1}
+ALIGNING = AlignFed(buffer_size=2, align="semantic", **PLAIN)
+LITERAL = AlignFedLiteral(buffer_size=2)
 
 
 @pytest.fixture
@@ -92,18 +85,22 @@ def told(effects: tuple[Effect, ...]) -> list[str]:
     return words
 
 
-def answer(state: FederationState, said: Answer, at_ns: int = 0) -> Answered:
-    """The answer to the question that is open."""
-    assert state.pending is not None
-    return Answered(at_ns, state.pending.question_id, answer_to_bytes(said))
+def answer(state: FederationState, said: Answer | None = None, at_ns: int = 0) -> Answered:
+    """The answer to the question that a version waits for; unless said otherwise, it leaves the deltas alone."""
+    assert state.pending is not None and state.pending.asked is not None
+    question = state.pending.asked.question
+    assert isinstance(question, AlignDeltas)
+    return Answered(at_ns, state.pending.asked.id, answer_to_bytes(said or aligned(*question.deltas)))
 
 
-def losses(*values: float) -> MeasuredLosses:
-    return MeasuredLosses(values, seconds=0.5)
+def aligned(*deltas: Adapter) -> AlignedDeltas:
+    return AlignedDeltas(deltas, 2.0, 1.0, seconds=0.25)
 
 
-def anchor(delta: Adapter) -> TrainedAnchor:
-    return TrainedAnchor(delta, 2.5, 1.5, seconds=2.0)
+@pytest.fixture
+def opening(message: MakeMessage) -> tuple[Received, Received]:
+    """What makes version 1, so that updates from version 0 are stale and have to be aligned."""
+    return message("x", 3), message("y", 3)
 
 
 def published(effects: tuple[Effect, ...]) -> PublishVersion:
@@ -115,115 +112,117 @@ def published(effects: tuple[Effect, ...]) -> PublishVersion:
 
 
 def test_a_question_leaves_the_version_in_the_making(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, effects = play(terms(BOTH), adapter(0), message("a", 3), message("b", 3))
-    assert told(effects) == ["accepted", "TrainAnchor"]
-    assert effects[-1] == AskModel((1, 0), TrainAnchor(adapter(0), seed=0))
+    state, effects = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 6))
+    assert told(effects) == ["accepted", "AlignDeltas"]
+    assert effects[-1] == AskModel((1, 0), AlignDeltas("semantic", adapter(0), adapter(3), (adapter(3), adapter(6))))
     assert state.pending is not None
     assert [update.node for update in state.pending.flush.buffer.updates] == ["a", "b"]
-    assert (state.head.version, state.buffer.groups) == (0, ())
+    assert (state.head.version, state.buffer.groups) == (1, ())
 
 
-def test_the_answers_publish_the_version_with_what_was_answered(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, calibration: CalibrationTerms
+def test_the_answer_publishes_the_version_with_what_was_answered(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(BOTH), adapter(0), message("a", 3), message("b", 6))
-    state, effects = step(state, answer(state, anchor(adapter(9))))
-    [asked] = effects
-    assert isinstance(asked, AskModel)
-    assert asked.question_id == (1, 1)
-    assert isinstance(asked.question, MeasureLosses)
-    assert [float(one.values[0]) for one in asked.question.adapters] == pytest.approx([0, 6, 3.6])
-    state, effects = step(state, answer(state, losses(3, 1, 2), at_ns=7))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 6))
+    state, effects = step(state, answer(state, aligned(adapter(1), adapter(2)), at_ns=7))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
     manifest = published(effects).manifest
-    assert state.head.adapter == adapter(6)
-    assert state.pending is None
-    assert manifest.calibration == calibration.digest
-    assert manifest.anchor == AnchorReport(weight=1 / 3, loss_before=2.5, loss_after=1.5)
-    assert manifest.release == ReleaseReport(version=1, variant="head", head=1, average=2, before=3)
-    assert manifest.model_seconds == ModelSeconds(anchor=2.0, gate=0.5)
-    assert [one.weight for one in manifest.inputs] == pytest.approx([1 / 3, 1 / 3])
-    assert manifest.created_at_ns == 7
+    share = 2**-0.5 / 2  # one version old, one of two
+    assert [one.weight for one in manifest.inputs] == pytest.approx([share, share])
+    assert state.head.adapter.values == pytest.approx([3 + share * (1 + 2)] * 2)
+    [group] = manifest.groups
+    assert (group.residual_before, group.residual_after, group.seconds) == (2, 1, 0.25)
+    assert (state.pending, manifest.created_at_ns) == (None, 7)
 
 
-def test_without_a_calibration_set_nothing_is_asked(
-    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+def test_a_version_that_waits_leaves_the_questions_in_the_background_alone(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    _, effects = play(config(BOTH), adapter(0), message("a", 3), message("b", 3))
-    assert told(effects) == ["accepted", "version 1", "aggregated", "aggregated"]
-    manifest = published(effects).manifest
-    assert (manifest.calibration, manifest.anchor, manifest.model_seconds) == (None, None, ModelSeconds())
-    assert manifest.release.variant == "average"  # no gate to say otherwise
+    both = AlignFed(buffer_size=2, align="semantic", participation=False, step=1)
+    state, effects = play(terms(both), adapter(0), *opening)
+    assert told(effects)[-3:] == ["version 1", "aggregated", "aggregated"]  # its anchor is still being trained
+    state, _ = step(state, message("a", 3))
+    state, effects = step(state, message("b", 3))
+    assert told(effects) == ["accepted", "AlignDeltas"]
+    trained = answer_to_bytes(TrainedAnchor(adapter(8), 2.5, 1.5, seconds=2.0))
+    assert state.background is not None
+    state, effects = step(state, Answered(0, state.background.id, trained))
+    assert told(effects) == ["TrainAnchor"]
+    state, effects = step(state, answer(state))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
+    assert published(effects).manifest.anchor is None  # the flush had begun before the anchor was there
+    assert state.anchor is not None
 
 
 def test_updates_that_come_while_the_model_thinks_wait_for_the_version_after(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
     for late in (message("c", 6), message("d", 6)):
         state, effects = step(state, late)
         assert told(effects) == ["accepted"]
     assert [update.node for update in state.buffer.updates] == ["c", "d"]
-    state, effects = step(state, answer(state, anchor(adapter(3))))
-    assert told(effects) == ["version 1", "aggregated", "aggregated", "TrainAnchor"]
+    state, effects = step(state, answer(state))
+    assert told(effects) == ["version 2", "aggregated", "aggregated", "AlignDeltas"]
     assert [one.node for one in published(effects).manifest.inputs] == ["a", "b"]
-    assert effects[-1] == AskModel((2, 0), TrainAnchor(adapter(3), seed=1))
-    state, effects = step(state, answer(state, anchor(adapter(3))))
+    assert isinstance(effects[-1], AskModel)
+    assert effects[-1].question_id == (2, 0)
+    state, effects = step(state, answer(state))
     assert [one.node for one in published(effects).manifest.inputs] == ["c", "d"]
 
 
 def test_time_does_not_close_a_buffer_while_the_model_thinks_and_does_when_it_has_answered(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    strategy = ANCHORED.model_copy(update={"timeout_s": 60})
-    state, _ = play(terms(strategy), adapter(0), message("a", 3), message("b", 3))
+    strategy = ALIGNING.model_copy(update={"timeout_s": 60})
+    state, _ = play(terms(strategy), adapter(0), *opening, message("a", 3), message("b", 3))
     state, _ = step(state, message("c", 3, at_ns=5 * SECOND))
     assert next_deadline(state) is None
     state, effects = step(state, Ticked(1000 * SECOND))
     assert effects == ()
-    state, effects = step(state, answer(state, anchor(adapter(3)), at_ns=1001 * SECOND))
-    assert told(effects) == ["version 1", "aggregated", "aggregated", "TrainAnchor"]
+    state, effects = step(state, answer(state, at_ns=1001 * SECOND))
+    assert told(effects) == ["version 2", "aggregated", "aggregated", "AlignDeltas"]
 
 
 def test_a_buffer_whose_time_has_not_come_waits_on_after_the_answer(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    strategy = ANCHORED.model_copy(update={"timeout_s": 60})
-    state, _ = play(terms(strategy), adapter(0), message("a", 3), message("b", 3))
+    strategy = ALIGNING.model_copy(update={"timeout_s": 60})
+    state, _ = play(terms(strategy), adapter(0), *opening, message("a", 3), message("b", 3))
     state, _ = step(state, message("c", 3, at_ns=5 * SECOND))
-    state, effects = step(state, answer(state, anchor(adapter(3)), at_ns=6 * SECOND))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
+    state, effects = step(state, answer(state, at_ns=6 * SECOND))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
     assert next_deadline(state) == 65 * SECOND
 
 
 def test_with_one_update_per_version_what_is_in_the_making_counts(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    patient = AlignFed(preset="patient", buffer_size=2)
-    state, _ = play(terms(patient), adapter(0), message("a", 3), message("b", 3))
+    patient = AlignFed(preset="patient", buffer_size=2, align="semantic", **PLAIN)
+    state, _ = play(terms(patient), adapter(0), *opening, message("a", 3), message("b", 3))
     assert state.pending is not None
     state, effects = step(state, message("a", 3, sequence=1))
     [refused] = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
     assert refused.status == "stale"
-    assert refused.reason == "version 1 has an update of this node already: wait for it"
+    assert refused.reason == "version 2 has an update of this node already: wait for it"
     assert told(step(state, message("c", 3))[1]) == ["accepted"]
 
 
 def test_a_copy_of_an_update_in_the_making_is_a_duplicate_without_a_version(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
     _, [effect] = step(state, message("a", 3))
     assert isinstance(effect, SendReceipt)
     assert (effect.receipt.status, effect.receipt.version) == ("duplicate", None)
 
 
 def test_more_than_a_manifest_can_name_do_not_wait(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
     for sequence in range(MAX_INPUTS):
         state, effects = step(state, message("c", 3, sequence=sequence))
         assert told(effects) == ["accepted"]
@@ -232,11 +231,11 @@ def test_more_than_a_manifest_can_name_do_not_wait(
     assert refused.status == "stale"
     assert refused.reason == "500 updates wait for the base model on the coordinator: try again later"
     assert len(state.buffer.updates) == MAX_INPUTS
-    state, effects = step(state, answer(state, anchor(adapter(3))))
-    assert told(effects)[-1] == "TrainAnchor"
-    state, effects = step(state, answer(state, anchor(adapter(3))))
+    state, effects = step(state, answer(state))
+    assert told(effects)[-1] == "AlignDeltas"
+    state, effects = step(state, answer(state))
     assert len(published(effects).manifest.inputs) == MAX_INPUTS
-    assert told(step(state, message("d", 3, 2, state.head.digest))[1]) == ["accepted"]
+    assert told(step(state, message("d", 3, 3, state.head.digest))[1]) == ["accepted"]
 
 
 # --- answers that are none ---
@@ -244,69 +243,72 @@ def test_more_than_a_manifest_can_name_do_not_wait(
 
 @pytest.mark.parametrize("question_id", [(0, 0), (1, 1), (2, 0), (1, -1)])
 def test_an_answer_to_another_question_is_dropped(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, question_id: tuple[int, int]
+    terms: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    question_id: tuple[int, int],
+    opening: tuple[Received, Received],
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
-    after, effects = step(state, Answered(1, question_id, answer_to_bytes(anchor(adapter(3)))))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
+    after, effects = step(state, Answered(1, question_id, answer_to_bytes(aligned(adapter(3), adapter(3)))))
     assert told(effects) == ["dropped: answer to no question"]
     assert (after.pending, after.head) == (state.pending, state.head)
 
 
 def test_an_answer_while_nothing_is_asked_is_dropped(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    payload = answer_to_bytes(anchor(adapter(3)))
-    state, effects = play(terms(ANCHORED), adapter(0), message("a", 3), Answered(1, (1, 0), payload))
+    payload = answer_to_bytes(aligned(adapter(3), adapter(3)))
+    state, effects = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), Answered(1, (1, 0), payload))
     assert told(effects) == ["dropped: answer to no question"]
-    assert (state.head.version, len(state.buffer.updates)) == (0, 1)
+    assert (state.head.version, len(state.buffer.updates)) == (1, 1)
 
 
-def test_an_answer_given_twice_counts_once(terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage) -> None:
-    state, _ = play(terms(BOTH), adapter(0), message("a", 3), message("b", 3))
-    first = answer(state, anchor(adapter(3)))
+def test_an_answer_given_twice_counts_once(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
+) -> None:
+    several = ALIGNING.model_copy(update={"buffer_size": 3})
+    state, _ = play(terms(several), adapter(0), *opening, message("z", 3), message("a", 3), message("b", 3))
+    state, effects = step(state, message("c", 3))
+    first = answer(state)
     state, effects = step(state, first)
-    assert told(effects) == ["MeasureLosses"]
+    assert told(effects)[0] == "version 2"
     after, effects = step(state, first)
     assert told(effects) == ["dropped: answer to no question"]
-    assert after.pending == state.pending
+    assert after.head == state.head
 
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"\0" * 100, b'{"kind":"anchor"}\n', b"[" * 10_000])
 def test_an_answer_that_cannot_be_read_is_dropped_and_the_true_one_still_counts(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, payload: bytes
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, payload: bytes, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
     after, effects = step(state, Answered(1, (1, 0), payload))
     assert told(effects) == ["dropped: answer that cannot be read"]
     assert after.pending == state.pending
-    _, effects = step(after, answer(after, anchor(adapter(3))))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
+    _, effects = step(after, answer(after))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
 
 
-UNFITTING: dict[str, tuple[Strategy, int, Callable[[MakeAdapter], Answer]]] = {
-    "another kind": (ANCHORED, 1, lambda adapter: losses(1, 2, 3)),
-    "too few losses": (GATED, 1, lambda adapter: losses(1, 2)),
-    "too many losses": (GATED, 1, lambda adapter: losses(1, 2, 3, 4)),
-    "too few deltas": (AlignFedLiteral(), 2, lambda adapter: AlignedDeltas((), 1.0, 0.5, 0)),
-    "too many deltas": (AlignFedLiteral(), 2, lambda adapter: AlignedDeltas((adapter(1),) * 2, 1.0, 0.5, 0)),
-}
-
-
-@pytest.mark.parametrize(("strategy", "updates", "said"), UNFITTING.values(), ids=UNFITTING)
+@pytest.mark.parametrize("kind", ["another kind", "too few deltas", "too many deltas"])
+@pytest.mark.parametrize("strategy", [ALIGNING, LITERAL], ids=lambda strategy: strategy.name)
 def test_an_answer_that_does_not_fit_its_question_is_dropped(
     terms: MakeConfig,
     adapter: MakeAdapter,
     message: MakeMessage,
+    opening: tuple[Received, Received],
     strategy: Strategy,
-    updates: int,
-    said: Callable[[MakeAdapter], Answer],
+    kind: str,
 ) -> None:
-    one_by_one = strategy.model_copy(update={"buffer_size": 1})
-    sent = (message("a", 3, sequence=sequence) for sequence in range(updates))  # the second one is stale
-    state, effects = play(terms(one_by_one), adapter(0), *sent)
+    said: dict[str, Answer] = {
+        "another kind": MeasuredLosses((1.0, 2.0), 0),
+        "too few deltas": aligned(adapter(1)),
+        "too many deltas": aligned(adapter(1), adapter(1), adapter(1)),
+    }
+    state, effects = play(terms(strategy), adapter(0), *opening, message("a", 3), message("b", 3))
     assert isinstance(effects[-1], AskModel)
-    after, effects = step(state, answer(state, said(adapter)))
-    assert [word.split(":")[0] for word in told(effects)] == ["dropped"]
+    after, effects = step(state, answer(state, said[kind]))
+    assert told(effects) == ["dropped: answer that does not fit its question"]
     assert after.pending == state.pending
 
 
@@ -314,77 +316,97 @@ def test_an_answer_that_does_not_fit_its_question_is_dropped(
 
 
 def test_a_new_coordinator_asks_the_same_question_again(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, asked = play(terms(BOTH), adapter(0), message("a", 3), message("b", 3))
-    state, effects = step(state, Started(9))
+    state, asked = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
+    restarted, effects = step(state, Started(9))
     assert effects == asked[-1:]
-    state, asked = step(state, answer(state, anchor(adapter(3))))
-    restarted, effects = step(state, Started(10))
-    assert effects == asked
-    assert (restarted.epoch, restarted.pending) == (2, state.pending)
-    _, effects = step(restarted, answer(restarted, losses(3, 1, 2)))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
-    assert published(effects).manifest.epoch == 2
+    assert (restarted.epoch, restarted.pending) == (1, state.pending)
+    _, effects = step(restarted, answer(restarted))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
+    assert published(effects).manifest.epoch == 1
+
+
+def test_a_version_of_groups_asks_about_one_after_the_other(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
+) -> None:
+    state, _ = play(terms(ALIGNING), adapter(0), *opening)
+    one = state.head
+    for node in ("x", "y"):
+        state, _ = step(state, message(node, 3, 1, one.digest))
+    state, _ = step(state, message("a", 3))
+    state, effects = step(state, message("b", 3, 1, one.digest))
+    assert effects[-1] == AskModel((2, 0), AlignDeltas("semantic", adapter(0), state.head.adapter, (adapter(3),)))
+    state, effects = step(state, answer(state))
+    assert effects == (AskModel((2, 1), AlignDeltas("semantic", one.adapter, state.head.adapter, (adapter(3),))),)
+    _, effects = step(state, answer(state))
+    assert told(effects) == ["version 3", "aggregated", "aggregated"]
 
 
 def test_new_terms_put_a_version_in_the_making_back_among_what_waits(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("b", 3), message("c", 3), message("a", 9))
-    state, effects = step(state, Configured(1, terms(ANCHORED.model_copy(update={"buffer_size": 4}))))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("b", 3), message("c", 3), message("a", 9))
+    state, effects = step(state, Configured(1, terms(ALIGNING.model_copy(update={"buffer_size": 4}))))
     assert (effects, state.pending) == ((), None)
     assert [update.node for update in state.buffer.updates] == ["a", "b", "c"]
     assert told(step(state, message("b", 3))[1]) == ["duplicate"]
     state, effects = step(state, message("d", 9))
-    assert told(effects) == ["accepted", "TrainAnchor"]
-    _, effects = step(state, answer(state, anchor(adapter(6))))
+    assert told(effects) == ["accepted", "AlignDeltas"]
+    _, effects = step(state, answer(state))
     assert [one.node for one in published(effects).manifest.inputs] == ["a", "b", "c", "d"]
 
 
 def test_under_terms_that_ask_nothing_what_was_in_the_making_is_published_at_once(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 5))
-    state, effects = step(state, Configured(1, terms(FedBuff(buffer_size=2))))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
-    assert state.head.adapter == adapter(4)
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 5))
+    state, effects = step(state, Configured(1, terms(FedBuff(buffer_size=2, staleness_exponent=0))))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
+    assert state.head.adapter == adapter(3 + 4)
 
 
 def test_without_its_calibration_set_a_version_in_the_making_is_made_without(
-    config: MakeConfig, terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    config: MakeConfig,
+    terms: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    opening: tuple[Received, Received],
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 5))
-    state, effects = step(state, Configured(1, config(ANCHORED)))
-    assert told(effects) == ["version 1", "aggregated", "aggregated"]
-    assert state.head.adapter == adapter(4)
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 5))
+    state, effects = step(state, Configured(1, config(ALIGNING)))
+    assert told(effects) == ["version 2", "aggregated", "aggregated"]
+    assert state.head.adapter.values == pytest.approx([3 + 2**-0.5 * 4] * 2)
 
 
 def test_what_was_in_the_making_when_the_last_version_moved_is_answered(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
-    state, _ = step(state, answer(state, anchor(adapter(3))))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
+    state, _ = step(state, answer(state))
     for node in ("a", "b", "c"):
-        state, _ = step(state, message(node, 3, 1, state.head.digest))
-    state, effects = step(state, Configured(1, terms(ANCHORED, final_version=1)))
+        state, _ = step(state, message(node, 3, 0, sequence=1))
+    assert state.pending is not None
+    state, effects = step(state, Configured(1, terms(ALIGNING, final_version=2)))
     assert told(effects) == ["stale", "stale", "stale"]
-    assert (state.pending, state.buffer.groups, state.head.version) == (None, (), 1)
+    assert (state.pending, state.buffer.groups, state.head.version) == (None, (), 2)
 
 
 def test_what_waits_behind_the_last_version_is_answered_when_that_is_published(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED, final_version=1), adapter(0), message("a", 3), message("b", 3), message("c", 3))
-    state, effects = step(state, answer(state, anchor(adapter(3))))
-    assert told(effects) == ["version 1", "aggregated", "aggregated", "stale"]
+    state, _ = play(
+        terms(ALIGNING, final_version=2), adapter(0), *opening, message("a", 3), message("b", 3), message("c", 3)
+    )
+    state, effects = step(state, answer(state))
+    assert told(effects) == ["version 2", "aggregated", "aggregated", "stale"]
     assert state.buffer.groups == ()
 
 
 def test_more_than_a_manifest_can_name_are_never_made_into_one_version(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
 ) -> None:
-    state, _ = play(terms(ANCHORED), adapter(0), message("a", 3), message("b", 3))
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
     for sequence in range(MAX_INPUTS):
         state, _ = step(state, message("c", 3, sequence=sequence))
     waiting = MAX_INPUTS + 2
@@ -397,140 +419,28 @@ def test_more_than_a_manifest_can_name_are_never_made_into_one_version(
 # --- what became too old meanwhile ---
 
 
+@pytest.mark.parametrize("strategy", [ALIGNING, LITERAL], ids=lambda strategy: strategy.name)
+def test_an_update_whose_base_was_forgotten_while_the_model_thought_is_refused_as_stale(
+    terms: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    opening: tuple[Received, Received],
+    strategy: Strategy,
+) -> None:
+    forgetful = strategy.model_copy(update={"max_staleness": 1})
+    state, _ = play(terms(forgetful), adapter(0), *opening, message("a", 3), message("b", 3))
+    state, taken = step(state, message("slow", 3))  # from version 0: one version old, which is allowed, for now
+    state, effects = step(state, answer(state))
+    assert state.head.version == 2
+    assert (told(taken) + told(effects)).count("stale") == 1
+    assert state.buffer.groups == ()
+
+
 def test_in_a_synchronous_round_a_straggler_s_work_does_not_slip_into_the_next_one(
     terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     rounds = FedAvg(nodes_per_round=2, anchor=AnchorStage())
     state, _ = play(terms(rounds), adapter(0), message("a", 3), message("b", 3))
-    state, first = step(state, message("slow", 3))  # while the model thinks
-    state, second = step(state, answer(state, anchor(adapter(3))))
-    assert (told(first) + told(second)).count("stale") == 1
+    state, effects = step(state, message("slow", 3))
+    assert told(effects) == ["stale"]
     assert state.buffer.groups == ()
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        FedAsync(max_staleness=1, release=ReleaseStage(choose="gated")),
-        FedEx(buffer_size=1, max_staleness=1, anchor=AnchorStage()),
-        AlignFed(buffer_size=1, max_staleness=1, align="transplant"),
-        AlignFedLiteral(buffer_size=1, max_staleness=1, anchor=AnchorStage()),
-    ],
-    ids=lambda strategy: strategy.name,
-)
-def test_an_update_whose_base_was_forgotten_while_the_model_thought_is_refused_as_stale(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, strategy: Strategy
-) -> None:
-    state, effects = play(terms(strategy), adapter(0), message("a", 3))
-    state, effects = answer_all(state, effects)
-    assert state.head.version == 1
-    state, effects = step(state, message("b", 3, 1, state.head.digest))
-    assert told(effects)[0] == "accepted"
-    assert state.pending is not None
-    state, taken = step(state, message("slow", 3))  # from version 0: one version old, which is allowed, for now
-    state, effects = answer_all(state, effects)
-    assert state.head.version == 2
-    assert (told(taken) + told(effects)).count("stale") == 1
-
-
-def answer_all(state: FederationState, effects: tuple[Effect, ...]) -> Step:
-    """Answer question after question until there is none; the effects of all that."""
-    while state.pending is not None:
-        [question] = [effect.question for effect in effects if isinstance(effect, AskModel)]
-        state, more = step(state, answer(state, likely(question)))
-        effects = (*(effect for effect in effects if not isinstance(effect, AskModel)), *more)
-    return state, effects
-
-
-def likely(question: Question[Answer]) -> Answer:
-    """The answer of a model that moves every adapter by its own length, and likes the last one best."""
-    match question:
-        case TrainAnchor(start):
-            return anchor(start)
-        case MeasureLosses(_, adapters):
-            return losses(*(float(len(adapters) - i) for i in range(len(adapters))))
-        case AlignDeltas(_, base, _, deltas):
-            return AlignedDeltas(tuple(delta + base for delta in deltas), 2.0, 1.0, 0.25)
-    raise AssertionError(f"nobody asks {question}")
-
-
-# --- what is served ---
-
-
-def test_an_average_is_published_with_its_version_when_the_gate_chooses_it(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
-) -> None:
-    state, _ = play(terms(GATED), adapter(0), message("a", 5), message("b", 5))
-    state, effects = step(state, answer(state, losses(3, 2, 1)))
-    version = published(effects)
-    assert (version.adapter, version.average) == (adapter(5), adapter(3))
-    assert version.manifest.average is not None
-    assert version.manifest.average.sha256 == adapter(3).digest
-    assert version.manifest.release == ReleaseReport(version=1, variant="average", head=2, average=1, before=3)
-    assert state.served == Served(1, "average", adapter(3))
-    assert state.head.adapter == adapter(5)
-
-
-def test_what_was_served_before_goes_on_being_served_while_nothing_is_better(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
-) -> None:
-    state, _ = play(terms(GATED), adapter(0), message("a", 5), message("b", 5))
-    state, _ = step(state, answer(state, losses(3, 2, 1)))
-    served = state.served
-    for version in (2, 3):
-        for node in ("a", "b"):
-            state, effects = step(state, message(node, 5, version - 1, state.head.digest))
-        assert isinstance(effects[-1], AskModel)
-        assert effects[-1].question.adapters[0] == served.adapter
-        state, effects = step(state, answer(state, losses(1, 2, 3)))
-        assert state.served == served
-        assert state.head.version == version
-        said = published(effects)
-        assert (said.manifest.average, said.average) == (None, None)
-        assert (said.manifest.release.version, said.manifest.release.variant) == (1, "average")
-
-
-def test_without_a_release_stage_every_head_is_served(
-    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
-) -> None:
-    state, effects = found(config(), adapter(1), 0)
-    assert state.served == Served(0, "head", adapter(1))
-    assert published(effects).manifest.release == ReleaseReport(version=0, variant="head")
-    state, effects = play(
-        config(), adapter(1), message("a", 5, 0, adapter(1).digest), message("b", 5, 0, adapter(1).digest)
-    )
-    assert state.served == Served(1, "head", adapter(6))
-    assert published(effects).manifest.release == ReleaseReport(version=1, variant="head")
-    assert published(effects).manifest.average is None
-
-
-def test_the_running_average_is_remembered_from_version_to_version_and_not_under_another_strategy(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
-) -> None:
-    averaging = FedBuff(buffer_size=1, release=ReleaseStage(choose="average"))
-    state, _ = play(terms(averaging), adapter(0), message("a", 5))
-    assert state.served.adapter == adapter(0.4 * 0 + 0.6 * 5)
-    state, _ = step(state, message("a", 5, 1, state.head.digest))
-    assert state.served.adapter == adapter(0.5 * 3 + 0.5 * 10)
-    same, _ = step(state, Configured(1, terms(averaging, limits=Limits(nodes=3))))
-    assert same.memory == state.memory
-    other, _ = step(state, Configured(1, terms(averaging.model_copy(update={"step": 2.0}))))
-    assert other.memory == {}
-    assert other.served == state.served
-
-
-@pytest.mark.parametrize("strategy", [ANCHORED, BOTH], ids=["anchor", "anchor and gate"])
-def test_an_anchor_that_makes_infinite_values_makes_no_version(
-    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, strategy: Strategy
-) -> None:
-    far = strategy.model_copy(update={"step": 10.0})
-    state, _ = play(terms(far), adapter(0), message("a", 1), message("b", 1))
-    state, effects = step(state, answer(state, anchor(adapter(3e38))))
-    state, effects = answer_all(state, effects)
-    assert told(effects) == ["rejected", "rejected"]
-    [reason, _] = [effect.receipt.reason for effect in effects if isinstance(effect, SendReceipt)]
-    assert reason == "the updates of this buffer add up to infinite values"
-    assert (state.head.version, state.pending, state.memory, state.served.version) == (0, None, {}, 0)
-    state, _ = step(state, message("a", 1, sequence=1))
-    _, effects = step(state, message("b", 1, sequence=1))
-    assert told(effects) == ["accepted", "TrainAnchor"]

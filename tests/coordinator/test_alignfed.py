@@ -10,17 +10,13 @@ from coordinator.questions import (
     AlignDeltas,
     AlignedDeltas,
     Answer,
-    MeasuredLosses,
-    MeasureLosses,
     Recall,
-    TrainAnchor,
-    TrainedAnchor,
     Unanswered,
 )
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies import AlignFed, AlignFedLiteral, FedBuff, Strategy
-from coordinator.updates import AdapterUpdate, Aggregate, Flush, GlobalAdapter
-from schemas.adapter import Adapter, weighted_sum
+from coordinator.updates import AdapterUpdate, Aggregate, AnchorUpdate, Flush, GlobalAdapter
+from schemas.adapter import Adapter
 
 MakeUpdate = Callable[..., AdapterUpdate]
 MakeAdapter = Callable[..., Adapter]
@@ -129,7 +125,6 @@ def test_alignfed_with_every_stage_off_is_fedbuff(update: MakeUpdate, adapter: M
     ours, theirs = made(PLAIN, given), made(FedBuff(), given)
     assert ours.adapter == theirs.adapter
     assert ours.weights == theirs.weights
-    assert ours.release == theirs.release
 
 
 def test_alignfed_weighs_a_node_more_that_was_heard_less(
@@ -224,19 +219,13 @@ def test_alignfed_reports_how_far_a_group_agrees(update: MakeUpdate, adapter: Ma
     assert alone.cosine is None
 
 
-def test_alignfed_as_it_comes_steps_twice_as_far_anchors_and_lets_the_gate_choose(
+def test_alignfed_as_it_comes_steps_twice_as_far_with_its_anchor_and_asks_nothing(
     update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
 ) -> None:
-    head = GlobalAdapter(0, adapter(1))
-    given = flush(head, update("a", 3), update("b", 3), folds={"anchor": 4, "gate": 8})
-    assert asked(AlignFed(), given) == TrainAnchor(adapter(1), seed=0)
-    anchored = TrainedAnchor(adapter(6), 2.0, 1.0, 0)
-    new = adapter(1 + 2 * (3 + 3 + 6) / 3)
-    average = weighted_sum([adapter(1), new], [0.4, 0.6])
-    assert asked(AlignFed(), given, anchored) == MeasureLosses("gate", (adapter(1), new, average))
-    aggregate = made(AlignFed(), given, anchored, MeasuredLosses((3.0, 1.0, 2.0), 0))
-    assert aggregate.adapter == new
-    assert aggregate.release.choice == "head"
+    anchor = AnchorUpdate(0, adapter(6), 2.0, 1.0, 0)
+    given = flush(GlobalAdapter(0, adapter(1)), update("a", 3), update("b", 3), anchor=anchor)
+    aggregate = made(AlignFed(), given)
+    assert aggregate.adapter == adapter(1 + 2 * (3 + 3 + 6) / 3)
     assert aggregate.weights == pytest.approx((2 / 3, 2 / 3))
     assert aggregate.anchor is not None and aggregate.anchor.weight == pytest.approx(2 / 3)
     assert aggregate.groups[0].cosine == pytest.approx(1)

@@ -24,9 +24,12 @@ from coordinator.state import (
     AskModel,
     CalibrationTerms,
     Configured,
+    Effect,
     Event,
     FederationConfig,
+    PublishRelease,
     PublishVersion,
+    QuestionId,
     Received,
     SendReceipt,
     Started,
@@ -87,7 +90,8 @@ class Story:
         self.events: list[Event] = []
         self.told = list(effects)
         self.now = 0
-        self.question: Question[Answer] | None = None
+        self.asked: dict[QuestionId, Question[Answer]] = {}
+        self._note(effects)
 
     def act(self, kind: str, *how: object) -> None:
         self.now += SECOND
@@ -95,9 +99,10 @@ class Story:
             self.events.append(event)
             self.state, effects = step(self.state, event)
             self.told += effects
-            for effect in effects:
-                if isinstance(effect, AskModel):
-                    self.question = effect.question
+            self._note(effects)
+
+    def _note(self, effects: tuple[Effect, ...]) -> None:
+        self.asked |= {effect.question_id: effect.question for effect in effects if isinstance(effect, AskModel)}
 
     def _update(self, node: str, delta: float, age: int) -> Event:
         version = max(self.state.digests, default=0) - age
@@ -105,26 +110,30 @@ class Story:
         return self.message(node, delta, version, self.state.digests[version], len(self.events), at_ns=self.now)
 
     def _answer(self, delta: float, order: list[float]) -> Event | None:
-        if self.state.pending is None:
+        if not (waiting := self._open()):
             return None
-        match self.question:
+        match self.asked[waiting[0]]:
             case TrainAnchor():
                 said: Answer = TrainedAnchor(self.adapter(delta), 2.5, 1.5, seconds=2)
             case MeasureLosses():
-                said = MeasuredLosses(tuple(order), seconds=1)
+                said = MeasuredLosses(tuple(order[:2]), seconds=1)
             case AlignDeltas(deltas=deltas):
                 said = AlignedDeltas(tuple(one * delta for one in deltas), *order[:2], seconds=1)
-        return Answered(self.now, self.state.pending.question_id, answer_to_bytes(said))
+        return Answered(self.now, waiting[0], answer_to_bytes(said))
+
+    def _open(self) -> list[QuestionId]:
+        """What waits for its answer: a version's question before one in the background."""
+        making = self.state.pending.asked if self.state.pending else None
+        return [one.id for one in (making, self.state.background) if one]
 
     def _junk(self, payload: bytes) -> Event | None:
-        pending = self.state.pending
-        return Answered(self.now, pending.question_id if pending else (1, 0), payload)
+        return Answered(self.now, (self._open() or [(1, 0)])[0], payload)
 
     def _late_answer(self, version: int, index: int) -> Event | None:
         asked = (self.state.head.version - version, index)
-        if self.state.pending is not None and self.state.pending.question_id == asked:
+        if asked in self._open():
             return None
-        return Answered(self.now, asked, answer_to_bytes(MeasuredLosses((1.0, 2.0, 3.0), seconds=1)))
+        return Answered(self.now, asked, answer_to_bytes(MeasuredLosses((1.0, 2.0), seconds=1)))
 
     def _tick(self, seconds: int) -> Event:
         self.now += seconds * SECOND
@@ -172,7 +181,10 @@ def nothing_lost(story: Story) -> None:
     assert [manifest.version for manifest in manifests] == list(range(state.head.version + 1))
     for before, after in pairwise(manifests):
         assert after.parent == before.digest
-        assert after.release.version in (before.release.version, after.version)
+    releases = [effect.report for effect in story.told if isinstance(effect, PublishRelease)]
+    for earlier, later in pairwise(releases):
+        assert earlier.judged < later.judged <= state.head.version
+        assert later.version in (earlier.version, later.judged)
     accepted = [effect.receipt.update_id for effect in receipts if effect.receipt.status == "accepted"]
     aggregated = [one.update_id for manifest in manifests for one in manifest.inputs]
     in_the_making = state.pending.flush.buffer.updates if state.pending else ()

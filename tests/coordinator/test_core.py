@@ -20,6 +20,7 @@ from coordinator.state import (
     FederationConfig,
     FederationState,
     Limits,
+    PublishRelease,
     PublishVersion,
     Received,
     SendReceipt,
@@ -292,4 +293,4 @@ def test_no_bytes_on_any_topic_make_it_raise_or_grow_beyond_its_limits(
     assert state.head.version == 0
     assert len(state.nodes) <= 2
     assert state.partial_bytes == sum(ledger.partial_bytes for ledger in state.nodes.values()) <= 1000
-    assert all(isinstance(effect, Drop | SendReceipt | PublishVersion) for effect in effects)
+    assert all(isinstance(effect, Drop | SendReceipt | PublishVersion | PublishRelease) for effect in effects)

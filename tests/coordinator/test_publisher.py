@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from coordinator.core import found, step
-from coordinator.publisher import bodies, deletions, kept_versions, pointers
+from coordinator.publisher import average_of, bodies, deletions, head_pointer, kept_versions, release_pointer
 from coordinator.questions import MeasuredLosses, answer_to_bytes
 from coordinator.registry import Registry
 from coordinator.stages import ReleaseStage
-from coordinator.state import Answered, CalibrationTerms, FederationConfig, PublishVersion, Received
+from coordinator.state import Answered, CalibrationTerms, FederationConfig, PublishRelease, PublishVersion, Received
 from coordinator.strategies import FedBuff
 from schemas.adapter import Adapter
 from schemas.chunks import describe, split
-from schemas.messages import GlobalManifest, GlobalPointer
+from schemas.messages import GlobalManifest, GlobalPointer, ReleaseReport
 from schemas.topics import (
     GlobalAverageChunk,
     GlobalChunk,
@@ -28,30 +28,33 @@ MakeAdapter = Callable[..., Adapter]
 MakeConfig = Callable[..., FederationConfig]
 MakeMessage = Callable[..., Received]
 
-LOSSES = {"average": (3.0, 2.0, 1.0), "head": (3.0, 1.0, 2.0), "before": (1.0, 2.0, 3.0)}
+TAKEN, TURNED_DOWN = True, False
+Published = tuple[Registry, list[GlobalManifest], list[ReleaseReport]]
 
 
 @pytest.fixture
 def published(
     tmp_path: Path, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, calibration: CalibrationTerms
-) -> Callable[..., tuple[Registry, list[GlobalManifest]]]:
-    """Make version after version, the gate choosing as told; the registry and the manifests, version 0 first."""
+) -> Callable[..., Published]:
+    """Make version after version, the gate deciding as told; the registry, all manifests and all decisions."""
 
-    def make(*choices: str) -> tuple[Registry, list[GlobalManifest]]:
+    def make(*verdicts: bool) -> Published:
         gated = FedBuff(buffer_size=1, release=ReleaseStage(choose="gated"))
-        state, effects = found(config(gated, calibration=calibration), adapter(0), 0)
-        made = list(effects)
-        for version, choice in enumerate(choices):
-            state, _ = step(state, message("a", 1, version, state.head.digest))
-            losses = answer_to_bytes(MeasuredLosses(LOSSES[choice], 0))
-            state, effects = step(state, Answered(0, (version + 1, 0), losses))
-            made += effects
-        registry, manifests = Registry(tmp_path / "adapters"), []
+        state, made = found(config(gated, calibration=calibration), adapter(0), 0)
+        for version, verdict in enumerate(verdicts):
+            state, effects = step(state, message("a", 1, version, state.head.digest))
+            losses = answer_to_bytes(MeasuredLosses((2.0, 1.0 if verdict else 3.0), 0))
+            state, decided = step(state, Answered(0, (version + 1, 0), losses))
+            made = (*made, *effects, *decided)
+        registry, manifests, reports = Registry(tmp_path / "adapters"), [], []
         for effect in made:
             if isinstance(effect, PublishVersion):
-                registry.add(effect.manifest, effect.adapter, effect.average)
+                registry.add(effect.manifest, effect.adapter)
                 manifests.append(effect.manifest)
-        return registry, manifests
+            if isinstance(effect, PublishRelease):
+                registry.set_release(effect.report, effect.adapter)
+                reports.append(effect.report)
+        return registry, manifests, reports
 
     return make
 
@@ -60,31 +63,33 @@ def addresses(publications: object) -> list[object]:
     return [parse("test", one.topic) for one in publications]  # type: ignore[attr-defined]
 
 
-def test_a_version_is_its_head_s_chunks_its_average_s_chunks_and_then_its_manifest(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
-) -> None:
-    registry, [_, manifest] = published("average")
+def test_a_version_is_its_head_s_chunks_and_then_its_manifest(published: Callable[..., Published]) -> None:
+    registry, [_, manifest], _ = published(TAKEN)
     said = list(bodies("test", registry, [manifest]))
-    assert addresses(said) == [GlobalChunk(1, 0), GlobalAverageChunk(1, 0), GlobalManifestOf(1)]
-    head, average, text = (one.payload for one in said)
-    assert manifest.average is not None
+    assert addresses(said) == [GlobalChunk(1, 0), GlobalManifestOf(1)]
+    head, text = (one.payload for one in said)
     assert describe(head, "safetensors", inline=0) == manifest.body
-    assert describe(average, "safetensors", inline=0) == manifest.average
     assert GlobalManifest.from_bytes(text) == manifest
     assert all(one.retain and one.qos == 1 for one in said)
 
 
-def test_a_version_whose_head_is_served_has_no_chunks_of_an_average(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
+def test_an_average_s_chunks_are_those_that_its_version_s_manifest_tells_of(
+    published: Callable[..., Published],
 ) -> None:
-    registry, [_, manifest] = published("head")
-    assert addresses(bodies("test", registry, [manifest])) == [GlobalChunk(1, 0), GlobalManifestOf(1)]
+    registry, [_, manifest], [_, report] = published(TAKEN)
+    [chunk] = average_of("test", registry, report)
+    assert addresses([chunk]) == [GlobalAverageChunk(1, 0)]
+    assert describe(chunk.payload, "safetensors", inline=0) == manifest.average
+    assert chunk.retain and chunk.qos == 1
 
 
-def test_a_deletion_takes_the_manifest_last(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
-) -> None:
-    _, [first, second] = published("average")
+def test_where_a_head_is_served_there_are_no_chunks_of_an_average(published: Callable[..., Published]) -> None:
+    registry, _, [first, second] = published(TURNED_DOWN)
+    assert [*average_of("test", registry, first), *average_of("test", registry, second)] == []
+
+
+def test_a_deletion_takes_the_manifest_last(published: Callable[..., Published]) -> None:
+    _, [first, second], _ = published(TAKEN)
     said = list(deletions("test", [first, second]))
     assert addresses(said) == [
         *(GlobalChunk(0, 0), GlobalManifestOf(0)),
@@ -94,29 +99,27 @@ def test_a_deletion_takes_the_manifest_last(
 
 
 @pytest.mark.parametrize(
-    ("choices", "served", "variant"),
+    ("verdicts", "served", "variant"),
     [
-        (("head",), 1, "head"),
-        (("average",), 1, "average"),
-        (("before",), 0, "head"),
-        (("average", "before"), 1, "average"),
-        (("average", "before", "before"), 1, "average"),
-        (("average", "before", "head"), 3, "head"),
+        ((TAKEN,), 1, "average"),
+        ((TURNED_DOWN,), 0, "head"),
+        ((TAKEN, TURNED_DOWN), 1, "average"),
+        ((TAKEN, TURNED_DOWN, TURNED_DOWN), 1, "average"),
+        ((TAKEN, TURNED_DOWN, TAKEN), 3, "average"),
     ],
 )
 def test_the_release_pointer_names_what_is_served_and_the_head_pointer_the_head(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
-    choices: tuple[str, ...],
-    served: int,
-    variant: str,
+    published: Callable[..., Published], verdicts: tuple[bool, ...], served: int, variant: str
 ) -> None:
-    registry, manifests = published(*choices)
-    newest = manifests[-1]
-    head, release = pointers("test", newest, registry.manifest(newest.release.version), epoch=3)
+    registry, manifests, reports = published(*verdicts)
+    newest, report = manifests[-1], reports[-1]
+    head = head_pointer("test", newest, epoch=3)
+    release = release_pointer("test", registry.manifest(report.version), report, epoch=3)
     assert addresses((head, release)) == [GlobalHead(), GlobalRelease()]
     to_train, to_serve = (GlobalPointer.from_bytes(one.payload) for one in (head, release))
     assert (to_train.version, to_train.variant, to_train.digest) == (newest.version, "head", newest.digest)
     assert (to_serve.version, to_serve.variant) == (served, variant)
+    assert (to_train.judged, to_serve.judged) == (None, len(verdicts))
     assert (to_train.epoch, to_serve.epoch) == (3, 3)
     body = registry.body(to_serve.version, to_serve.variant)
     described = describe(body, "safetensors", inline=0)
@@ -125,29 +128,11 @@ def test_the_release_pointer_names_what_is_served_and_the_head_pointer_the_head(
     assert to_serve.parent == manifests[served].parent
 
 
+@pytest.mark.parametrize(
+    ("head", "served", "keep", "kept"),
+    [(0, 0, 2, {0}), (1, 1, 2, {0, 1}), (3, 1, 2, {1, 2, 3}), (4, 1, 2, {1, 3, 4}), (4, 4, 1, {4}), (5, 4, 1, {4, 5})],
+)
 def test_the_newest_versions_are_kept_and_the_served_one_however_old(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
+    head: int, served: int, keep: int, kept: set[int]
 ) -> None:
-    _, manifests = published("average", "before", "before", "before", "head", "head")
-    assert [kept_versions(manifest, 2) for manifest in manifests] == [
-        {0},
-        {0, 1},
-        {1, 2},
-        {1, 2, 3},
-        {1, 3, 4},
-        {4, 5},
-        {5, 6},
-    ]
-
-
-def test_a_version_leaves_when_it_is_neither_new_nor_served_and_never_comes_back(
-    published: Callable[..., tuple[Registry, list[GlobalManifest]]],
-) -> None:
-    _, manifests = published("before", "before", "average", "before", "head", "head")
-    for keep in (1, 2, 3):
-        kept = [kept_versions(manifest, keep) for manifest in manifests]
-        for version in range(len(manifests)):
-            there = [version in versions for versions in kept]
-            first, last = there.index(True), len(there) - there[::-1].index(True)
-            assert first == version
-            assert all(there[first:last])
+    assert kept_versions(head, served, keep) == kept

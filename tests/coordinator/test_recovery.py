@@ -10,15 +10,21 @@ import pytest
 from broker.recording import RecordingError, Row, transaction
 from coordinator.core import step
 from coordinator.journal import fold, open_journal, read_updates, read_versions, record, row_of_event
-from coordinator.questions import MeasuredLosses, TrainAnchor, TrainedAnchor, answer_to_bytes
+from coordinator.questions import (
+    Answer,
+    MeasuredLosses,
+    MeasureLosses,
+    TrainAnchor,
+    TrainedAnchor,
+    answer_to_bytes,
+)
 from coordinator.recovery import FederationDiffers, restore
 from coordinator.registry import Registry, RegistryError
 from coordinator.replay import replay
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Answered, AskModel, CalibrationTerms, FederationConfig, FederationState, Received
-from coordinator.strategies import FedBuff
+from coordinator.strategies import AlignFed, FedBuff
 from schemas.adapter import Adapter
-from schemas.messages import ModelSeconds
 
 MakeConfig = Callable[..., FederationConfig]
 MakeMessage = Callable[..., Received]
@@ -157,6 +163,16 @@ def test_a_changed_strategy_is_recorded_and_replays(
 ASKING = FedBuff(buffer_size=1, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
 
 
+def say(journal: sqlite3.Connection, state: FederationState, adapter: MakeAdapter) -> FederationState:
+    """Answer what is asked in the background: an anchor of the version's own, and a gate that lets even ones pass."""
+    assert state.background is not None
+    version = state.background.id[0]
+    said: Answer = MeasuredLosses((2.0, 1.0 + version % 2 * 2), 0.5)
+    if isinstance(state.background.question, TrainAnchor):
+        said = TrainedAnchor(adapter(0.7 * version), 2.0, 1.0, 0.5)
+    return hear(journal, state, Answered(5, state.background.id, answer_to_bytes(said)))
+
+
 def test_a_replay_of_answers_needs_no_model(
     tmp_path: Path,
     registry: Registry,
@@ -168,16 +184,10 @@ def test_a_replay_of_answers_needs_no_model(
     path = tmp_path / "journal.db"
     with closing(open_journal(path)) as journal:
         state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0.1), 1)
-        for sequence in range(3):
-            for node in ("a", "b"):  # b's waits while the model thinks about a's
-                sent = message(node, 1 / 3, state.head.version, state.head.digest, sequence)
-                state = take(journal, state, sent)
-            for _ in ("a", "b"):
-                version = state.head.version + 1
-                trained = TrainedAnchor(adapter(0.7 * version), 2.0, 1.0, 0.5)
-                losses = MeasuredLosses((2.0, 3.0, 1.0 + version), 0.5)
-                state = hear(journal, state, Answered(5, (version, 0), answer_to_bytes(trained)))
-                state = hear(journal, state, Answered(6, (version, 1), answer_to_bytes(losses)))
+        for sequence in range(6):
+            state = take(journal, state, message("a", 1 / 3, sequence, state.head.digest, sequence))
+            for _ in range(1 + sequence % 2):
+                state = say(journal, state, adapter)
             state = hear(journal, state, Answered(7, (99, 0), b"an answer that nobody waits for"))
     assert state.head.version == 6
     *_, (folded, _) = fold(path)
@@ -185,7 +195,9 @@ def test_a_replay_of_answers_needs_no_model(
     versions = list(replay(path))
     assert len(versions) == 7
     assert all(version.agrees for version in versions)
-    assert [manifest.model_seconds for manifest in read_versions(path)][1:] == [ModelSeconds(anchor=0.5, gate=0.5)] * 6
+    manifests = read_versions(path)
+    assert 0 < sum(manifest.anchor is not None for manifest in manifests) < 6
+    assert len({manifest.release.version for manifest in manifests}) > 1
 
 
 def test_a_coordinator_that_was_killed_while_the_model_thought_asks_again(
@@ -198,19 +210,58 @@ def test_a_coordinator_that_was_killed_while_the_model_thought_asks_again(
 ) -> None:
     terms = config(ASKING, calibration=calibration)
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        state, _ = restore(journal, registry, terms, adapter(0), 1)
-        take(journal, state, message("a", 2))
+        state, to_do = restore(journal, registry, terms, adapter(0), 1)
+        assert to_do == (AskModel((0, 0), TrainAnchor(adapter(0), seed=0)),)
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        state, to_do = restore(journal, registry, terms, adapter(0), 2)
-        assert to_do == (AskModel((1, 0), TrainAnchor(adapter(0), seed=0)),)
+        state, again = restore(journal, registry, terms, adapter(0), 2)
+        assert again == to_do
+        state = hear(journal, state, Answered(3, (0, 0), answer_to_bytes(TrainedAnchor(adapter(4), 2.0, 1.0, 0.5))))
+        state = take(journal, state, message("a", 2))
+        assert state.head.adapter == adapter(3)
         state = hear(journal, state, Answered(3, (1, 0), answer_to_bytes(TrainedAnchor(adapter(4), 2.0, 1.0, 0.5))))
     with closing(open_journal(tmp_path / "journal.db")) as journal:
         state, [asked] = restore(journal, registry, terms, adapter(0), 4)
         assert isinstance(asked, AskModel)
-        assert asked.question_id == (1, 1)
-        state = hear(journal, state, Answered(5, (1, 1), answer_to_bytes(MeasuredLosses((3.0, 1.0, 2.0), 0.5))))
-    assert state.head.adapter == adapter(3)
+        assert (asked.question_id, type(asked.question)) == ((1, 1), MeasureLosses)
+        assert registry.release().version == 0
+        hear(journal, state, Answered(5, (1, 1), answer_to_bytes(MeasuredLosses((3.0, 1.0), 0.5))))
     assert all(version.agrees for version in replay(tmp_path / "journal.db"))
+
+
+def test_a_release_that_a_crash_kept_out_of_the_registry_is_put_there(
+    tmp_path: Path,
+    registry: Registry,
+    config: MakeConfig,
+    adapter: MakeAdapter,
+    message: MakeMessage,
+    calibration: CalibrationTerms,
+) -> None:
+    terms = config(FedBuff(buffer_size=1, release=ReleaseStage(choose="gated")), calibration=calibration)
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        state, _ = restore(journal, registry, terms, adapter(0), 1)
+        state = take(journal, state, message("a", 5))
+        hear(journal, state, Answered(5, (1, 0), answer_to_bytes(MeasuredLosses((3.0, 1.0), 0.5))))
+        assert registry.release().version == 0
+        restore(journal, registry, terms, adapter(0), 2)
+    assert (registry.release().version, registry.release().candidate) == (1, 1.0)
+    assert registry.adapter(1, terms.layout, "average") == adapter(3)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"version": 1'])
+def test_a_decision_that_is_missing_or_cut_short_says_so_and_a_start_writes_it_again(
+    tmp_path: Path, registry: Registry, config: MakeConfig, adapter: MakeAdapter, content: bytes
+) -> None:
+    with closing(open_journal(tmp_path / "journal.db")) as journal:
+        restore(journal, registry, config(), adapter(0), 1)
+        path = tmp_path / "adapters" / "decisions" / "0.json"
+        path.write_bytes(content)
+        with pytest.raises(RegistryError, match=r"is damaged: .*; delete it and start the coordinator again"):
+            registry.release()
+        path.unlink()
+        with pytest.raises(RegistryError, match="starting the coordinator writes them again"):
+            registry.release()
+        restore(journal, registry, config(), adapter(0), 2)
+    assert registry.release().version == 0
 
 
 def test_a_coordinator_that_comes_back_with_new_terms_asks_once(
@@ -225,8 +276,8 @@ def test_a_coordinator_that_comes_back_with_new_terms_asks_once(
         state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0), 1)
         take(journal, state, message("a", 2))
         other = config(ASKING.model_copy(update={"step": 2.0}), calibration=calibration)
-        _, to_do = restore(journal, registry, other, adapter(0), 2)
-    assert to_do == (AskModel((1, 0), TrainAnchor(adapter(0), seed=0)),)
+        state, to_do = restore(journal, registry, other, adapter(0), 2)
+    assert to_do == (AskModel((1, 0), TrainAnchor(adapter(2), seed=1)),)
 
 
 def test_a_coordinator_that_comes_back_without_its_calibration_set_publishes_what_was_in_the_making(
@@ -238,14 +289,16 @@ def test_a_coordinator_that_comes_back_without_its_calibration_set_publishes_wha
     calibration: CalibrationTerms,
 ) -> None:
     with closing(open_journal(tmp_path / "journal.db")) as journal:
-        state, _ = restore(journal, registry, config(ASKING, calibration=calibration), adapter(0), 1)
-        take(journal, state, message("a", 5))
-        state, to_do = restore(journal, registry, config(ASKING), adapter(0), 2)
+        waiting = AlignFed(buffer_size=1, align="semantic", anchor=None, release=ReleaseStage())
+        state, _ = restore(journal, registry, config(waiting, calibration=calibration), adapter(0), 1)
+        for node in ("a", "b"):  # b's is stale by then
+            state = take(journal, state, message(node, 5))
+        assert (state.head.version, state.pending is None) == (1, False)
+        state, to_do = restore(journal, registry, config(waiting), adapter(0), 2)
     assert to_do == ()
-    assert (state.head.version, state.head.adapter) == (1, adapter(5))
-    assert registry.adapter(1, state.config.layout, "average") == adapter(3)
-    [row] = read_updates(tmp_path / "journal.db")
-    assert (row.status, row.version) == ("aggregated", 1)
+    assert (state.head.version, state.pending) == (2, None)
+    assert registry.adapter(2, state.config.layout) == state.head.adapter
+    assert [row.version for row in read_updates(tmp_path / "journal.db")] == [1, 2]
 
 
 def test_an_average_that_a_crash_kept_out_of_the_registry_is_put_there(

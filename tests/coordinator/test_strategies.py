@@ -13,11 +13,7 @@ from coordinator.questions import (
     AlignDeltas,
     AlignedDeltas,
     Answer,
-    MeasuredLosses,
-    MeasureLosses,
     Recall,
-    TrainAnchor,
-    TrainedAnchor,
     Unanswered,
 )
 from coordinator.stages import AnchorStage, ReleaseStage
@@ -33,7 +29,7 @@ from coordinator.strategies import (
     FLoRA,
     Strategy,
 )
-from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
+from coordinator.updates import AdapterUpdate, Aggregate, AnchorUpdate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter, weighted_sum
 
 MakeUpdate = Callable[..., AdapterUpdate]
@@ -53,13 +49,6 @@ def buffer_of(*updates: AdapterUpdate) -> Buffer:
 def made(strategy: Strategy, flush: Flush, *answers: Answer) -> Aggregate:
     """What the strategy makes when the base model answers so; it may ask nothing more."""
     return strategy.aggregate(flush, Recall(answers))
-
-
-def asked(strategy: Strategy, flush: Flush, *answers: Answer) -> object:
-    """What the strategy asks after these answers."""
-    with pytest.raises(Unanswered) as caught:
-        strategy.aggregate(flush, Recall(answers))
-    return caught.value.question
 
 
 def alike(deltas: tuple[Adapter, ...]) -> AlignedDeltas:
@@ -110,10 +99,9 @@ def test_a_buffer_of_equally_stale_updates_is_discounted_as_a_whole(
 def test_fedbuff_with_an_anchor_is_its_own_step_with_the_anchor_as_one_more_update(
     update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
 ) -> None:
-    given = flush(GlobalAdapter(5, adapter(1)), update("a", 2, 5), update("b", 4, 5), folds={"anchor": 4})
-    strategy = FedBuff(step=3, anchor=AnchorStage())
-    assert asked(strategy, given) == TrainAnchor(adapter(1), seed=5)
-    aggregate = made(strategy, given, TrainedAnchor(adapter(6), 2.5, 1.5, 0))
+    anchor = AnchorUpdate(5, adapter(6), 2.5, 1.5, 0)
+    given = flush(GlobalAdapter(5, adapter(1)), update("a", 2, 5), update("b", 4, 5), anchor=anchor)
+    aggregate = made(FedBuff(step=3, anchor=AnchorStage()), given)
     assert aggregate.adapter == adapter(1 + 3 * (2 + 4 + 6) / 3)
     assert aggregate.weights == pytest.approx((1, 1))  # 3 / 3, and 3 / 3 for the anchor
     assert aggregate.anchor is not None
@@ -155,17 +143,6 @@ def test_fedasync_mixes_in_the_node_s_whole_adapter(update: MakeUpdate, adapter:
     aggregate = made(FedAsync(mixing=0.5, staleness_exponent=1), flush(head, stale, bases=bases))
     assert aggregate.weights == (0.25,)
     assert aggregate.adapter == adapter(0.75 * 4 + 0.25 * (2 + 6))
-
-
-def test_fedasync_with_a_gate_serves_what_the_gate_likes_best(
-    update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
-) -> None:
-    head = GlobalAdapter(0, adapter(0))
-    given = flush(head, update("a", 10), bases={0: adapter(0)}, folds={"gate": 8})
-    strategy = FedAsync(mixing=0.5, release=ReleaseStage(choose="gated"))
-    assert asked(strategy, given) == MeasureLosses("gate", (adapter(0), adapter(5), adapter(3)))  # 0.4 * 0 + 0.6 * 5
-    aggregate = made(strategy, given, MeasuredLosses((3.0, 2.0, 1.0), 0))
-    assert (aggregate.adapter, aggregate.release.choice, aggregate.average) == (adapter(5), "average", adapter(3))
 
 
 # --- one factor alone ---
@@ -241,35 +218,26 @@ def test_flora_s_head_has_the_sum_of_the_weighted_products(
 
 def test_calibration_only_ignores_what_nodes_send(update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush) -> None:
     head, strategy = GlobalAdapter(7, adapter(1)), CalibrationOnly(step=2)
-    answer = TrainedAnchor(adapter(3), 2.0, 1.0, 0)
     for delta in (0, 5, -1000):
-        given = flush(head, update("a", delta, 7), update("b", delta, 7), folds={"anchor": 4})
-        assert asked(strategy, given) == TrainAnchor(adapter(1), seed=7)
-        aggregate = made(strategy, given, answer)
+        sent = update("a", delta, 7), update("b", delta, 7)
+        aggregate = made(strategy, flush(head, *sent, anchor=AnchorUpdate(7, adapter(3), 2.0, 1.0, 0)))
         assert aggregate.adapter == adapter(1 + 2 * 3)
         assert aggregate.weights == (0, 0)
-
-
-def test_calibration_only_says_what_it_needs(update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush) -> None:
-    with pytest.raises(ValueError, match="needs a calibration set with an anchor fold"):
-        made(CalibrationOnly(), flush(GlobalAdapter(0, adapter(0)), update("a", 1)))
+        assert aggregate.anchor is not None and aggregate.anchor.weight == 2
+        assert made(strategy, flush(head, *sent)).adapter == adapter(1)
 
 
 # --- all of them ---
 
 
 def answered(strategy: Strategy, flush: Flush) -> Aggregate:
-    """What the strategy makes with a model that moves everything by one, and likes the first adapter best."""
+    """What the strategy makes with a model that moves every delta by its base."""
     answers: list[Answer] = []
     while True:
         try:
             return strategy.aggregate(flush, Recall(tuple(answers)))
         except Unanswered as unanswered:
             match unanswered.question:
-                case TrainAnchor(start):
-                    answers.append(TrainedAnchor(start, 2.0, 1.0, 0))
-                case MeasureLosses(_, adapters):
-                    answers.append(MeasuredLosses(tuple(float(i) for i in range(len(adapters))), 0))
                 case AlignDeltas(_, base, _, deltas):
                     answers.append(alike(tuple(delta + base for delta in deltas)))
 
@@ -298,10 +266,11 @@ def test_the_order_of_arrival_changes_no_bit(
         "bases": {0: adapter(0.2), 1: adapter(0.3)},
         "participation": {"a": 2, "b": 5, "c": 1},
         "folds": {"anchor": 4, "gate": 8},
+        "anchor": AnchorUpdate(0, adapter(0.7), 2.0, 1.0, 0),
     }
     head = GlobalAdapter(1, adapter(0.3))
     made = [answered(strategy, flush(head, **parts, buffer=buffer_of(*order))) for order in permutations(updates)]
-    assert len({(aggregate.adapter.digest, aggregate.weights, aggregate.release) for aggregate in made}) == 1
+    assert len({(aggregate.adapter.digest, aggregate.weights) for aggregate in made}) == 1
 
 
 @pytest.mark.parametrize("strategy", CASES, ids=name_of)
@@ -310,8 +279,9 @@ def test_every_update_has_its_weight_whatever_the_strategy(
 ) -> None:
     updates = update("a", 1, 0), update("b", 2, 1), update("c", 3, 1)
     bases = {0: adapter(1), 1: adapter(2)}
-    folds = {"anchor": 4, "gate": 8}
-    aggregate = answered(strategy, flush(GlobalAdapter(1, adapter(2)), *updates, bases=bases, folds=folds))
+    anchor = AnchorUpdate(1, adapter(3), 2.0, 1.0, 0)
+    parts = {"bases": bases, "folds": {"anchor": 4, "gate": 8}, "anchor": anchor}
+    aggregate = answered(strategy, flush(GlobalAdapter(1, adapter(2)), *updates, **parts))
     assert len(aggregate.weights) == len(updates)
     assert all(weight >= 0 for weight in aggregate.weights)
     assert aggregate.adapter.is_finite
@@ -331,6 +301,8 @@ def test_a_strategy_says_all_that_the_core_asks_of_it(strategy: type[Strategy]) 
     assert isinstance(facts.needs_base_adapters, bool)
     assert facts.trained_factors in ("both", "A", "B")
     assert facts.shared_factors in ("both", "A", "B")
+    assert facts.anchor is None or isinstance(facts.anchor, AnchorStage)
+    assert isinstance(facts.release, ReleaseStage)
     assert not facts.is_ready(Buffer())
 
 

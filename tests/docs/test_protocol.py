@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,11 @@ def test_every_codec_is_described():
 def test_every_message_has_a_part_of_its_own():
     document = PROTOCOL.read_text(encoding="utf-8")
     assert [model.__name__ for model in MESSAGES if f"### {model.__name__}\n" not in document] == []
+
+
+def test_a_part_about_a_message_is_about_one_that_there_is():
+    parts = re.findall(r"<!-- generated: (\w+) -->", PROTOCOL.read_text(encoding="utf-8"))
+    assert set(parts) == {model.__name__ for model in (*MESSAGES, LoraConfig, Layout)} | {"topics", "limits", "example"}
 
 
 def test_the_worked_example_is_made_by_the_code(generated):

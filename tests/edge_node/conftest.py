@@ -103,7 +103,7 @@ class Coordinator:
             "layout": LAYOUT.digest,
             "strategy": "fedbuff",
             "inputs": (),
-            "release": ReleaseReport(version=number, variant="head"),
+            "release": ReleaseReport(version=number, variant="head", judged=number),
             "created_at_ns": 0,
             "body": entry,
         }

@@ -188,7 +188,7 @@ def test_a_head_heard_before_the_terms_is_followed_once_they_are_known(node: Any
 
 
 def test_a_node_notes_the_release_it_was_told(member: Any, coordinator: Any) -> None:
-    pointer = coordinator.version(2).pointer
+    pointer = coordinator.version(2).pointer.model_copy(update={"variant": "average", "judged": 3})
     member.hears(GlobalRelease(), pointer)
     assert member.state.release == pointer
 

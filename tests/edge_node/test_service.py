@@ -136,7 +136,7 @@ class Federation:
             layout=self.layout.digest,
             strategy="by hand",
             inputs=(),
-            release=ReleaseReport(version=version, variant="head"),
+            release=ReleaseReport(version=version, variant="head", judged=version),
             created_at_ns=0,
             body=entry,
         )

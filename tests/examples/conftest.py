@@ -25,7 +25,7 @@ from examples.smart_home.outcome import (
 from examples.smart_home.recipe import RECIPE
 from schemas import topics
 from schemas.adapter import LoraConfig
-from schemas.messages import AnchorReport, Body, GlobalManifest, GroupReport, ModelSeconds, ReleaseReport, VersionInput
+from schemas.messages import AnchorReport, Body, GlobalManifest, GroupReport, ReleaseReport, VersionInput
 from schemas.messages import Message as Payload
 
 FEDERATION = "home"
@@ -49,16 +49,13 @@ def send() -> Send:
 
 @pytest.fixture
 def manifest() -> MakeManifest:
-    """Makes a version of (node, base version, weight) inputs, so many seconds after the start of the run.
-
-    Its head is served unless a release is given.
-    """
+    """Makes a version of (node, base version, weight) inputs, so many seconds after the start of the run."""
     return _manifest
 
 
 def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0, **made: Any) -> GlobalManifest:
     return GlobalManifest(
-        **{"release": ReleaseReport(version=version, variant="head")} | made,
+        **made,
         epoch=1,
         version=version,
         parent=None,
@@ -66,6 +63,7 @@ def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0, *
         lora=LoraConfig(),
         layout="c" * 64,
         strategy="alignfed",
+        release=ReleaseReport(version=0, variant="head", judged=0),
         inputs=tuple(
             VersionInput(node=node, update_id=f"{index:032x}", base_version=base, examples=8, weight=weight)
             for index, (node, base, weight) in enumerate(inputs)
@@ -78,27 +76,29 @@ def _manifest(version: int, *inputs: tuple[str, int, float], seconds: int = 0, *
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     """Two homes, two versions: home-2 was one version behind and weighs less, and the gate kept version 1's average."""
+    decisions = [
+        ReleaseReport(version=0, variant="head", judged=0),
+        ReleaseReport(version=1, variant="average", judged=1, candidate=2.1, before=3.1, seconds=3),
+        ReleaseReport(version=1, variant="average", judged=2, candidate=2.5, before=2.1, seconds=2),
+    ]
     versions = version_outcomes(
         [
             _manifest(0),
             _manifest(
                 1, ("home-1", 0, 0.5), ("home-1", 0, 0.5), seconds=10,
                 groups=(GroupReport(base_version=0, updates=2, cosine=0.75),),
-                anchor=AnchorReport(weight=1, loss_before=3.0, loss_after=2.0),
-                release=ReleaseReport(version=1, variant="average", head=2.2, average=2.1, before=3.1),
-                model_seconds=ModelSeconds(anchor=4, gate=3),
+                anchor=AnchorReport(base_version=0, weight=1, loss_before=3.0, loss_after=2.0, seconds=4),
             ),
             _manifest(
                 2, ("home-1", 1, 0.5), ("home-2", 0, 0.25), seconds=20,
                 groups=(
-                    GroupReport(base_version=0, updates=1, residual_before=0.5, residual_after=0.25),
-                    GroupReport(base_version=1, updates=1),
+                    GroupReport(base_version=0, updates=1, residual_before=0.5, residual_after=0.25, seconds=1),
+                    GroupReport(base_version=1, updates=1, seconds=0.5),
                 ),
-                anchor=AnchorReport(weight=1, loss_before=2.0, loss_after=None),
-                release=ReleaseReport(version=1, variant="average", head=None, average=2.5, before=2.1),
-                model_seconds=ModelSeconds(align=1, anchor=4, gate=2),
+                anchor=AnchorReport(base_version=0, weight=1, loss_before=2.0, loss_after=None, seconds=5),
             ),
         ],
+        {decision.judged: decision for decision in decisions},
         AlignFed(),
     )  # fmt: skip
     facts = [
@@ -144,4 +144,5 @@ def report(tmp_path: Path) -> Report:
         restarts={"coordinator": 1},
         late=1,
         rejected=0,
+        release=decisions[-1],
     )

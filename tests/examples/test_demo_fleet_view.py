@@ -30,6 +30,10 @@ def pointer(version: int, epoch: int = 1) -> GlobalPointer:
     return GlobalPointer(epoch=epoch, version=version, digest=SHA, parent=None, size=10, chunks=0)
 
 
+def serve(version: int, judged: int, variant: str = "average") -> GlobalPointer:
+    return pointer(version).model_copy(update={"variant": variant, "judged": judged})
+
+
 def birth(*, online: bool = True) -> NodeState:
     return NodeState(online=online, boot_id=BOOT, base_model=SHA, version=None)
 
@@ -78,6 +82,7 @@ def fold(send):
     def run(*messages) -> tuple[FleetView, list[str]]:
         view, lines = FIRST, []
         for address, payload in messages:
+            assert type(address) in OBSERVED, "no bystander would get this"
             seen = observe(view, send(address, payload))
             lines += news(view, seen)
             view = seen
@@ -120,9 +125,23 @@ def test_a_forged_pointer_beyond_the_last_version_is_not_believed(fold):
     assert (view.head, view.malformed) == (None, 1)
 
 
-def test_the_federation_is_final_when_the_head_reaches_the_last_version(fold):
-    assert not fold((topics.GlobalHead(), pointer(2)))[0].is_final
-    assert fold((topics.GlobalHead(), pointer(3)))[0].is_final
+@pytest.mark.parametrize("forged", [serve(4, judged=4), serve(1, judged=4), serve(4, judged=1)])
+def test_a_forged_release_beyond_the_last_version_is_not_believed(fold, forged):
+    view, _ = fold((topics.GlobalRelease(), forged))
+    assert (view.served, view.judged, view.malformed) == ({}, None, 1)
+
+
+@pytest.mark.parametrize("served", [3, 1])
+def test_the_federation_is_final_when_it_is_decided_whether_nodes_serve_the_last_version(fold, served):
+    head, before, decided = (
+        (topics.GlobalHead(), pointer(3)),
+        (topics.GlobalRelease(), serve(1, judged=2)),
+        (topics.GlobalRelease(), serve(served, judged=3)),
+    )
+    assert not fold(head)[0].is_final
+    assert not fold(head, before)[0].is_final
+    assert not fold((topics.GlobalHead(), pointer(2)), before)[0].is_final
+    assert fold(head, before, decided)[0].is_final
 
 
 def test_an_update_that_is_sent_and_answered_twice_counts_once(fold):
@@ -141,23 +160,27 @@ def test_a_refusal_is_told_with_its_reason_also_when_a_stranger_gets_it(fold):
     assert lines == ["intruder: update rejected: the delta holds NaN"]
 
 
-@pytest.mark.parametrize(
-    ("release", "served"),
-    [
-        (ReleaseReport(version=1, variant="head"), "it"),
-        (ReleaseReport(version=1, variant="average"), "the average"),
-        (ReleaseReport(version=0, variant="head"), "still 0"),
-    ],
-)
-def test_a_version_is_news_once_with_its_inputs_and_what_nodes_serve(fold, release, served):
+def test_a_version_is_news_once_with_its_inputs(fold):
     inputs = (VersionInput(node="home-1", update_id=BOOT, base_version=0, examples=8, weight=0.5),)
     made = GlobalManifest(
         epoch=1, version=1, parent=SHA, base_model=SHA, lora=LoraConfig(), layout=SHA, strategy="fedbuff",
-        inputs=inputs, release=release, created_at_ns=0, body=Body(codec="safetensors", sha256=SHA, size=10),
+        inputs=inputs, release=ReleaseReport(version=0, variant="head", judged=0), created_at_ns=0,
+        body=Body(codec="safetensors", sha256=SHA, size=10),
     )  # fmt: skip
     published = ((topics.GlobalManifestOf(1), made), (topics.GlobalHead(), pointer(1)))
     _, lines = fold(*published, *published)
-    assert lines == [f"version 1 of 3 published bbbbbbbbbbbb from home-1@0; nodes serve {served}"]
+    assert lines == ["version 1 of 3 published bbbbbbbbbbbb from home-1@0"]
+
+
+def test_what_nodes_serve_is_news_once_and_a_version_that_was_turned_down_is_none(fold):
+    view, lines = fold(
+        (topics.GlobalRelease(), serve(0, judged=0, variant="head")),
+        (topics.GlobalRelease(), serve(1, judged=1)),
+        (topics.GlobalRelease(), serve(1, judged=2)),
+        (topics.GlobalRelease(), serve(1, judged=2)),
+    )
+    assert lines == ["nodes serve the head of version 0", "nodes serve the average of version 1"]
+    assert (view.served, view.judged) == ({0: "head", 1: "average"}, 2)
 
 
 def test_a_cleared_manifest_of_an_old_version_changes_nothing(fold):

@@ -11,7 +11,7 @@ from examples.smart_home.fleet_view import FleetView, first_view, observe
 from examples.smart_home.live import Setting, picture, shown
 from examples.smart_home.stages import of_count, stage
 from schemas import topics
-from schemas.messages import GlobalPointer, NodeMetrics, Receipt, ReleaseReport
+from schemas.messages import GlobalPointer, NodeMetrics, Receipt
 
 SETTING = Setting("mosquitto on 127.0.0.1:1884", "fedbuff", 0)
 BOOT = "a" * 32
@@ -19,13 +19,15 @@ BOOT = "a" * 32
 
 @pytest.fixture
 def busy(send, manifest) -> FleetView:
-    """Twenty nodes, thirty versions and a refused update."""
+    """Twenty nodes, thirty versions, of which the last but one is served, and a refused update."""
     view = first_view("home", 40, {f"home-{number}": float(number) for number in range(1, 21)})
     for version in range(30):
-        made = manifest(version, ("home-1", 0, 0.5), release=ReleaseReport(version=7, variant="head"))
+        made = manifest(version, ("home-1", 0, 0.5))
         view = observe(view, send(topics.GlobalManifestOf(version), made))
     pointer = GlobalPointer(epoch=1, version=29, digest="b" * 64, parent=None, size=10, chunks=0)
     view = observe(view, send(topics.GlobalHead(), pointer))
+    served = pointer.model_copy(update={"version": 28, "variant": "average", "judged": 29})
+    view = observe(view, send(topics.GlobalRelease(), served))
     metrics = NodeMetrics(boot_id=BOOT, base_version=27, step=3, steps=8, loss=0.5)
     view = observe(view, send(topics.NodeMetricsOf("home-1"), metrics))
     receipt = Receipt(update_id=BOOT, status="rejected", reason="the delta holds NaN")
@@ -53,11 +55,15 @@ def test_the_picture_shows_version_nodes_lineage_and_refusal(busy):
         "1:05",
         "home-20",
         "home-1 @0",
-        "still 7",
         "5 %",
         "intruder: rejected: the delta holds NaN",
     ):
         assert expected in text
+
+
+def test_the_picture_marks_the_version_that_nodes_serve(busy):
+    lines = [line.split() for line in drawn(busy, 140, 40).splitlines()]
+    assert [next(cell for cell in line if cell.isdecimal()) for line in lines if "average" in line] == ["28"]
 
 
 def test_what_does_not_fit_is_counted(busy):

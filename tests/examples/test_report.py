@@ -12,11 +12,12 @@ from broker.settings import BrokerSettings
 from configuration import Configuration, load
 from coordinator.journal import UpdateRow
 from coordinator.settings import CoordinatorSettings
-from coordinator.strategies import FedAsync, FedAvg, FedBuff
-from examples.smart_home.outcome import accepted_by_node, update_outcomes, version_outcomes, wire_of
+from coordinator.strategies import AlignFed, FedAsync, FedAvg, FedBuff
+from examples.smart_home.outcome import Report, accepted_by_node, update_outcomes, version_outcomes, wire_of
 from examples.smart_home.report import render, write_page
 from examples.smart_home.wording import verdict
 from examples.smart_home.workplace import make_workplace, write_config
+from schemas.messages import ReleaseReport
 
 
 def row(node: str, status: str, update_id: str = "a" * 32, received_at_ns: int = 0) -> UpdateRow:
@@ -24,6 +25,11 @@ def row(node: str, status: str, update_id: str = "a" * 32, received_at_ns: int =
         node=node, update_id=update_id, status=status, reason=None, base_version=0, version=1, examples=8, steps=8,
         loss=1.0, body_size=1000, manifest_size=24, received_at_ns=received_at_ns,
     )  # fmt: skip
+
+
+def text(report: Report) -> str:
+    """What a reader of the page reads."""
+    return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render(report)))
 
 
 ROWS = [row("home-1", "aggregated"), row("home-1", "accepted"), row("home-2", "stale"), row("home-2", "rejected")]
@@ -63,26 +69,49 @@ def test_what_freshness_alone_would_have_given_is_a_share_of_what_the_anchor_lea
 
 
 def test_a_strategy_that_knows_no_freshness_is_not_compared_with_it(manifest):
-    version = version_outcomes([manifest(1, ("home-1", 0, 1.0))], FedAvg())[0]
+    version = version_outcomes([manifest(1, ("home-1", 0, 1.0))], {}, FedAvg())[0]
     assert version.inputs[0].fresh_weight is None
 
 
-def test_what_a_version_made_nodes_serve_is_its_head_its_average_or_what_was_before(report):
+def test_after_a_version_nodes_serve_its_head_its_average_or_what_was_before(report):
     assert [version.served for version in report.versions] == ["head", "average", "before"]
     assert report.choices == {"average": 1, "before": 1}
 
 
+def test_a_version_that_was_passed_over_left_what_was_served_before(report, manifest):
+    release = ReleaseReport(version=2, variant="average", judged=2, candidate=2.0, before=3.0)
+    outcomes = version_outcomes([manifest(1), manifest(2)], {2: release}, AlignFed())
+    assert [(version.decision, version.served) for version in outcomes] == [(None, "before"), (release, "average")]
+    passed = [*report.versions[:2], report.versions[2].model_copy(update={"decision": None, "served": "before"})]
+    assert "2.00 → - passed over" in text(report.model_copy(update={"versions": passed}))
+
+
+def test_a_version_whose_loss_was_infinite_was_judged_too(report):
+    decision = report.versions[2].decision.model_copy(update={"candidate": None})
+    infinite = report.versions[2].model_copy(update={"decision": decision})
+    told = report.model_copy(update={"versions": (*report.versions[:2], infinite)})
+    assert [version.version for version in told.judged] == [1, 2]
+    assert "- 2.10 still 1" in text(told)
+
+
+def test_the_base_models_time_is_told_by_stage_where_it_was_spent(report):
+    spent = [version.model_seconds for version in report.versions]
+    assert spent == [{}, {"anchor": 4, "gate": 3}, {"align": 1.5, "anchor": 5, "gate": 2}]
+    assert report.stages == ("align", "anchor", "gate")
+
+
 def test_the_page_shows_how_each_version_was_made(report):
-    page = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", render(report)))
+    page = text(report)
     for expected in (
-        "@0 home-1 0.50 home-1 0.50 cosine 0.75 1.00 3.00 → 2.00 2.20 2.10 3.10 average",
-        "@1 home-1 0.50 @0 home-2 0.25 &times;0.71 residual 0.5 → 0.25 1.00 2.00 → - - 2.50 2.10 still 1",
+        "@0 home-1 0.50 home-1 0.50 cosine 0.75 1.00 3.00 → 2.00 2.10 3.10 average",
+        "@1 home-1 0.50 @0 home-2 0.25 &times;0.71 residual 0.5 → 0.25 1.00 2.00 → - 2.50 2.10 still 1",
     ):
         assert expected in page
 
 
 def test_a_run_without_groups_anchor_or_gate_has_no_section_on_them(report, manifest):
-    plain = version_outcomes([manifest(0), manifest(1, ("home-1", 0, 1.0))], FedAvg())
+    served = {version: ReleaseReport(version=version, variant="head", judged=version) for version in (0, 1)}
+    plain = version_outcomes([manifest(0), manifest(1, ("home-1", 0, 1.0))], served, FedAvg())
     page = render(report.model_copy(update={"versions": plain}))
     assert "How each version was made" in render(report)
     assert "How each version was made" not in page
@@ -97,13 +126,13 @@ def test_a_run_is_complete_only_with_the_last_version_and_a_part_for_every_node(
 
 def test_the_json_has_the_keys_that_others_read(report):
     values = json.loads(report.model_dump_json())
-    made = {"groups", "anchor", "release", "served", "model_seconds"}
+    made = {"groups", "anchor", "decision", "served", "model_seconds"}
     score = {"loss", "intent_accuracy", "exact_match", "examples"}
     assert values["held_out"]["before"].keys() == values["held_out"]["after"].keys() == score
     assert values["nodes"][0].keys() >= {"node", "updates_sent", "updates_accepted", "mean_staleness", "examples"}
     assert values["versions"][0].keys() >= {"version", "digest", "inputs", "published_at"} | made
     assert values["wire"].keys() >= {"bytes", "bytes_fp32"}
-    assert values.keys() >= {"seconds", "peak_rss_mb", "broker", "strategy", "seed", "journal"}
+    assert values.keys() >= {"seconds", "peak_rss_mb", "broker", "strategy", "seed", "journal", "release"}
 
 
 def test_the_page_refers_to_nothing_outside_itself(report):

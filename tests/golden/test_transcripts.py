@@ -33,6 +33,7 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    PublishRelease,
     PublishVersion,
     Received,
     SendReceipt,
@@ -42,7 +43,7 @@ from coordinator.state import (
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode
-from schemas.messages import UpdateManifest, join_body, update_id
+from schemas.messages import ReleaseReport, UpdateManifest, join_body, update_id
 from schemas.topics import UpdateChunk, UpdateManifestOf, route
 
 STORIES = sorted(Path(__file__).parent.glob("*.txt"))
@@ -81,7 +82,7 @@ class Teller:
     state: FederationState | None = None
     config: FederationConfig | None = None
     events: list[Event] = field(default_factory=list)
-    question: tuple[tuple[int, int], Question[Any]] | None = None  # that was asked last
+    questions: dict[tuple[int, int], Question[Any]] = field(default_factory=dict)  # by id; the last one asked last
     names: dict[str, str] = field(default_factory=dict)  # update id -> its name in the story
     packets: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)  # name -> manifest, then chunks
 
@@ -155,11 +156,10 @@ class Teller:
         return self._receive(topic, payload[:-1])
 
     def _answer(self, delta: str = "0", loss: str = "", id: str = "") -> list[str]:
-        """The base model answers what was asked last, or what has this id: a delta, or losses separated by commas."""
-        assert self.question is not None
+        """The base model answers what was asked last, or as if it had this id: a delta, or losses with commas."""
         figures = tuple(map(float, loss.split(",")))
         value = Adapter(LAYOUT, np.full(2, float(delta), dtype=np.float32))
-        asked, question = self.question
+        asked, question = list(self.questions.items())[-1]
         match question:
             case TrainAnchor():
                 payload = answer_to_bytes(TrainedAnchor(value, *figures, seconds=1.0))
@@ -199,16 +199,14 @@ class Teller:
         assert self.state is not None
         self.events.append(event)
         self.state, effects = step(self.state, event)
-        for effect in effects:
-            if isinstance(effect, AskModel):
-                self.question = effect.question_id, effect.question
         return self._report(effects)
 
     def _now(self) -> int:
         return int(self.now_s * SECOND)
 
     def _report(self, effects: tuple[Effect, ...]) -> list[str]:
-        return [self._line(effect) for effect in effects]
+        self.questions |= {effect.question_id: effect.question for effect in effects if isinstance(effect, AskModel)}
+        return [line for effect in effects if (line := self._line(effect))]
 
     def _line(self, effect: Effect) -> str:
         match effect:
@@ -224,20 +222,21 @@ class Teller:
                 ]
                 made_of += [f"the anchor x {_fraction(manifest.anchor.weight)}"] if manifest.anchor else []
                 value = f"version {manifest.version} is {_value(adapter)}"
-                return (f"{value} = {' + '.join(made_of)}" if made_of else value) + self._release(effect)
+                return f"{value} = {' + '.join(made_of)}" if made_of else value
+            case PublishRelease(report, adapter):
+                return _served(report, adapter)
             case AskModel((version, index), question):
                 return f"asks {version}.{index}: {_asked(question)}"
             case Drop(reason, _):
                 return f"dropped: {reason}"
 
-    def _release(self, version: PublishVersion) -> str:
-        """What is served, if that is not the new head."""
-        release, average = version.manifest.release, version.average
-        if average is not None:
-            return f"; its average {_value(average)} is served"
-        if release.version != version.manifest.version:
-            return f"; version {release.version}'s {release.variant} goes on being served"
+
+def _served(report: ReleaseReport, adapter: Adapter) -> str:
+    """What is served, if that is not simply the new head."""
+    if report.variant == "head" and report.candidate is None and report.is_taken:
         return ""
+    goes_on = "" if report.is_taken else f" goes on being served: version {report.judged} is turned down"
+    return f"version {report.version}'s {report.variant}, {_value(adapter)},{goes_on or ' is served'}"
 
 
 def _nested(options: Mapping[str, str]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from schemas.messages import (
     GlobalPointer,
     GroupReport,
     Message,
-    ModelSeconds,
     NodeMetrics,
     NodeState,
     Receipt,
@@ -34,17 +33,15 @@ ID = SHA[:32]
 BODY = Body(codec="int8", sha256=SHA, size=2, chunks=(SHA, SHA))
 LORA = LoraConfig(last_layers=3)
 INPUT = VersionInput(node="a", update_id=ID, base_version=1, examples=2, weight=-0.5)
-GROUP = GroupReport(base_version=1, updates=2, cosine=-0.5, residual_before=1.5, residual_after=0.5)
-ANCHOR = AnchorReport(weight=0.25, loss_before=2.5, loss_after=1.5)
-RELEASE = ReleaseReport(version=2, variant="average", head=1.5, average=1.25, before=1.75)
-SECONDS = ModelSeconds(align=1.5, anchor=2.5, gate=0.5)
+GROUP = GroupReport(base_version=1, updates=2, cosine=-0.5, residual_before=1.5, residual_after=0.5, seconds=1.5)
+ANCHOR = AnchorReport(base_version=1, weight=0.25, loss_before=2.5, loss_after=1.5, seconds=2.5)
+RELEASE = ReleaseReport(version=1, variant="average", judged=2, candidate=1.5, before=1.25, seconds=0.5)
 MESSAGES: list[Message] = [
     BODY,
     INPUT,
     GROUP,
     ANCHOR,
     RELEASE,
-    SECONDS,
     UpdateManifest(
         node="a",
         boot_id=ID,
@@ -61,7 +58,7 @@ MESSAGES: list[Message] = [
         body=BODY,
     ),
     Receipt(update_id=ID, status="incomplete", reason="send it again", missing=(0, 1), version=1),
-    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1, variant="average"),
+    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1, variant="average", judged=3),
     GlobalManifest(
         epoch=1,
         version=2,
@@ -75,7 +72,6 @@ MESSAGES: list[Message] = [
         groups=(GROUP,),
         anchor=ANCHOR,
         release=RELEASE,
-        model_seconds=SECONDS,
         created_at_ns=1,
         body=BODY,
         average=BODY,

@@ -21,7 +21,6 @@ from schemas.messages import (
     GroupReport,
     InvalidMessage,
     Message,
-    ModelSeconds,
     NodeMetrics,
     NodeState,
     Receipt,
@@ -97,6 +96,16 @@ def test_a_message_cannot_be_changed(message: Message) -> None:
         setattr(message, next(iter(type(message).model_fields)), None)
 
 
+@pytest.mark.parametrize(("served", "is_taken"), [(3, True), (2, False)])
+def test_a_judged_version_is_taken_when_it_is_what_nodes_serve(served: int, is_taken: bool) -> None:
+    assert ReleaseReport(version=served, variant="average", judged=3).is_taken is is_taken
+
+
+def test_a_release_says_which_version_was_judged() -> None:
+    with pytest.raises(ValidationError, match="judged"):
+        ReleaseReport.model_validate({"version": 3, "variant": "average"})
+
+
 # --- how much can be said ---
 
 
@@ -139,14 +148,21 @@ def fullest() -> Iterator[Message]:
                 cosine=-(2 / 3) * 1e-300,
                 residual_before=1e300 / 3,
                 residual_after=1e300 / 3,
+                seconds=1e300 / 3,
             ),
         )
         * MAX_INPUTS,
-        anchor=AnchorReport(weight=1e300 / 3, loss_before=1e300 / 3, loss_after=1e300 / 3),
-        release=ReleaseReport(
-            version=10**9 - 1, variant="average", head=1e300 / 3, average=1e300 / 3, before=1e300 / 3
+        anchor=AnchorReport(
+            base_version=10**9 - 1, weight=1e300 / 3, loss_before=1e300 / 3, loss_after=1e300 / 3, seconds=1e300 / 3
         ),
-        model_seconds=ModelSeconds(align=1e300 / 3, anchor=1e300 / 3, gate=1e300 / 3),
+        release=ReleaseReport(
+            version=10**9 - 1,
+            variant="average",
+            judged=10**9 - 1,
+            candidate=1e300 / 3,
+            before=1e300 / 3,
+            seconds=1e300 / 3,
+        ),
         created_at_ns=2**63 - 1,
         body=half,
         average=half,

@@ -11,7 +11,7 @@ from base_model.reference import resolve
 from base_model.settings import TrainingConfig
 from coordinator.strategies import AlignFed, FedBuff, Strategy
 from schemas.adapter import LoraConfig
-from simulation.federation import Version
+from simulation.federation import Released, Version
 from simulation.result import RunResult
 from simulation.run import make_federation, simulate_on
 from simulation.schedule import Schedule
@@ -22,7 +22,9 @@ PLACES = ("kitchen", "office", "hall", "cellar", "attic", "garden")
 STEADY = Schedule(spread=4, jitter=0, latency=0, bytes_per_job=1e12, server_speed=1)
 
 Simulate = Callable[..., RunResult]
+News = Callable[..., list[Version | Released]]
 Happen = Callable[..., list[Version]]
+Decide = Callable[..., list[Released]]
 
 
 @pytest.fixture(scope="session")
@@ -91,21 +93,35 @@ def simulate(tiny_model: LanguageModel) -> Simulate:
 
 
 @pytest.fixture
-def happen(tiny_model: LanguageModel) -> Happen:
-    """The versions that come out: happen(strategy, nodes=4, **settings); with `hear` they are told and not kept."""
+def news(tiny_model: LanguageModel) -> News:
+    """Versions and decisions as they come: news(strategy, nodes=4, **settings); with `hear` they are not kept."""
 
     def run(
-        strategy: Strategy, nodes: int = 4, hear: Callable[[Version], None] | None = None, **settings: object
-    ) -> list[Version]:
+        strategy: Strategy, nodes: int = 4, hear: Callable[[Version | Released], None] | None = None, **settings: object
+    ) -> list[Version | Released]:
         config = config_of(strategy, **settings)
-        versions: list[Version] = []
-        federation = make_federation(
-            tiny_model, config, strategy, task_of(nodes), hear or versions.append, lambda updates, now: None
-        )
+        heard: list[Version | Released] = []
+
+        def count(updates: int, now: float) -> None:
+            assert config.updates is None or updates <= config.updates, "nodes go on after the last update"
+
+        federation = make_federation(tiny_model, config, strategy, task_of(nodes), hear or heard.append, count)
         federation.run(tiny_model.initial_adapter(config.lora, config.seed), config.updates, config.time)
-        return versions
+        return heard
 
     return run
+
+
+@pytest.fixture
+def happen(news: News) -> Happen:
+    """The versions that come out: happen(strategy, nodes=4, **settings)."""
+    return lambda *words, **settings: [one for one in news(*words, **settings) if isinstance(one, Version)]
+
+
+@pytest.fixture
+def decide(news: News) -> Decide:
+    """The decisions what nodes serve: decide(strategy, nodes=4, **settings)."""
+    return lambda *words, **settings: [one for one in news(*words, **settings) if isinstance(one, Released)]
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from simulation.methods import METHODS, strategy_of
 def test_every_preset_names_methods_and_regimes_that_exist():
     for preset in PRESETS.values():
         assert preset.meetings.keys() <= REGIMES.keys()
-        assert {method for meeting in preset.meetings.values() for method, _ in meeting.pairs((0,))} <= METHODS.keys()
+        entries = [entry for meeting in preset.meetings.values() for entry in meeting]
+        assert {method for entry in entries for method in entry.methods} <= METHODS.keys()
 
 
 def test_fresh_seeds_are_none_of_those_that_methods_were_tuned_on():
@@ -24,9 +25,29 @@ def test_fresh_seeds_are_none_of_those_that_methods_were_tuned_on():
 
 def test_a_plan_is_every_chosen_method_in_every_chosen_regime_over_every_seed():
     runs = plan(Choice("ci", ("alignfed", "fedbuff_2"), (3, 4), ("base", "iid")))
-    assert [run.name for run in runs[:3]] == ["ci-base-alignfed-3", "ci-base-alignfed-4", "ci-base-fedbuff_2-3"]
+    assert [run.name for run in runs[:3]] == ["ci-base-alignfed-3", "ci-base-fedbuff_2-3", "ci-base-alignfed-4"]
     assert len(runs) == 8
     assert len({run.name for run in runs}) == 8
+
+
+def test_some_methods_meet_a_regime_over_the_first_seeds_alone():
+    [base] = [[entry for entry in FULL.meetings["base"] if "calibration_only" in entry.methods]]
+    runs = [run.config for run in plan(Choice("full")) if run.config.regime == "base"]
+    control = [config.seed for config in runs if config.method == "calibration_only"]
+    assert control == list(FULL.seeds[: base[0].seeds])
+    assert [config.seed for config in runs if config.method == "alignfed"] == list(FULL.seeds)
+
+
+def test_harm_is_counted_where_every_decision_is_measured():
+    every = {run.config.method: run.config.measuring.every for run in plan(Choice("full", regimes=("base",)))}
+    assert every["alignfed"] == every["fedbuff_ema"] == 1 < every["alignfed_transplant"]
+
+
+def test_targets_are_set_before_the_runs_but_not_for_data_of_ones_own(tmp_path: Path):
+    [ours] = plan(Choice("full", ("alignfed",), (10,), ("base",)))
+    assert ours.config.targets == REGIMES["base"].targets
+    [own] = plan(Choice("full", ("alignfed",), (10,), data=Data(tmp_path, nodes=3)))
+    assert own.config.targets == ()
 
 
 def test_a_name_that_there_is_not_is_answered_with_those_there_are():

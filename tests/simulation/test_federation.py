@@ -1,6 +1,7 @@
 """What happens in a simulated federation, in virtual time, with real training and the coordinator's own core."""
 
 import weakref
+from collections.abc import Sequence
 from itertools import pairwise
 
 import psutil
@@ -17,7 +18,7 @@ from coordinator.strategies import (
     Strategy,
 )
 from schemas.adapter import Adapter, LoraConfig
-from simulation.federation import Version
+from simulation.federation import Released, Version
 from simulation.schedule import Schedule, Turnover
 from simulation.settings import Measuring, SimulationConfig
 
@@ -30,9 +31,14 @@ def bases(versions: list[Version]) -> list[tuple[str, int]]:
     return [(given.node, given.base_version) for version in versions for given in version.manifest.inputs]
 
 
-def times(versions: list[Version]) -> list[float]:
-    """When the versions came out, without the instants that bytes take."""
-    return [round(version.time, 3) for version in versions]
+def times(news: Sequence[Version | Released]) -> list[float]:
+    """When the versions came out or the decisions were made, without the instants that bytes take."""
+    return [round(one.time, 3) for one in news]
+
+
+def recorded(news: list[Version | Released]) -> list[bytes]:
+    """All that is said of versions and decisions."""
+    return [(one.manifest if isinstance(one, Version) else one.report).to_bytes() for one in news]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +51,10 @@ def times(versions: list[Version]) -> list[float]:
     ],
     ids=lambda strategy: strategy.name,
 )
-def test_the_same_configuration_gives_the_same_versions_bit_for_bit(happen, strategy: Strategy) -> None:
-    runs = [happen(strategy, schedule=Schedule(spread=4)) for _ in range(2)]
-    assert len(runs[0]) >= 3
-    assert [version.manifest.to_bytes() for version in runs[0]] == [version.manifest.to_bytes() for version in runs[1]]
+def test_the_same_configuration_gives_the_same_versions_and_decisions_bit_for_bit(news, strategy: Strategy) -> None:
+    runs = [news(strategy, schedule=Schedule(spread=4)) for _ in range(2)]
+    assert len([one for one in runs[0] if isinstance(one, Version)]) >= 3
+    assert recorded(runs[0]) == recorded(runs[1])
 
 
 def test_another_seed_gives_other_versions(happen, fedbuff: FedBuff) -> None:
@@ -126,49 +132,95 @@ def test_patient_nodes_wait_for_the_next_version(happen) -> None:
         assert {given.base_version for given in version.manifest.inputs} == {version.manifest.version - 1}
 
 
-def test_the_time_that_the_base_model_takes_on_the_coordinator_is_charged(happen, alignfed: AlignFed) -> None:
-    version = happen(alignfed, schedule=LEVEL)[1]
-    # the anchor is as many steps as a job; the gate is three adapters on four examples, a job is four, there and back
-    assert version.server_time == {"anchor": 1.0, "gate": 1.5}
-    assert round(version.time, 3) == 3.5
-    assert version.manifest.model_seconds.model_dump(exclude_defaults=True) == version.server_time
+@pytest.mark.parametrize("server_speed", [0.1, 1, 50])
+def test_no_version_waits_for_anchor_or_gate(happen, alignfed: AlignFed, fedbuff: FedBuff, server_speed: float) -> None:
+    versions = happen(alignfed, schedule=LEVEL.model_copy(update={"server_speed": server_speed}))
+    assert times(versions) == times(happen(fedbuff, schedule=LEVEL)) == [0, 1, 1, 2, 2]
 
 
-def test_a_faster_server_answers_sooner(happen, alignfed: AlignFed) -> None:
-    versions = happen(alignfed, schedule=LEVEL.model_copy(update={"server_speed": 5}))
-    assert round(versions[1].time, 3) == 1.5
+def test_the_time_that_the_base_model_takes_on_the_coordinator_is_charged(news, alignfed: AlignFed) -> None:
+    heard = news(alignfed, schedule=LEVEL)
+    versions = [one for one in heard if isinstance(one, Version)]
+    # the anchor is as many steps as a job; the gate is two adapters on four examples, a job is four, there and back
+    assert versions[1].server_time == {"anchor": 1.0}
+    assert versions[3].server_time == {"gate": 1.0}
+    assert versions[1].manifest.anchor.seconds == 1.0
+    _, decision, *_ = (one for one in heard if isinstance(one, Released))
+    assert decision.report.seconds == 1.0
 
 
-def test_what_was_measured_before_is_not_charged_again(happen) -> None:
+def test_the_base_model_answers_one_question_after_the_other(decide, alignfed: AlignFed) -> None:
+    decisions = decide(alignfed, schedule=LEVEL, updates=16)
+    # anchors from 0 to 2, and then the gate; from there on they take turns, and the gate knows what is served
+    assert times(decisions)[:3] == [0, 3, 4.5]
+
+
+def test_a_faster_server_answers_sooner(decide, alignfed: AlignFed) -> None:
+    decisions = decide(alignfed, schedule=LEVEL.model_copy(update={"server_speed": 5}))
+    assert times(decisions)[:2] == [0, 1.4]
+
+
+def test_an_anchor_is_for_the_versions_that_come_after_it(happen, alignfed: AlignFed) -> None:
+    versions = happen(alignfed, updates=12, schedule=LEVEL.model_copy(update={"server_speed": 0.4}))
+    assert times(versions) == [0, 1, 1, 2, 2, 3, 3]
+    anchors = [version.manifest.anchor for version in versions]
+    assert [anchor and anchor.base_version for anchor in anchors] == [None, None, None, None, None, 0, None]
+
+
+def test_what_was_measured_before_is_not_charged_again(decide) -> None:
     keeps = AlignFed(buffer_size=2, anchor=None)
-    charged = [version.server_time["gate"] for version in happen(keeps, updates=12)[1:]]
-    assert charged[0] == 1.5
-    assert set(charged[1:]) <= {0.5, 1.0}  # head and average; what is served is known
+    charged = [decision.report.seconds for decision in decide(keeps, updates=12)[1:]]
+    assert charged == [1.0] + [0.5] * (len(charged) - 1)  # what is served is known
+    assert len(charged) > 2
 
 
-def test_updates_that_come_while_the_base_model_works_go_into_the_next_version(happen, alignfed: AlignFed) -> None:
-    versions = happen(alignfed, nodes=6, schedule=LEVEL, updates=12)
-    assert len(versions[1].manifest.inputs) == 2
-    assert len(versions[2].manifest.inputs) > 4
+def test_updates_that_come_while_the_base_model_aligns_go_into_the_next_version(happen) -> None:
+    aligning = AlignFed(buffer_size=2, align="semantic", anchor=None, release={"choose": "head"})
+    versions = happen(aligning, nodes=6, schedule=LEVEL.model_copy(update={"server_speed": 0.4}), updates=12)
+    # the second version is of stale updates, and takes the time of all that six nodes make meanwhile
+    assert times(versions)[:3] == [0, 1, 2.25]
+    assert [len(version.manifest.inputs) for version in versions] == [0, 2, 2, 8]
+    assert versions[2].manifest.groups[0].seconds == versions[2].server_time["align"] == 1.25
 
 
-def test_alignfed_serves_another_adapter_than_nodes_train_from(happen, fedbuff: FedBuff) -> None:
-    versions = happen(AlignFed(preset="unlabelled", buffer_size=2))
-    assert all(version.served != version.head for version in versions[2:])
-    assert all(version.served == version.head for version in happen(fedbuff))
+def test_alignfed_serves_another_adapter_than_nodes_train_from(news, fedbuff: FedBuff) -> None:
+    averaging = AlignFed(preset="unlabelled", buffer_size=2)
+    for strategy, variant in ((averaging, "average"), (fedbuff, "head")):
+        heard = news(strategy)
+        heads = {one.manifest.version: one.head for one in heard if isinstance(one, Version)}
+        decisions = [one for one in heard if isinstance(one, Released)]
+        assert [decision.report.judged for decision in decisions] == [0, 1, 2, 3, 4]
+        for decision in decisions[2:]:
+            assert (decision.report.version, decision.report.variant) == (decision.report.judged, variant)
+            assert (decision.served == heads[decision.report.version]) == (variant == "head")
 
 
-def test_a_release_that_the_gate_prefers_is_served_on(happen) -> None:
-    strategy = AlignFed(buffer_size=2, step=4)  # steps so long that many a head is worse
-    versions = happen(strategy, updates=30, schedule=LEVEL.model_copy(update={"server_speed": 50}))
-    kept = []
-    for before, version in pairwise(versions):
-        release = version.manifest.release
-        kept.append(release.version < version.manifest.version)
-        assert (version.served == before.served) == kept[-1]
-        assert kept[-1] == (release.before < min(release.head, release.average))
-    assert True in kept
-    assert False in kept
+def test_nodes_serve_on_what_the_gate_prefers(decide) -> None:
+    strategy = AlignFed(buffer_size=2, step=4)  # steps so long that many an average is worse
+    decisions = decide(strategy, updates=30, schedule=LEVEL.model_copy(update={"server_speed": 50}))
+    taken = []
+    for before, decision in pairwise(decisions):
+        report = decision.report
+        taken.append(report.is_taken)
+        assert taken[-1] == (decision.served != before.served) == (report.candidate <= report.before)
+        assert report.version == (report.judged if taken[-1] else before.report.version)
+    assert True in taken
+    assert False in taken
+
+
+def test_versions_that_are_not_judged_in_time_are_passed_over_and_the_last_one_is_not(news) -> None:
+    heard = news(AlignFed(buffer_size=1, anchor=None), updates=12)
+    judged = [one.report.judged for one in heard if isinstance(one, Released)]
+    *_, last = (one for one in heard if isinstance(one, Version))
+    assert judged == sorted(set(judged))
+    assert 2 < len(judged) < 13
+    assert judged[-1] == last.manifest.version == 12
+
+
+def test_nodes_that_wait_for_a_version_do_not_begin_anew_after_the_last_update(happen) -> None:
+    aligning = AlignFed(preset="patient", buffer_size=2, align="semantic")
+    versions = happen(aligning, schedule=LEVEL, updates=8)  # which the fixture looks after
+    assert versions[-1].time > 3
 
 
 def test_the_network_delays_and_counts_every_byte(simulate) -> None:
@@ -190,15 +242,16 @@ def test_a_run_ends_at_its_time(simulate, fedbuff: FedBuff) -> None:
     assert sum(run.receipts.values()) == 20
 
 
-def test_versions_from_which_nobody_trains_are_forgotten(happen) -> None:
+def test_versions_from_which_nobody_trains_are_forgotten(news) -> None:
     heads: list[weakref.ref[Adapter]] = []
     alive: list[int] = []
 
-    def hear(version: Version) -> None:
-        heads.append(weakref.ref(version.head))
-        alive.append(sum(head() is not None for head in heads))
+    def hear(one: Version | Released) -> None:
+        if isinstance(one, Version):
+            heads.append(weakref.ref(one.head))
+            alive.append(sum(head() is not None for head in heads))
 
-    happen(ONE_BY_ONE, updates=40, hear=hear)
+    news(ONE_BY_ONE, updates=40, hear=hear)
     assert len(heads) == 41
     assert max(alive) <= 4 + 2  # one for each node, the newest, and the one before while its successor is made
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from coordinator.strategies import AlignFed, CalibrationOnly, FedBuff
 from simulation.result import RunResult
+from simulation.schedule import Schedule
 from simulation.settings import Measuring, SimulationConfig
 
 MEASURED = {"seconds", "server_seconds", "job_seconds", "cpu_seconds"}
@@ -59,16 +60,24 @@ def test_staleness_counts_every_update_that_went_into_a_version(simulate, fedbuf
     assert run.staleness.max == len(run.staleness.histogram) - 1
 
 
-def test_of_several_versions_one_is_measured_and_the_last(simulate, fedbuff: FedBuff) -> None:
+def test_of_several_decisions_one_is_measured_and_the_last(simulate, fedbuff: FedBuff) -> None:
     measuring = Measuring(every=3, held_out=4, generated=4)
     points = simulate(fedbuff, updates=10, measuring=measuring).points
     assert [point.version for point in points] == [0, 3, 5]
 
 
+def test_of_decisions_at_one_instant_every_one_is_measured(simulate) -> None:
+    together = Schedule(spread=1, jitter=0, latency=0, bytes_per_job=1e30)
+    points = simulate(FedBuff(buffer_size=1), updates=4, schedule=together).points
+    assert [point.version for point in points] == [0, 1, 2, 3, 4]
+    assert len({point.time for point in points}) == 2
+
+
 def test_measuring_less_changes_nothing_that_is_measured(simulate, alignfed: AlignFed) -> None:
-    every = {point.version: point for point in simulate(alignfed).points}
-    fewer = simulate(alignfed, measuring=Measuring(every=2, held_out=4, generated=4)).points
-    assert all(every[point.version] == point for point in fewer)
+    every = simulate(alignfed, updates=16).points
+    fewer = simulate(alignfed, updates=16, measuring=Measuring(every=2, held_out=4, generated=4)).points
+    assert 2 < len(fewer) < len(every)
+    assert set(fewer) <= set(every)
 
 
 def test_harm_is_counted_between_releases(simulate, fedbuff: FedBuff) -> None:
@@ -79,9 +88,16 @@ def test_harm_is_counted_between_releases(simulate, fedbuff: FedBuff) -> None:
     assert run.harmful_any == rises / (len(losses) - 1)
 
 
+def test_decisions_are_counted_by_what_is_served_since(simulate) -> None:
+    run = simulate(AlignFed(buffer_size=2, step=4, anchor=None), updates=24)  # many an average is worse
+    assert run.releases.keys() == {"average", "before"}
+    assert sum(run.releases.values()) == len(run.points) - 1
+
+
 def test_server_costs_are_told_by_stage(simulate, alignfed: AlignFed, fedbuff: FedBuff) -> None:
-    ours, theirs = simulate(alignfed), simulate(fedbuff)
-    assert ours.server_time.anchor == 1
+    quick = Schedule(spread=4, jitter=0, latency=0, server_speed=50)  # enough for an anchor and a gate in each version
+    ours, theirs = simulate(alignfed, updates=16, schedule=quick), simulate(fedbuff)
+    assert (ours.server_time.anchor, ours.server_time.gate) == (1 / 50, 0.5 / 50)
     assert min(ours.server_seconds.anchor, ours.server_seconds.gate, ours.server_seconds.aggregate) > 0
     assert (theirs.server_time.anchor, theirs.server_seconds.gate) == (0, 0)
     assert theirs.server_seconds.aggregate > 0
@@ -93,9 +109,10 @@ def test_without_labels_for_calibration_there_is_no_anchor_and_no_gate(simulate,
     assert run.releases == {"average": 4}
 
 
-def test_calibration_alone_says_what_is_missing(simulate) -> None:
-    with pytest.raises(ValueError, match="anchor fold"):
-        simulate(CalibrationOnly(buffer_size=2), anchor_examples=0)
+def test_calibration_alone_learns_from_labels_alone(simulate) -> None:
+    with_labels, without = (simulate(CalibrationOnly(buffer_size=2), anchor_examples=n, updates=24) for n in (2, 0))
+    assert with_labels.final.loss < with_labels.points[0].loss - 0.5
+    assert without.final.loss == without.points[0].loss
 
 
 def test_central_training_learns_more_from_as_many_examples(simulate, fedbuff: FedBuff) -> None:

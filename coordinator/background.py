@@ -1,0 +1,89 @@
+"""What the base model does while updates come in: train the next version's anchor, judge what may be served. Pure.
+
+No version waits for this. An anchor that comes late counts for less; a version that was not judged in time is passed
+over for the newest one. One question is under way at a time, and where the model is slow anchors and judgements take
+turns.
+"""
+
+from dataclasses import replace
+
+from coordinator.intake import Step
+from coordinator.questions import Answer, Fold, MeasuredLosses, MeasureLosses, TrainAnchor, TrainedAnchor
+from coordinator.stages import finite, passes_gate
+from coordinator.state import Asked, AskModel, FederationState, PublishRelease
+from coordinator.updates import AnchorUpdate, Served
+from schemas.messages import ReleaseReport
+
+
+def ask_in_background(state: FederationState) -> Step:
+    """Ask what is due, unless a question is under way."""
+    question = _due(state)
+    if state.background is not None or question is None:
+        return state, ()
+    asked = Asked((state.head.version, state.questions), question)
+    return replace(state, background=asked, questions=state.questions + 1), (AskModel(asked.id, question),)
+
+
+def take_background(state: FederationState, asked: Asked, answer: Answer) -> Step:
+    """Keep an anchor for the next version, or decide what is served."""
+    version, state = asked.id[0], replace(state, background=None)
+    if isinstance(answer, TrainedAnchor):
+        anchor = AnchorUpdate(version, answer.delta, answer.loss_before, answer.loss_after, answer.seconds)
+        return replace(state, anchor=anchor, anchored=version), ()
+    assert isinstance(answer, MeasuredLosses) and isinstance(asked.question, MeasureLosses)
+    _, judged = asked.question.adapters
+    served = Served(version, state.config.strategy.release.variant, judged) if passes_gate(answer) else state.served
+    before, candidate = map(finite, answer.losses)
+    return serve(
+        state,
+        served,
+        ReleaseReport(
+            version=served.version,
+            variant=served.variant,
+            judged=version,
+            candidate=candidate,
+            before=before,
+            seconds=answer.seconds,
+        ),
+    )
+
+
+def candidate(state: FederationState) -> Served:
+    """Which adapter of the newest version may be served."""
+    if state.average is None:
+        return Served(state.head.version, "head", state.head.adapter)
+    return Served(state.head.version, "average", state.average)
+
+
+def serve(state: FederationState, served: Served, report: ReleaseReport) -> Step:
+    """Have this served from now on."""
+    return replace(state, served=served, release=report), (PublishRelease(report, served.adapter),)
+
+
+def unjudged(served: Served) -> ReleaseReport:
+    """The report on an adapter that is served because the strategy serves every version."""
+    return ReleaseReport(version=served.version, variant=served.variant, judged=served.version)
+
+
+def is_judged(state: FederationState) -> bool:
+    """Whether the base model decides what is served."""
+    return state.config.strategy.release.asks(_folds(state))
+
+
+def _due(state: FederationState) -> TrainAnchor | MeasureLosses | None:
+    newest, judged = state.head.version, state.release.judged
+    may_judge = is_judged(state) and judged < newest
+    may_train = (
+        state.config.strategy.anchor is not None
+        and _folds(state).get("anchor", 0) > 0
+        and state.anchored < newest
+        and not state.finished
+    )
+    if may_judge and (not may_train or judged < state.anchored):
+        return MeasureLosses("gate", (state.served.adapter, candidate(state).adapter))
+    return TrainAnchor(state.head.adapter, seed=newest) if may_train else None
+
+
+def _folds(state: FederationState) -> dict[Fold, int]:
+    calibration = state.config.calibration
+    return dict(calibration.folds) if calibration else {}
