@@ -24,7 +24,7 @@ from edge_node.state import (
 )
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import describe
-from schemas.codec import encode
+from schemas.codec import UPDATE_CODECS, encode
 from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, UpdateManifest, update_id
 from schemas.products import truncate
 
@@ -112,12 +112,13 @@ def _rest(state: EdgeState, at: float, why: str) -> tuple[EdgeState, Effects]:
 
 
 def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: TrainingFinished) -> Update:
-    codec = _codec(state.terms, state.identity.settings.codec)
-    body = encode(delta, codec)
+    settings = state.identity.settings
+    codec = _codec(state.terms, settings.codec)
+    body = encode(delta, codec, end=event.adapter, step=settings.kltp_step)
     room = (state.max_packet_size or 2 * MAX_CHUNK_SIZE) - HEADROOM
     chunk_size = max(SMALLEST_CHUNK, min(MAX_CHUNK_SIZE, room))
     manifest = UpdateManifest(
-        node=state.identity.settings.node,
+        node=settings.node,
         boot_id=state.identity.boot_id,
         sequence=event.sequence,
         base_version=start.pointer.version,
@@ -135,9 +136,11 @@ def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: Train
 
 
 def _codec(terms: CoordinatorState | None, preferred: CodecId) -> CodecId:
-    """The owner's choice if the coordinator takes it, else the coordinator's first."""
+    """The owner's choice if the coordinator takes it, else the first of the coordinator's that is for updates."""
     taken = terms.codecs if terms is not None else ()
-    return preferred if preferred in taken or not taken else taken[0]
+    if preferred in taken:
+        return preferred
+    return next((codec for codec in taken if codec in UPDATE_CODECS), preferred)
 
 
 def _seed(identity: Identity, base: GlobalAdapter, sequence: int) -> int:

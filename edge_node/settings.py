@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from base_model.settings import TrainingConfig
+from schemas.kltp import COARSEST, FINEST
 from schemas.topics import Name
 
 
@@ -21,7 +22,12 @@ class EdgeSettings(BaseModel):
     node: Name
     data: Path = Field(description="private examples, JSON lines of prompt and completion; read again when it changes")
     data_dir: Path = Field(default_factory=_own_folder, description="the node's own folder: outbox, held version")
-    codec: Literal["int8", "fp32"] = Field(default="int8", description="for updates, if the coordinator takes it")
+    codec: Literal["kltp", "int8", "fp16", "fp32"] = Field(
+        default="kltp", description="for updates, if the coordinator takes it; else the best that both know"
+    )
+    kltp_step: float = Field(
+        default=1.0, ge=FINEST, le=COARSEST, description="of the codec kltp: 2 halves the bytes, and loses more"
+    )
     slowdown: float = Field(
         default=1.0, ge=1, le=1000, description="above 1: pause after each step, to behave like slower hardware"
     )

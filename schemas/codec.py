@@ -3,7 +3,9 @@
 | id | body | loss |
 |---|---|---|
 | fp32 | little-endian float32 values in layout order | none |
+| fp16 | zstd of the float16 values' low bytes, then their high bytes | half of the last of 11 bits; 65504 is the most |
 | int8 | zstd of one float32 scale per row, then int8 values row by row | half a step at most: row maximum / 254 |
+| kltp | whitened, rotated, rounded with one step, packed: see kltp.py and docs/codec.md | what its step says |
 | safetensors | a PEFT adapter file, for global adapters | none |
 
 A row runs along a factor's longer side, so A and B both have `rank` rows. Bytes come from strangers: decoding
@@ -14,35 +16,41 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
+from schemas import kltp
 from schemas.adapter import Adapter, InvalidAdapter, Layout
+from schemas.frames import CodecError as CodecError
+from schemas.frames import compress, decompress, largest_frame
 from schemas.messages import CodecId
 
-_FLOAT = np.dtype("<f4")
+_FLOAT, _HALF = np.dtype("<f4"), np.dtype("<f2")
+_LEVEL = 3
 _LEVELS = 127
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_LEVELS), np.float32(0))
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 _SAFETENSORS_HEADER_PER_TENSOR = 512
 
 
-class CodecError(ValueError):
-    """Bytes that are not an adapter of the expected layout in the stated codec."""
-
-
 class Codec(NamedTuple):
-    """One way to write an adapter, and the most bytes that a valid body can take."""
+    """One way to write an adapter, the most bytes that a valid body can take, and how small a delta usually gets."""
 
-    encode: Callable[[Adapter], bytes]
+    encode: Callable[[Adapter, Adapter | None, float], bytes]
     decode: Callable[[bytes, Layout], Adapter]
     largest: Callable[[Layout], int]
+    loses: str
+    typical_ratio: float  # bytes of fp32 to its bytes, for deltas as in docs/codec.md
 
 
-def encode(adapter: Adapter, codec: CodecId) -> bytes:
-    """The adapter's bytes. A non-finite value is a ValueError: no codec sends what no peer may load."""
+def encode(adapter: Adapter, codec: CodecId, *, end: Adapter | None = None, step: float = 1.0) -> bytes:
+    """The adapter's bytes. A non-finite value is a ValueError: no codec sends what no peer may load.
+
+    Only kltp heeds the options. `end` is the adapter that a delta leads to, whose products the loss is measured in;
+    without it every value counts alike. A larger `step` takes fewer bytes and loses more: see kltp.encode.
+    """
     if not adapter.is_finite:
         raise ValueError("the adapter holds NaN or infinite values and cannot be sent")
-    return CODECS[codec].encode(adapter)
+    return CODECS[codec].encode(adapter, end, step)
 
 
 def decode(body: bytes, layout: Layout, codec: CodecId) -> Adapter:
@@ -60,7 +68,7 @@ def largest_body(layout: Layout, codec: CodecId) -> int:
     return CODECS[codec].largest(layout)
 
 
-def _encode_fp32(adapter: Adapter) -> bytes:
+def _encode_fp32(adapter: Adapter, *_: object) -> bytes:
     return adapter.values.astype(_FLOAT, copy=False).tobytes()
 
 
@@ -68,7 +76,18 @@ def _decode_fp32(body: bytes, layout: Layout) -> Adapter:
     return Adapter(layout, _floats(body, layout.size))
 
 
-def _encode_int8(adapter: Adapter) -> bytes:
+def _encode_fp16(adapter: Adapter, *_: object) -> bytes:
+    halves = np.clip(adapter.values, -_LARGEST_HALF, _LARGEST_HALF).astype(_HALF)
+    # shuffled: the high bytes hold sign and exponent and are much alike
+    return compress(halves.view(np.uint8).reshape(-1, 2).T.tobytes(), _LEVEL)
+
+
+def _decode_fp16(body: bytes, layout: Layout) -> Adapter:
+    planes = np.frombuffer(decompress(body, 2 * layout.size), dtype=np.uint8).reshape(2, -1)
+    return Adapter(layout, np.ascontiguousarray(planes.T).view(_HALF).ravel().astype(np.float32))
+
+
+def _encode_int8(adapter: Adapter, *_: object) -> bytes:
     scales, symbols = [], []
     for tensor in adapter.tensors().values():
         rows = _rows(tensor)
@@ -79,12 +98,12 @@ def _encode_int8(adapter: Adapter) -> bytes:
         scales.append(scale.ravel())
         symbols.append(np.clip(np.rint(ratio), -_LEVELS, _LEVELS).astype(np.int8).ravel())
     raw = np.concatenate(scales).astype(_FLOAT).tobytes() + np.concatenate(symbols).tobytes()
-    return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(raw)
+    return compress(raw, _LEVEL)
 
 
 def _decode_int8(body: bytes, layout: Layout) -> Adapter:
     rows = [min(shape) for _, shape in layout.tensors]
-    raw = _decompress(body, 4 * sum(rows) + layout.size)
+    raw = decompress(body, 4 * sum(rows) + layout.size)
     scales = np.split(_floats(raw[: 4 * sum(rows)], sum(rows)), np.cumsum(rows)[:-1])
     symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * sum(rows))
     values, start = np.empty(layout.size, dtype=np.float32), 0
@@ -96,7 +115,7 @@ def _decode_int8(body: bytes, layout: Layout) -> Adapter:
     return Adapter(layout, values)
 
 
-def _encode_safetensors(adapter: Adapter) -> bytes:
+def _encode_safetensors(adapter: Adapter, *_: object) -> bytes:
     return adapter.to_safetensors()
 
 
@@ -118,23 +137,8 @@ def _floats(raw: bytes, count: int) -> NDArray[np.float32]:
     return np.frombuffer(raw, dtype=_FLOAT).astype(np.float32)
 
 
-def _decompress(body: bytes, size: int) -> bytes:
-    """Exactly `size` bytes out of one zstd frame. The frame's own claim is checked first: the library believes it."""
-    try:
-        if (claimed := zstandard.frame_content_size(body)) != size:
-            raise CodecError(f"the compressed body claims {claimed} bytes, expected {size}")
-        decompressor = zstandard.ZstdDecompressor()
-        raw: bytes = decompressor.decompress(body, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"not a zstd frame: {error}") from None
-    if len(raw) != size:
-        raise CodecError(f"expected {size} bytes after decompression, got {len(raw)}")
-    return raw
-
-
 def _largest_int8(layout: Layout) -> int:
-    raw = 4 * sum(min(shape) for _, shape in layout.tensors) + layout.size
-    return raw + (raw >> 7) + 1024  # zstd's own worst case is below this
+    return largest_frame(4 * sum(min(shape) for _, shape in layout.tensors) + layout.size)
 
 
 def _largest_safetensors(layout: Layout) -> int:
@@ -142,8 +146,18 @@ def _largest_safetensors(layout: Layout) -> int:
 
 
 CODECS: dict[CodecId, Codec] = {
-    "fp32": Codec(_encode_fp32, _decode_fp32, lambda layout: 4 * layout.size),
-    "int8": Codec(_encode_int8, _decode_int8, _largest_int8),
-    "safetensors": Codec(_encode_safetensors, _decode_safetensors, _largest_safetensors),
+    "kltp": Codec(
+        kltp.encode, kltp.decode, kltp.largest_body, "little that the products notice; its step says how much", 32.0
+    ),
+    "int8": Codec(_encode_int8, _decode_int8, _largest_int8, "half a step: a row's largest magnitude / 254", 4.0),
+    "fp16": Codec(
+        _encode_fp16,
+        _decode_fp16,
+        lambda layout: largest_frame(2 * layout.size),
+        "half of the last of 11 bits; what is beyond 65504 becomes that",
+        2.4,
+    ),
+    "fp32": Codec(_encode_fp32, _decode_fp32, lambda layout: 4 * layout.size, "nothing", 1.0),
+    "safetensors": Codec(_encode_safetensors, _decode_safetensors, _largest_safetensors, "nothing", 1.0),
 }
-UPDATE_CODECS: tuple[CodecId, ...] = ("int8", "fp32")
+UPDATE_CODECS: tuple[CodecId, ...] = ("kltp", "int8", "fp16", "fp32")

@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds since 1970, UTC")]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
-CodecId = Literal["fp32", "int8", "safetensors"]
+CodecId = Literal["fp32", "fp16", "int8", "kltp", "safetensors"]
 Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
 Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]

@@ -18,7 +18,7 @@ from edge_node.state import (
     Warn,
 )
 from schemas.chunks import split
-from schemas.codec import decode
+from schemas.codec import decode, encode
 from schemas.messages import UpdateManifest, update_id
 from schemas.topics import CoordinatorStateOf, GlobalHead
 
@@ -185,12 +185,36 @@ def test_a_training_that_cannot_be_done_is_tried_again_ever_more_rarely(member: 
     assert pauses[0] < 60 < pauses[-1]
 
 
-def test_the_owner_s_codec_is_used_where_the_coordinator_takes_it(start_node: Any, coordinator: Any) -> None:
-    for taken, used in ((("int8", "fp32"), "fp32"), (("int8",), "int8"), ((), "fp32")):
-        node = start_node(codec="fp32")
-        node.joins(coordinator.terms(codecs=taken))
-        node.receives(coordinator.version(3))
-        assert manifest_of(node.learns(2.0)).body.codec == used
+@pytest.mark.parametrize(
+    ("preferred", "taken", "used"),
+    [
+        ("fp32", ("int8", "fp32"), "fp32"),
+        ("fp32", ("int8",), "int8"),
+        ("kltp", ("kltp", "int8", "fp32"), "kltp"),
+        ("kltp", ("int8", "fp16", "fp32"), "int8"),
+        ("kltp", ("safetensors", "fp16"), "fp16"),
+        ("fp16", (), "fp16"),
+    ],
+)
+def test_the_owner_s_codec_is_used_where_the_coordinator_takes_it_else_the_best_that_both_know(
+    start_node: Any, coordinator: Any, preferred: str, taken: tuple[str, ...], used: str
+) -> None:
+    node = start_node(codec=preferred)
+    node.joins(coordinator.terms(codecs=taken))
+    node.receives(coordinator.version(3))
+    assert manifest_of(node.learns(2.0)).body.codec == used
+
+
+def test_kltp_measures_the_loss_in_the_products_of_the_adapter_that_was_learnt(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node(codec="kltp", kltp_step=2.0)
+    node.joins(coordinator.terms(codecs=("kltp",)))
+    node.receives(coordinator.version(3, value=1.0))
+    body = node.learns(2.0).body
+    start, learnt = coordinator.adapter(1.0), coordinator.adapter(2.0)
+    assert body == encode(learnt - start, "kltp", end=learnt, step=2.0)
+    assert body != encode(learnt - start, "kltp", step=2.0)
 
 
 def test_a_body_that_fits_into_a_packet_travels_with_its_manifest(start_node: Any, coordinator: Any) -> None:
@@ -228,7 +252,7 @@ def test_settings_name_what_is_wrong_and_have_sensible_defaults() -> None:
     given: dict[str, Any] = {"node": "home-1", "data": "examples.jsonl"}
     settings = EdgeSettings(**given)
     assert str(settings.data_dir) == "alignfed-data/home-1"
-    assert (settings.codec, settings.slowdown) == ("int8", 1.0)
+    assert (settings.codec, settings.kltp_step, settings.slowdown) == ("kltp", 1.0, 1.0)
     with pytest.raises(ValueError, match="slow_down"):
         EdgeSettings(**(given | {"slow_down": 2}))
     with pytest.raises(ValueError, match="node"):
