@@ -57,6 +57,13 @@ def test_int8_loses_at_most_half_a_step_in_every_row(before: Adapter) -> None:
         assert error <= float(np.abs(sent).max()) / 254 * (1 + 1e-4) + 1e-43
 
 
+@given(st.one_of(FINITE, values_of(-1, 1), values_of(-1e-4, 1e-4)))
+def test_fp16_keeps_eleven_bits_and_the_sign(before: Adapter) -> None:
+    after = decode(encode(before, "fp16"), LAYOUT, "fp16").values.astype(np.float64)
+    wanted = np.clip(before.values.astype(np.float64), -65504, 65504)
+    assert (np.abs(after - wanted) <= np.abs(wanted) * 2.0**-11 + 2.0**-25).all()
+
+
 def rows(of: Adapter) -> Iterator[NDArray[np.float32]]:
     for tensor in of.tensors().values():
         yield from tensor if tensor.shape[0] <= tensor.shape[1] else tensor.T
@@ -101,6 +108,12 @@ def test_int8_takes_about_a_quarter_of_the_bytes_of_fp32() -> None:
     noise = np.random.default_rng(0).standard_normal(layout.size).astype(np.float32)
     delta = Adapter(layout, noise)
     assert len(encode(delta, "int8")) <= 0.27 * len(encode(delta, "fp32"))
+
+
+def test_fp16_takes_less_than_half_of_the_bytes_of_fp32() -> None:
+    layout = smollm2()
+    delta = Adapter(layout, 1e-3 * np.random.default_rng(0).standard_normal(layout.size).astype(np.float32))
+    assert len(encode(delta, "fp16")) < 0.47 * len(encode(delta, "fp32"))
 
 
 def test_updates_are_taken_in_codecs_that_exist() -> None:

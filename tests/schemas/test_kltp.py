@@ -1,0 +1,339 @@
+"""kltp: what it protects, what it takes, and that bytes from strangers cost a refusal and bounded memory."""
+
+import hashlib
+import math
+import struct
+import tracemalloc
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from numpy.typing import NDArray
+
+from schemas import kltp
+from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.codec import CodecError, decode, encode, largest_body
+from schemas.frames import LARGEST_SYMBOL, compress
+
+RANK = 4
+
+
+def layout_of(modules: int, width: int, rank: int = RANK) -> Layout:
+    shapes = (("A", (rank, width)), ("B", (width // 2, rank)))
+    tensors = tuple((f"m{i:02}.lora_{factor}.weight", shape) for i in range(modules) for factor, shape in shapes)
+    return Layout(lora=LoraConfig(rank=rank), tensors=tensors)
+
+
+def trained(layout: Layout, seed: int, scale: float = 1e-3) -> tuple[Adapter, Adapter]:
+    """A delta and the adapter it leads to as training makes them: rows much alike, B small beside A."""
+    random = np.random.default_rng(seed)
+    start, delta = {}, {}
+    for name, (height, width) in layout.tensors:
+        strengths = 2.0 ** -np.arange(layout.lora.rank)
+        common = random.standard_normal((layout.lora.rank, layout.lora.rank)) * strengths
+        is_a = ".lora_A." in name
+        rows = common @ random.standard_normal((layout.lora.rank, width if is_a else height))
+        delta[name] = (scale * (rows if is_a else rows.T)).astype(np.float32)
+        first = random.uniform(-0.05, 0.05, (height, width)) if is_a else np.zeros((height, width))
+        start[name] = first.astype(np.float32)
+    change = Adapter.from_tensors(layout, delta)
+    return change, Adapter.from_tensors(layout, start) + change
+
+
+def product_errors(delta: Adapter, restored: Adapter, end: Adapter) -> list[NDArray[np.float64]]:
+    """What the error of each factor does to its product, to first order."""
+    wrong, factors = (restored - delta).tensors(), {n: v.astype(np.float64) for n, v in end.tensors().items()}
+    modules = sorted({name.partition(".")[0] for name in wrong})
+    return [
+        error
+        for module in modules
+        for a, b in [(f"{module}.lora_A.weight", f"{module}.lora_B.weight")]
+        for error in (factors[b] @ wrong[a], wrong[b] @ factors[a])
+    ]
+
+
+def norm(errors: Sequence[NDArray[np.float64]]) -> float:
+    return math.sqrt(sum(float(np.sum(error**2)) for error in errors))
+
+
+# --- what arrives ---
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.5, 1.0, 2.0, 8.0]), st.sampled_from([1e-12, 1e-3, 1.0, 1e9]))
+@settings(max_examples=30)
+def test_the_error_in_the_products_is_at_most_half_a_step_for_each_value(seed: int, step: float, scale: float) -> None:
+    layout = layout_of(modules=3, width=64)
+    delta, end = trained(layout, seed, scale)
+    body = kltp.encode(delta, end, step)
+    unit = kltp.read(body, layout)[0].step
+    error = norm(product_errors(delta, decode(body, layout, "kltp"), end))
+    assert error <= 1.05 * math.sqrt(layout.size) * unit / 2  # rounded matrices add a little
+
+
+def test_knowing_where_the_delta_leads_makes_a_smaller_error_in_the_products_with_fewer_bytes() -> None:
+    layout = layout_of(modules=4, width=256)
+    delta, end = trained(layout, seed=1)
+    with_end, without = kltp.encode(delta, end, 1.0), kltp.encode(delta, None, 1.5)
+    errors = [norm(product_errors(delta, decode(body, layout, "kltp"), end)) for body in (with_end, without)]
+    assert len(with_end) < len(without)
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_delta_with_rows_that_are_much_alike_is_many_times_smaller_than_in_int8() -> None:
+    layout = layout_of(modules=10, width=576, rank=8)
+    delta, end = trained(layout, seed=2)
+    assert len(encode(delta, "kltp", end=end)) * 10 < len(encode(delta, "int8"))
+
+
+def test_a_larger_step_takes_fewer_bytes_and_loses_more() -> None:
+    layout = layout_of(modules=4, width=256)
+    delta, end = trained(layout, seed=3)
+    bodies = [kltp.encode(delta, end, step) for step in (0.5, 1.0, 2.0, 4.0, 8.0)]
+    errors = [norm(product_errors(delta, decode(body, layout, "kltp"), end)) for body in bodies]
+    sizes = [len(body) for body in bodies]
+    assert sizes == sorted(sizes, reverse=True) and errors == sorted(errors)
+
+
+# --- what else may come out of a training ---
+
+
+def test_no_change_at_all_stays_none() -> None:
+    delta = Adapter.zeros(layout_of(modules=2, width=16))
+    body = kltp.encode(delta, delta, 1.0)
+    assert decode(body, delta.layout, "kltp") == delta
+    assert len(body) < 100
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_a_factor_that_was_not_trained_stays_as_it_was(factor: str) -> None:
+    delta, end = trained(layout_of(modules=2, width=64), seed=4)
+    half = delta.only("A") if factor == "A" else delta.only("B")
+    restored = decode(kltp.encode(half, end - delta + half, 0.5), delta.layout, "kltp")
+    untouched = restored.only("B") if factor == "A" else restored.only("A")
+    assert untouched == Adapter.zeros(delta.layout)
+    assert restored.cosine(half) > 0.9
+
+
+def test_where_the_other_factor_is_zero_a_factor_still_arrives() -> None:
+    """Seen by its products such a delta does nothing yet; but it is averaged with others'."""
+    delta, _ = trained(layout_of(modules=2, width=64), seed=5)
+    half = delta.only("A")
+    assert decode(kltp.encode(half, half, 0.5), delta.layout, "kltp").cosine(half) > 0.95
+
+
+@pytest.mark.parametrize(("rank", "width"), [(1, 64), (1, 2), (8, 8), (16, 4), (2, 5000)])
+def test_every_shape_of_factors_works(rank: int, width: int) -> None:
+    layout = layout_of(modules=2, width=width, rank=rank)
+    delta, end = trained(layout, seed=7)
+    restored = decode(kltp.encode(delta, end, 0.5), layout, "kltp")
+    assert norm(product_errors(delta, restored, end)) < 0.2 * norm(product_errors(delta, Adapter.zeros(layout), end))
+
+
+def test_one_value_beside_a_hundred_thousand_zeros_arrives() -> None:
+    layout = layout_of(modules=1, width=20_000)
+    values = np.zeros(layout.size, dtype=np.float32)
+    values[777] = -3.0
+    restored = decode(kltp.encode(Adapter(layout, values), None, 0.5), layout, "kltp").values
+    assert np.flatnonzero(restored).tolist() == [777]
+    assert restored[777] == pytest.approx(-3.0, rel=0.01)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@given(st.lists(st.floats(-LARGEST, LARGEST, width=32), min_size=24, max_size=24))
+def test_any_finite_values_give_finite_values(values: list[float]) -> None:
+    layout = layout_of(modules=1, width=4)
+    delta = Adapter(layout, np.array(values, dtype=np.float32))
+    assert decode(kltp.encode(delta, delta, 1.0), layout, "kltp").is_finite
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused_in_the_delta_and_in_where_it_leads(bad: float) -> None:
+    layout = layout_of(modules=1, width=4)
+    fine, broken = Adapter.zeros(layout), Adapter(layout, np.full(layout.size, bad, dtype=np.float32))
+    for delta, end in ((broken, fine), (fine, broken)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            kltp.encode(delta, end, 1.0)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.49, 16.1, math.nan, math.inf, -1.0])
+def test_a_step_out_of_bounds_is_a_wrong_call(step: float) -> None:
+    delta = Adapter.zeros(layout_of(modules=1, width=4))
+    with pytest.raises(ValueError, match=r"0\.5 to 16"):
+        kltp.encode(delta, None, step)
+
+
+def test_an_end_of_another_layout_is_a_wrong_call() -> None:
+    with pytest.raises(ValueError, match="different layouts"):
+        kltp.encode(Adapter.zeros(layout_of(1, 4)), Adapter.zeros(layout_of(1, 8)), 1.0)
+
+
+# --- the same bits everywhere ---
+
+GOLDEN_LAYOUT = layout_of(modules=2, width=12, rank=2)
+GOLDEN_BODY = bytes.fromhex(
+    "4b4c5401487f265de2a9f43e1900000028b52ffd20108100000000f9ff0000faff0000090800000c081900000028b52ffd20"
+    "108100000009050111060214000000000000000003000f00000028b52ffd20063100001a031f1f2d2105000c00000028b52f"
+    "fd200319000070263a0a000f00000028b52ffd2006310000001204070c08"
+)
+GOLDEN_DIGEST = "680411a048827707b08bc2bd0e0ca04983ff2a3479c6c73f6f67ad31fa976e3c"
+
+
+def test_a_body_written_once_decodes_to_the_same_bits_for_ever() -> None:
+    assert hashlib.sha256(decode(GOLDEN_BODY, GOLDEN_LAYOUT, "kltp").values.tobytes()).hexdigest() == GOLDEN_DIGEST
+
+
+def test_the_sums_of_the_decoder_stay_exact_in_float64_for_the_largest_layout() -> None:
+    """Entries, symbols, shifts and rows at their limits: below 2^53, float64 adds integers without rounding."""
+    most_rows = math.isqrt(250_000_000)
+    most_shift = (kltp.BUCKETS - 1) // 2
+    assert (kltp.LARGEST_ENTRY + 1) * 2**most_shift * LARGEST_SYMBOL * most_rows < 2**53
+
+
+# --- bodies from strangers ---
+
+LAYOUT = layout_of(modules=1, width=6, rank=2)
+HONEST = [kltp.encode(*trained(LAYOUT, seed), step) for seed in range(4) for step in (0.5, 1.0, 4.0)]
+
+
+def finite_or_refused(body: bytes, layout: Layout = LAYOUT) -> Adapter | None:
+    """The adapter, which must be one that may be loaded, or None for a refusal in words."""
+    try:
+        found = decode(body, layout, "kltp")
+    except CodecError as refusal:
+        assert str(refusal).isprintable() and len(str(refusal)) < 300
+        return None
+    assert found.is_finite and found.layout == layout
+    return found
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused(body: bytes) -> None:
+    assert finite_or_refused(body) is None
+    assert finite_or_refused(kltp.VERSION + body) is None
+
+
+@given(st.sampled_from(HONEST), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6))
+@settings(max_examples=300)
+def test_changed_bytes_are_refused_or_give_finite_values(body: bytes, changes: list[tuple[int, int]]) -> None:
+    changed = bytearray(body)
+    for position, value in changes:
+        changed[position % len(body)] = value
+    finite_or_refused(bytes(changed))
+
+
+def test_every_flipped_bit_and_every_truncation_is_refused_or_gives_finite_values() -> None:
+    body = HONEST[0]
+    for position in range(8 * len(body)):
+        flipped = bytearray(body)
+        flipped[position // 8] ^= 1 << position % 8
+        finite_or_refused(bytes(flipped))
+    for length in range(len(body)):
+        assert finite_or_refused(body[:length]) is None
+    assert finite_or_refused(body + b"\0") is None
+
+
+def framed(raw: bytes) -> bytes:
+    frame = compress(raw, 3)
+    return struct.pack("<I", len(frame)) + frame
+
+
+def body_of(
+    step: float = 1.0,
+    exponents: Sequence[int] = (0, 0),
+    buckets: Sequence[int] = (1, 0, 0, 0),
+    matrices: bytes = bytes([2, 0, 0, 0]),
+    groups: Sequence[tuple[int, bytes]] = ((1, bytes([1, 1])),),
+) -> bytes:
+    """A body for LAYOUT, part by part: one row of the first factor, T = [1, 0], symbols packed five to the byte."""
+    index = struct.pack("<2h", *exponents) + bytes(buckets)
+    symbols = b"".join(struct.pack("<H", largest) + framed(raw) for largest, raw in groups)
+    return kltp.VERSION + struct.pack("<d", step) + framed(index) + framed(matrices) + symbols
+
+
+def test_the_parts_of_a_body_mean_what_the_document_says() -> None:
+    # the byte 1 + 3 * 2 + 9 * 0 + 27 * 1 + 81 * 1 is the symbols 0, 1, -1, 0, 0, and a byte of 1 the symbol 0
+    found = finite_or_refused(body_of(step=0.25, exponents=(-11, 0), groups=((1, bytes([115, 1])),)))
+    assert found is not None
+    assert found.values.tolist() == [0, 0.25, -0.25, 0, 0, 0] + [0] * 12
+
+
+@given(
+    st.floats(min_value=0, allow_infinity=False),
+    st.tuples(st.integers(-32768, 32767), st.integers(-32768, 32767)),
+    st.integers(1, kltp.BUCKETS),
+    st.binary(min_size=4, max_size=4),
+    st.integers(1, LARGEST_SYMBOL),
+    st.binary(min_size=12, max_size=12),
+)
+@settings(max_examples=300)
+def test_any_numbers_in_a_body_of_the_right_shape_give_finite_values_or_a_refusal(
+    step: float, exponents: tuple[int, int], bucket: int, matrices: bytes, largest: int, symbols: bytes
+) -> None:
+    size = 12 if largest > 127 else next(-(-6 // d) for d in range(8, 0, -1) if (2 * largest + 1) ** d <= 256)
+    groups = [(largest, symbols[:size])]
+    finite_or_refused(body_of(step, exponents, (bucket, 0, 0, 0), matrices, groups))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"step": math.nan}, "step"),
+        ({"step": math.inf}, "step"),
+        ({"step": -1.0}, "step"),
+        ({"step": 1e300, "exponents": (1000, 0)}, "out of range"),
+        ({"buckets": (25, 0, 0, 0)}, "bucket 25"),
+        ({"buckets": (0, 0, 0, 0)}, "claims"),
+        ({"buckets": (1, 1, 0, 0)}, "claims"),
+        ({"buckets": (1, 0, 0, 0, 0)}, "claims"),
+        ({"matrices": bytes(6)}, "claims"),
+        ({"groups": ((0, bytes(2)),)}, "largest symbol"),
+        ({"groups": ((8192, bytes(12)),)}, "largest symbol"),
+        ({"groups": ((1, bytes([243, 0])),)}, "out of range"),
+        ({"groups": ((200, bytes(6) + b"\xff" * 6),)}, "out of range"),
+        ({"groups": ()}, "ends within"),
+        ({"groups": ((1, bytes(2)), (1, bytes(2)))}, "too many"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused_by_name(changes: dict[str, object], reason: str) -> None:
+    assert finite_or_refused(body_of()) is not None
+    with pytest.raises(CodecError, match=reason):
+        decode(body_of(**changes), LAYOUT, "kltp")  # type: ignore[arg-type]
+
+
+def test_scales_that_leave_float32_end_at_its_largest_number() -> None:
+    found = finite_or_refused(body_of(step=1e200, exponents=(0, 0), groups=((1, bytes([2, 1])),)))
+    assert found is not None
+    assert found.values[0] == np.float32(LARGEST)
+
+
+@pytest.mark.parametrize("part", ["index", "matrices", "symbols"])
+def test_a_frame_that_claims_a_gigabyte_is_refused_before_it_is_opened(part: str) -> None:
+    bomb = struct.pack("<I", 13) + b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 1 << 30) + bytes(4)
+    honest = body_of()
+    starts = {"index": 12}
+    starts["matrices"] = 12 + 4 + struct.unpack_from("<I", honest, 12)[0]
+    starts["symbols"] = starts["matrices"] + 4 + struct.unpack_from("<I", honest, starts["matrices"])[0] + 2
+    tracemalloc.start()
+    with pytest.raises(CodecError, match="claims"):
+        decode(honest[: starts[part]] + bomb, LAYOUT, "kltp")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("shape", [(2, 300_000), (400, 400), (1, 300_000)])
+def test_the_widest_symbols_take_no_more_memory_than_a_stated_multiple_of_the_layout(shape: tuple[int, int]) -> None:
+    layout = Layout(lora=LoraConfig(), tensors=(("x", shape),))
+    values = np.zeros(layout.size, dtype=np.float32)
+    values[:: shape[1] // 2] = 1.0  # few and large: symbols that need two bytes
+    body = kltp.encode(Adapter(layout, values), None, 0.5)
+    assert len(body) <= largest_body(layout, "kltp")
+    tracemalloc.start()
+    decode(body, layout, "kltp")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 16 * layout.size + (1 << 20)
