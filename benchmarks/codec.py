@@ -1,0 +1,197 @@
+"""What every codec takes and loses on real deltas, beside fp32 in the same run.
+
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/codec.py --json codec.json --write docs/codec.md
+
+One home's smart-home commands train the default base model from its first adapter, in one job of 20 steps of four
+examples, for two shapes of adapter and three seeds. The delta goes through each codec, and the loss on commands of
+other homes says what is left of the improvement. Times are CPU time, the median of some turns, as ratios to fp32's in
+the same turns. Exits with 1 when kltp at its usual step misses the bar on a shape.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from base_model.evaluation import losses
+from base_model.language_model import LanguageModel
+from base_model.reference import DEFAULT_NAME, default_cache, resolve
+from base_model.settings import TrainingConfig
+from base_model.training import train
+from examples.smart_home.commands import held_out_examples, make_homes, private_examples
+from examples.smart_home.recipe import EVERY_LINEAR
+from schemas import kltp
+from schemas.adapter import Adapter, LoraConfig
+from schemas.codec import decode, encode
+from schemas.messages import CodecId
+
+SEEDS = (0, 1, 2)
+STEPS, BATCH, HELD_OUT, TURNS = 20, 4, 64, 5
+LEAST_RATIO, LEAST_KEPT = 25.0, 99.5
+QUERIES_AND_VALUES = ("q_proj", "v_proj")
+
+
+class Shape(NamedTuple):
+    """Which factors an adapter has, and the learning rate that suits them."""
+
+    name: str
+    lora: LoraConfig
+    learning_rate: float
+
+
+class Way(NamedTuple):
+    """A codec, and the step where it has one."""
+
+    name: str
+    codec: CodecId
+    step: float = 1.0
+
+
+SHAPES = (
+    Shape("queries and values, rank 8", LoraConfig(rank=8, alpha=16, target_modules=QUERIES_AND_VALUES), 2e-3),
+    Shape("every linear module, rank 16", LoraConfig(rank=16, alpha=32, target_modules=EVERY_LINEAR), 5e-4),
+)
+FP32, USUAL = Way("fp32", "fp32"), Way("kltp, step 1", "kltp")
+WAYS = (FP32, Way("fp16", "fp16"), Way("int8", "int8"), USUAL, Way("kltp, step 2", "kltp", 2.0))
+
+
+def measure(model: LanguageModel, shape: Shape, seed: int) -> Iterator[dict[str, Any]]:
+    """Train one job, and give the figures of every way to send its delta."""
+    examples = private_examples(make_homes(1, seed)[0], STEPS * BATCH)
+    held_out = held_out_examples(HELD_OUT, seed, examples)
+    start = model.initial_adapter(shape.lora, seed)
+    config = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=shape.learning_rate, seed=seed)
+    end = train(model, start, examples, config, lambda step, loss: None).adapter
+    delta = end - start
+    before, after = losses(model, start, held_out), losses(model, end, held_out)
+    cost = milliseconds(delta, end)
+    for way in WAYS:
+        body = encode(delta, way.codec, end=end, step=way.step)
+        restored = decode(body, delta.layout, way.codec)
+        loss = after if restored == delta else losses(model, start + restored, held_out)
+        encode_ms, decode_ms = cost[way]
+        yield {
+            "shape": shape.name,
+            "seed": seed,
+            "codec": way.name,
+            "parameters": delta.layout.size,
+            "bytes": len(body),
+            "ratio_to_fp32": 4 * delta.layout.size / len(body),
+            "loss_before": before,
+            "loss_after": after,
+            "loss_after_codec": loss,
+            "loss_kept_percent": 100 * (before - loss) / (before - after),
+            "encode_ms": encode_ms,
+            "decode_ms": decode_ms,
+            "encode_ratio_to_fp32": encode_ms / cost[FP32][0],
+            "decode_ratio_to_fp32": decode_ms / cost[FP32][1],
+            "symbols_over_entropy": over_entropy(body, delta) if way.codec == "kltp" else None,
+        }
+
+
+def milliseconds(delta: Adapter, end: Adapter) -> dict[Way, tuple[float, float]]:
+    """CPU milliseconds to encode and to decode, by way, all ways in turns."""
+    encoding: dict[Way, list[float]] = {way: [] for way in WAYS}
+    decoding: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for _ in range(TURNS):
+        for way in WAYS:
+            spent, body = timed(partial(encode, delta, way.codec, end=end, step=way.step))
+            encoding[way].append(spent)
+            decoding[way].append(timed(partial(decode, body, delta.layout, way.codec))[0])
+    return {way: (median(encoding[way]), median(decoding[way])) for way in WAYS}
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU milliseconds of a call, and what it gave."""
+    begun = time.process_time()
+    result = call()
+    return 1e3 * (time.process_time() - begun), result
+
+
+def over_entropy(body: bytes, delta: Adapter) -> float:
+    """Bytes of the symbols over the entropy of each bucket's, which no coder without context goes below."""
+    contents, sizes = kltp.read(body, delta.layout)
+    buckets: dict[int, list[Any]] = {}
+    for component in contents.components:
+        buckets.setdefault(component.bucket, []).append(component.symbols)
+    bits = 0.0
+    for rows in buckets.values():
+        counts = np.unique(np.concatenate(rows), return_counts=True)[1]
+        bits -= float(np.sum(counts * np.log2(counts / counts.sum())))
+    return 8 * sizes["symbols"] / bits
+
+
+def summary(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Means over seeds, and the least that was kept, by shape and codec."""
+    for shape in SHAPES:
+        for way in WAYS:
+            found = [r for r in results if (r["shape"], r["codec"]) == (shape.name, way.name)]
+            names = [name for name, value in found[0].items() if isinstance(value, float)]
+            yield {
+                "shape": shape.name,
+                "codec": way.name,
+                **{name: mean(result[name] for result in found) for name in ("bytes", *names)},
+                "least_kept_percent": min(result["loss_kept_percent"] for result in found),
+            }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary in Markdown."""
+    header = "| shape | codec | bytes | smaller | loss kept, mean (least) | encode | decode |"
+    lines = [header, "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['shape']} | {r['codec']} | {r['bytes']:,.0f} | {r['ratio_to_fp32']:.1f}x "
+        f"| {r['loss_kept_percent']:.2f} % ({r['least_kept_percent']:.2f} %) "
+        f"| {r['encode_ms']:.1f} ms, {r['encode_ratio_to_fp32']:.0f}x "
+        f"| {r['decode_ms']:.1f} ms, {r['decode_ratio_to_fp32']:.0f}x |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def write(document: Path, text: str) -> None:
+    """Put the table between the document's markers."""
+    before, begin, rest = document.read_text(encoding="utf-8").partition("<!-- measured: codecs -->")
+    _, end, after = rest.partition("<!-- end -->")
+    if not begin or not end:
+        raise ValueError(f"{document} has no part '<!-- measured: codecs -->'")
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the table into this document")
+    options = parser.parse_args()
+    model = LanguageModel.load(resolve(DEFAULT_NAME, default_cache()))
+    results = []
+    for seed in SEEDS:
+        for shape in SHAPES:
+            for result in measure(model, shape, seed):
+                results.append(result)
+                kept, ratio = result["loss_kept_percent"], result["ratio_to_fp32"]
+                print(f"seed {seed}, {shape.name}, {result['codec']}: {ratio:.1f}x, {kept:.2f} % kept", flush=True)
+    rows = list(summary(results))
+    usual = [row for row in rows if row["codec"] == USUAL.name]
+    met = all(r["ratio_to_fp32"] >= LEAST_RATIO and r["loss_kept_percent"] >= LEAST_KEPT for r in usual)
+    setting = {"seeds": SEEDS, "steps": STEPS, "batch_size": BATCH, "held_out_examples": HELD_OUT}
+    bar = {"ratio_to_fp32": LEAST_RATIO, "loss_kept_percent": LEAST_KEPT, "met": met}
+    print(table(rows))
+    if options.json is not None:
+        report = {"setting": setting, "bar": bar, "summary": rows, "results": results}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.write is not None:
+        write(options.write, table(rows))
+    sys.exit(not met)
+
+
+if __name__ == "__main__":
+    main()
