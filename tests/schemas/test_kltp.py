@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
@@ -184,6 +185,56 @@ GOLDEN_DIGEST = "680411a048827707b08bc2bd0e0ca04983ff2a3479c6c73f6f67ad31fa976e3
 
 def test_a_body_written_once_decodes_to_the_same_bits_for_ever() -> None:
     assert hashlib.sha256(decode(GOLDEN_BODY, GOLDEN_LAYOUT, "kltp").values.tobytes()).hexdigest() == GOLDEN_DIGEST
+
+
+def read_by_the_document(body: bytes, layout: Layout) -> dict[str, list[list[float]]]:
+    """Rows of every factor, read as docs/codec.md says, in Python's own integers."""
+    at, heights = 12, [min(shape) for _, shape in layout.tensors]
+    (step,) = struct.unpack_from("<d", body, 4)
+
+    def frame() -> bytes:
+        nonlocal at
+        (length,) = struct.unpack_from("<I", body, at)
+        at += 4 + length
+        return zstandard.decompress(body[at - length : at])
+
+    index = frame()
+    exponents = struct.unpack_from(f"<{len(heights)}h", index)
+    owners = [factor for factor, height in enumerate(heights) for _ in range(height)]
+    sent = sorted((bucket, row) for row, bucket in enumerate(index[2 * len(heights) :]) if bucket)
+    planes, symbols = frame(), {}
+    unsigned = [
+        low | high << 8 for low, high in zip(planes[: len(planes) // 2], planes[len(planes) // 2 :], strict=True)
+    ]
+    entries = iter(u // 2 if u % 2 == 0 else -(u // 2) - 1 for u in unsigned)
+    columns = {row: [next(entries) for _ in range(heights[owners[row]])] for _, row in sent}
+    for bucket in sorted({bucket for bucket, _ in sent}):
+        (largest,) = struct.unpack_from("<H", body, at)
+        at += 2
+        base, raw = 2 * largest + 1, frame()
+        digits = max(d for d in range(1, 9) if d == 1 or base**d <= 256)
+        stream = iter([byte // base**i % base - largest for byte in raw for i in range(digits)])
+        for row in (row for b, row in sent if b == bucket):
+            symbols[row] = [next(stream) for _ in range(max(layout.tensors[owners[row]][1]))]
+    found = {}
+    for factor, (name, shape) in enumerate(layout.tensors):
+        rows = [(bucket, row) for bucket, row in sent if owners[row] == factor]
+        sums = [
+            [sum(columns[k][i] * 2 ** ((24 - b) // 2) * symbols[k][j] for b, k in rows) for j in range(max(shape))]
+            for i in range(min(shape))
+        ]
+        found[name] = [[step * 2.0 ** exponents[factor] * total for total in row] for row in sums]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_reader_written_from_the_document_reads_the_same_bits(seed: int) -> None:
+    layout = layout_of(modules=3, width=18)
+    body = kltp.encode(*trained(layout, seed), 0.5)
+    tensors = decode(body, layout, "kltp").tensors()
+    for name, rows in read_by_the_document(body, layout).items():
+        expected = np.array(rows, dtype=np.float64).astype(np.float32)
+        assert (tensors[name] if ".lora_A." in name else tensors[name].T).tolist() == expected.tolist()
 
 
 def test_the_sums_of_the_decoder_stay_exact_in_float64_for_the_largest_layout() -> None:
