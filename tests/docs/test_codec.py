@@ -1,4 +1,4 @@
-"""docs/codec.md: its table names every codec for updates, and what `alignfed codec list` promises is what was measured."""
+"""docs/codec.md: its table names every codec for updates, and `alignfed codec list` says what was measured."""
 
 import re
 
