@@ -280,7 +280,7 @@ class Client:
         if unwanted:
             self._unsubscribing[self._paho.unsubscribe(unwanted)[1] or 0] = unwanted
         if filters:
-            wanted = [(f, SubscribeOptions(1, retainHandling=r)) for f, r in filters.items()]
+            wanted = [(f, SubscribeOptions(1, retainAsPublished=True, retainHandling=r)) for f, r in filters.items()]
             self._subscribing[self._paho.subscribe(wanted)[1] or 0] = filters
         while (ready := self._outgoing.next_to_send(time.monotonic())) is not None:
             if isinstance(ready, Published):

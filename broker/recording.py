@@ -13,9 +13,10 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from broker.events import Message, MessageProperties
 
 APPLICATION_ID = 0x414C4644  # "ALFD", tells our files from other SQLite files
 FORMAT_VERSION = 1
+WRITTEN_TOGETHER = 256  # rows of a transaction where all are at hand
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -118,7 +120,7 @@ def append(connection: sqlite3.Connection, row: Row) -> int:
         row.qos,
         int(row.retain),
         int(row.duplicate),
-        _properties_to_json(row.properties),
+        properties_to_json(row.properties),
         row.payload,
     )
     cursor = connection.execute(
@@ -126,6 +128,27 @@ def append(connection: sqlite3.Connection, row: Row) -> int:
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
+
+
+def write_recording(path: Path, rows: Iterable[Row]) -> int:
+    """Put rows into a new recording, numbered from 1, and return how many.
+
+    It appears under its name when it is whole. Raises RecordingError if `path` is there already.
+    """
+    if path.exists():
+        raise RecordingError(f"{path} is there already: name a new file, or remove it")
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.unlink(missing_ok=True)
+    count = 0
+    with closing(open_recording(unfinished)) as connection:
+        waiting = iter(rows)
+        while batch := list(islice(waiting, WRITTEN_TOGETHER)):
+            with transaction(connection):
+                for row in batch:
+                    append(connection, row)
+            count += len(batch)
+    unfinished.replace(path)
+    return count
 
 
 def read_rows(path: Path, after_seq: int = 0) -> Iterator[Row]:
@@ -242,7 +265,7 @@ def _row(path: Path, seq: int, *values: Any) -> Row:
     if not isinstance(recorded[-1], bytes) or _checksum(*recorded) != checksum:
         raise RecordingError(f"{path}: row {seq} is damaged, its checksum differs; restore the file from a copy")
     received_at_ns, topic, qos, retain, dup, properties, payload = recorded
-    return Row(received_at_ns, topic, payload, qos, bool(retain), bool(dup), _properties_from_json(properties), seq=seq)
+    return Row(received_at_ns, topic, payload, qos, bool(retain), bool(dup), properties_from_json(properties), seq=seq)
 
 
 def _checksum(*values: Any) -> int:
@@ -250,7 +273,8 @@ def _checksum(*values: Any) -> int:
     return zlib.crc32(payload, zlib.crc32(repr(fields).encode("utf-8")))
 
 
-def _properties_to_json(properties: MessageProperties) -> str:
+def properties_to_json(properties: MessageProperties) -> str:
+    """MQTT 5 properties as one compact JSON object; what is not set is left out."""
     correlation_data = properties.correlation_data
     present = {
         "user": properties.user or None,
@@ -262,7 +286,8 @@ def _properties_to_json(properties: MessageProperties) -> str:
     return json.dumps({k: v for k, v in present.items() if v is not None}, ensure_ascii=False, separators=(",", ":"))
 
 
-def _properties_from_json(text: str) -> MessageProperties:
+def properties_from_json(text: str) -> MessageProperties:
+    """What `properties_to_json` wrote."""
     present = json.loads(text)
     correlation_data = present.get("correlation_data")
     return MessageProperties(

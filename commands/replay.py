@@ -1,35 +1,245 @@
-"""`alignfed replay`: make every version again from what was recorded."""
+"""`alignfed replay`: make versions again from what was recorded, as it was, otherwise, or through a broker."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import FAILED, Json, ending, fail
+from commands.console import FAILED, USAGE, Json, configuration, ending, fail, note, print_table
+
+if TYPE_CHECKING:
+    from coordinator.outside import ReplayedTopic
+    from coordinator.replay import ReplayedVersion
+    from coordinator.source import Source
+    from coordinator.state import FederationState
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog=ending("alignfed replay alignfed-data/coordinator/journal.db", "1  a digest differs, or there is no version")
+    epilog=ending(
+        "alignfed replay alignfed-data/coordinator/journal.db",
+        "1  a version differs, there is none, or the fuzzed core broke a promise",
+    )
 )
-def replay(journal: Path, as_json: Json = False) -> None:
-    """Make every version again, from a journal.
+def replay(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="A coordinator's journal, or a recording.")],
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For a recording: the journal that has the terms.")
+    ] = None,
+    until: Annotated[int | None, typer.Option(metavar="VERSION", min=0, help="Stop at this version.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="NODE", help="What if it had not been there? Repeatable.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(metavar="NAME", help="What if this had been the strategy?")] = None,
+    fuzz: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Duplicate, drop, reorder and cut messages short on the way.")
+    ] = None,
+    through: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Publish what nodes sent to this broker, each as itself.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=0.001, metavar="X", help="With --through: so many times as fast.")
+    ] = None,
+    lockstep: Annotated[
+        bool, typer.Option("--lockstep", help="With --through: the next when the last is acknowledged.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="With --through: also what the coordinator published.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the coordinator's state at the end there, as JSON.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make every version again.
 
-    Prints one line per version: the recorded digest, the replayed one, and whether they agree.
+    From a coordinator's journal: exactly, with the base model's recorded answers; every digest is compared. From a
+    recording of topics: each version is checked against the updates in it, and made again where the base model had no
+    part in it; what cannot be checked is said.
+
+    --without and --strategy show other versions, made without the base model: good for finding causes, not for results.
+    --fuzz checks that the coordinator's core never fails, whatever the network does.
     """
-    from coordinator.replay import replay as replay_journal
+    what_if = bool(without) or strategy is not None
+    if sum((what_if, fuzz is not None, through is not None)) > 1:
+        fail("--without and --strategy, --fuzz and --through exclude each other", USAGE)
+    if through is None and (speed is not None or lockstep or everything):
+        fail("--speed, --lockstep and --everything say how to go --through a broker: name it", USAGE)
+    if speed is not None and lockstep:
+        fail("--speed and --lockstep exclude each other", USAGE)
+    if through is not None:
+        _through(recording, through, None if lockstep else speed or 1.0, everything, as_json)
+    elif what_if:
+        _what_if(recording, journal, until, tuple(without or ()), strategy, state, as_json)
+    elif fuzz is not None:
+        _fuzz(recording, journal, until, fuzz, as_json)
+    else:
+        _as_it_was(recording, journal, until, state, as_json)
 
-    versions = []
-    for one in replay_journal(journal):
-        versions.append({**vars(one), "agrees": one.agrees})
-        if not as_json:
-            verdict = "ok" if one.agrees else "differs"
-            print(f"version {one.version}  recorded {one.recorded}  replayed {one.replayed}  {verdict}", flush=True)
+
+def _as_it_was(recording: Path, journal: Path | None, until: int | None, state: Path | None, as_json: bool) -> None:
+    from coordinator.recorded import is_journal
+
+    if not is_journal(recording):
+        _topics_as_they_were(recording, journal, until, state, as_json)
+        return
+    if journal is not None:
+        fail(f"{recording} is a journal itself: it needs no --journal", USAGE)
+    from coordinator.replay import replay_journal
+
+    replayed = replay_journal(recording, until, (lambda _: None) if as_json else _print_version)
+    versions = replayed.versions
+    _write_state(state, replayed.state)
     if as_json:
-        print(json.dumps(versions, indent=2))
+        print(json.dumps([_version_as_json(version) for version in versions], indent=2))
     if not versions:
-        fail(f"{journal} holds no version", FAILED)
-    differing = sum(not version["agrees"] for version in versions)
-    if differing:
-        fail(f"{differing} of {len(versions)} versions differ", FAILED)
+        fail(f"{recording} holds no version", FAILED)
+    if all(version.recorded is None for version in versions):
+        fail(f"{recording} has no table of versions to compare with: only a coordinator's own journal has it", FAILED)
+    if not replayed.agrees:
+        differing = sum(not version.agrees for version in versions)
+        row = replayed.first_differing_row
+        fail(f"{differing} of {len(versions)} versions differ; the first differing row is {row}", FAILED)
+
+
+def _topics_as_they_were(
+    recording: Path, journal: Path | None, until: int | None, state: Path | None, as_json: bool
+) -> None:
+    from coordinator.outside import replay_topics
+
+    replayed = replay_topics(recording, journal, until)
+    _write_state(state, replayed.state)
+    if as_json:
+        print(json.dumps([vars(version) for version in replayed.versions], indent=2))
+    else:
+        for version in replayed.versions:
+            _print_topic(version)
+    not_folded = (f"the versions were not made again: {replayed.not_folded}",) if replayed.not_folded else ()
+    for line in (*replayed.assumptions, *not_folded):
+        note(line)
+    if not replayed.agrees:
+        row = replayed.first_differing_row
+        where = "no version could be checked" if row is None else f"the first that differs became the head at row {row}"
+        fail(f"{recording} is not confirmed: {where}", FAILED)
+
+
+def _what_if(
+    recording: Path,
+    journal: Path | None,
+    until: int | None,
+    without: tuple[str, ...],
+    name: str | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    from coordinator.what_if import Change, strategy_named, what_if
+
+    source = _source(recording, journal)
+    change = Change(without, strategy_named(name, source.config) if name else None)
+    result = what_if(source, change, until)
+    _write_state(state, result.state)
+    recorded = {version: digest for version, (digest, _) in source.recorded.items()}
+    if as_json:
+        versions = [{**vars(v), "manifest": v.manifest.model_dump(mode="json")} for v in result.versions]
+        print(json.dumps({"versions": versions, "receipts": result.receipts}, indent=2))
+        return
+    rows = [
+        [
+            str(v.version),
+            v.digest[:12],
+            _same(recorded.get(v.version), v.digest),
+            str(v.row),
+            str(v.updates),
+            f"{v.mean_staleness:.2f}",
+            f"{v.step:.4g}",
+            ", ".join(v.nodes),
+        ]
+        for v in result.versions
+    ]
+    print_table(["version", "digest", "recorded", "row", "updates", "staleness", "step", "nodes"], rows)
+    print("receipts: " + ", ".join(f"{count} {status}" for status, count in result.receipts.items()))
+    note(
+        "A what-if: nodes learnt from the recorded versions, and the base model is not asked (no anchor, no gate).",
+        *source.assumptions,
+    )
+
+
+def _fuzz(recording: Path, journal: Path | None, until: int | None, seed: int, as_json: bool) -> None:
+    from coordinator.fuzzing import fuzz
+
+    result = fuzz(_source(recording, journal), seed, until)
+    if as_json:
+        print(json.dumps({**vars(result), "violations": [vars(v) for v in result.violations]}, indent=2))
+    else:
+        print(f"{result.rows} rows from seed {seed}: {_counts(result.harm)}")
+        print(f"versions up to {result.versions}; receipts: {_counts(result.receipts)}")
+        print(f"dropped by the coordinator: {_counts(result.dropped)}")
+        for violation in result.violations:
+            print(f"row {violation.row}: {violation.promise}")
+    if result.violations:
+        fail(f"{len(result.violations)} promises broken, the first at row {result.violations[0].row}", FAILED)
+
+
+def _through(recording: Path, address: str, speed: float | None, everything: bool, as_json: bool) -> None:
+    import sys
+
+    from broker.recording import read_rows
+    from broker.replayer import Sent, replay_through
+    from coordinator.recorded import is_of_a_node, is_published, sender_of
+
+    broker = configuration(None, broker=address).broker
+    wanted = is_published if everything else is_of_a_node
+    sent = Sent()
+    for sent in replay_through(broker, filter(wanted, read_rows(recording)), sender_of, speed):
+        if sys.stderr.isatty():
+            print(f"\r\033[K{sent.messages:,} messages", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps(vars(sent), indent=2))
+    else:
+        print(
+            f"{sent.messages:,} messages of {sent.senders} senders; nobody was subscribed to {sent.unheard:,} of them"
+        )
+    if sent.messages == 0:
+        fail(f"{recording} has no message of a node; --everything takes all that was published", FAILED)
+
+
+def _write_state(file: Path | None, state: "FederationState | None") -> None:
+    from coordinator.summary import summary
+
+    if file is not None:
+        if state is None:
+            fail("there is no state to write: the versions could not be made again", FAILED)
+        file.write_text(json.dumps(summary(state), indent=2) + "\n", encoding="utf-8")
+
+
+def _source(recording: Path, journal: Path | None) -> "Source":
+    from coordinator.source import open_source
+
+    return open_source(recording, journal)
+
+
+def _print_version(version: "ReplayedVersion") -> None:
+    verdict = "ok" if version.agrees else "differs"
+    print(f"version {version.version}  recorded {version.recorded}  replayed {version.replayed}  {verdict}", flush=True)
+
+
+def _print_topic(version: "ReplayedTopic") -> None:
+    verdict = "ok" if version.verdict == "agrees" else version.verdict
+    print(f"version {version.version}  recorded {version.recorded}  {verdict}: {version.reason}", flush=True)
+
+
+def _version_as_json(version: "ReplayedVersion") -> dict[str, Any]:
+    kept = {name: value for name, value in vars(version).items() if name != "manifest"}
+    return {**kept, "agrees": version.agrees, "first_differing_row": version.first_differing_row}
+
+
+def _same(recorded: str | None, digest: str) -> str:
+    return "-" if recorded is None else "same" if recorded == digest else "other"
+
+
+def _counts(counted: "Any") -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.items()) or "none"

@@ -55,8 +55,7 @@ def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
 
 def take_answer(state: FederationState, event: Answered) -> Step:
     """Go on with the version in the making; an answer that nobody waits for is dropped."""
-    making = state.pending.asked if state.pending else None
-    asked = next((one for one in (making, state.background) if one and one.id == event.question_id), None)
+    asked = next((one for one in state.open_questions if one.id == event.question_id), None)
     if asked is None:
         return drop(state, "answer to no question", str(event.question_id))
     try:
@@ -65,7 +64,7 @@ def take_answer(state: FederationState, event: Answered) -> Step:
         return drop(state, "answer that cannot be read", str(error))
     if not fits(answer, asked.question):
         return drop(state, "answer that does not fit its question", str(event.question_id))
-    if state.pending is None or asked is not making:
+    if state.pending is None or asked is not state.pending.asked:
         return take_background(state, asked, answer)
     pending = replace(state.pending, answers=(*state.pending.answers, answer))
     return _go_on(replace(state, pending=pending), event.at_ns)
@@ -73,8 +72,7 @@ def take_answer(state: FederationState, event: Answered) -> Step:
 
 def ask_anew(state: FederationState) -> Step:
     """Ask again what was asked before a restart."""
-    asked = (state.pending.asked if state.pending else None, state.background)
-    return state, tuple(AskModel(one.id, one.question) for one in asked if one)
+    return state, tuple(AskModel(one.id, one.question) for one in state.open_questions)
 
 
 def take_back(state: FederationState) -> FederationState:

@@ -118,15 +118,22 @@ def row_of_event(event: Ticked | Answered | Started | Configured) -> Row:
 
 def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
     """The state and the effects after each row from the second on; nothing for an empty journal."""
+    for _, state, effects in fold_rows(path):
+        yield state, effects
+
+
+def fold_rows(path: Path) -> Iterator[tuple[Row, FederationState, tuple[Effect, ...]]]:
+    """The same, with each row."""
     rows = read_rows(path)
     first, second = next(rows, None), next(rows, None)
     if first is None or second is None:
         return
-    state, effects = _found(path, first, second)
-    yield state, effects
+    config, adapter = founding(path, first, second)
+    state, effects = found(config, adapter, second.received_at_ns)
+    yield second, state, effects
     for row in rows:
-        state, effects = step(state, _event(row))
-        yield state, effects
+        state, effects = step(state, event_of_row(row))
+        yield row, state, effects
 
 
 def read_versions(path: Path) -> list[GlobalManifest]:
@@ -147,7 +154,8 @@ def read_updates(path: Path) -> list[UpdateRow]:
     return [UpdateRow(*row) for row in rows]
 
 
-def _found(path: Path, first: Row, second: Row) -> tuple[FederationState, tuple[Effect, ...]]:
+def founding(path: Path, first: Row, second: Row) -> tuple[FederationConfig, Adapter]:
+    """The terms and version 0, from a journal's first two rows; RecordingError for those of anything else."""
     if (first.topic, second.topic) != (CONFIG, ADAPTER):
         raise RecordingError(f"{path} does not begin with a federation's terms: it is a recording, not a journal")
     try:
@@ -155,10 +163,11 @@ def _found(path: Path, first: Row, second: Row) -> tuple[FederationState, tuple[
         adapter = Adapter.from_safetensors(config.layout, second.payload)
     except (ValueError, InvalidAdapter) as error:
         raise RecordingError(f"{path}: the federation's terms cannot be read: {error}") from None
-    return found(config, adapter, second.received_at_ns)
+    return config, adapter
 
 
-def _event(row: Row) -> Event:
+def event_of_row(row: Row) -> Event:
+    """What `row_of_event` made a row of, or a message."""
     match row.topic:
         case topic if topic == TICK:
             return Ticked(row.received_at_ns)

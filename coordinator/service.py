@@ -352,8 +352,7 @@ class Service:
         self.client.publish(publisher.publication(self.federation, address, payload))
 
     def _patience_s(self) -> float:
-        is_asked = self.state.pending is not None or self.state.background is not None
-        longest = ANSWER_S if is_asked else WAKE_S
+        longest = ANSWER_S if self.state.open_questions else WAKE_S
         deadline = next_deadline(self.state)
         return longest if deadline is None else min(longest, max(0.0, (deadline - time.time_ns()) / 1e9))
 

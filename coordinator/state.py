@@ -169,6 +169,12 @@ class FederationState:
         final = self.config.final_version
         return final is not None and self.head.version >= final
 
+    @property
+    def open_questions(self) -> tuple[Asked, ...]:
+        """What the base model has still to answer, that of a version in the making first."""
+        asked = (self.pending.asked if self.pending else None, self.background)
+        return tuple(one for one in asked if one is not None)
+
 
 @dataclass(frozen=True)
 class Received:

@@ -104,14 +104,14 @@ def _encode_int8(adapter: Adapter, *_: object) -> bytes:
 def _decode_int8(body: bytes, layout: Layout) -> Adapter:
     rows = [min(shape) for _, shape in layout.tensors]
     raw = decompress(body, 4 * sum(rows) + layout.size)
-    scales = np.split(_floats(raw[: 4 * sum(rows)], sum(rows)), np.cumsum(rows)[:-1])
+    scales = _floats(raw[: 4 * sum(rows)], sum(rows))[:, None]
     symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * sum(rows))
-    values, start = np.empty(layout.size, dtype=np.float32), 0
-    for scale, tensor in zip(scales, layout.split(values).values(), strict=True):
-        stop = start + tensor.size
-        with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale is found by the finite check
-            _rows(tensor)[...] = symbols[start:stop].reshape(scale.size, -1) * scale[:, None]
-        start = stop
+    values, start, row = np.empty(layout.size, dtype=np.float32), 0, 0
+    with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale is found by the finite check
+        for tensor in map(_rows, layout.split(values).values()):
+            stop, end = start + tensor.size, row + tensor.shape[0]
+            np.multiply(symbols[start:stop].reshape(tensor.shape), scales[row:end], out=tensor)
+            start, row = stop, end
     return Adapter(layout, values)
 
 

@@ -21,6 +21,14 @@ COMMANDS = (
     "codec encode",
     "codec decode",
     "codec info",
+    "record",
+    "recording",
+    "recording info",
+    "recording ls",
+    "recording show",
+    "recording cut",
+    "recording export",
+    "recording import",
     "replay",
     "doctor",
     "simulate",
@@ -43,7 +51,7 @@ def test_every_command_shows_an_example_and_its_exit_codes(command, alignfed):
     assert "Exit codes:\n    0  " in shown.stdout
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("adapters", "codec")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("adapters", "codec", "recording")])
 def test_the_example_of_every_command_is_understood(command, alignfed):
     example = re.search(r"Example:\n +alignfed (.*)", alignfed(*command.split(), "--help").stdout)
     assert alignfed(*example[1].split(), "--help").returncode == 0

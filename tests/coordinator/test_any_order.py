@@ -123,8 +123,7 @@ class Story:
 
     def _open(self) -> list[QuestionId]:
         """What waits for its answer: a version's question before one in the background."""
-        making = self.state.pending.asked if self.state.pending else None
-        return [one.id for one in (making, self.state.background) if one]
+        return [one.id for one in self.state.open_questions]
 
     def _junk(self, payload: bytes) -> Event | None:
         return Answered(self.now, (self._open() or [(1, 0)])[0], payload)

@@ -1,0 +1,182 @@
+"""Recordings in other formats: what goes out comes back bit for bit, and what cannot be read is said."""
+
+import base64
+import csv
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from broker.client import Client
+from broker.embedded import EmbeddedBroker
+from broker.events import MessageProperties, Publication
+from broker.exchange import (
+    MOSQUITTO_FORMAT,
+    ExchangeError,
+    payload_folder,
+    read_json_lines,
+    read_mosquitto_sub,
+    read_mqtt_recorder,
+    write_json_lines,
+)
+from broker.mcap_file import read_mcap, write_mcap
+from broker.recording import RecordingError, Row, read_rows, write_recording
+
+FULL = Row(
+    received_at_ns=1_700_000_000_123_456_789,
+    topic="a/b c/\u00e9",
+    payload=bytes(range(256)),
+    qos=1,
+    retain=True,
+    duplicate=True,
+    properties=MessageProperties((("k", "1"), ("k", "\u2603")), "text/x", "answers", b"\0\xff", 77),
+)
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+rows = st.builds(
+    Row,
+    received_at_ns=st.integers(0, 2**63 - 1),
+    topic=text,
+    payload=st.binary(max_size=40) | st.sampled_from((b"{}", b'{"a":1}', b"{]}", b'{"a":1} ')),
+    qos=st.sampled_from((0, 1, 2)),
+    retain=st.booleans(),
+    duplicate=st.booleans(),
+    properties=st.builds(
+        MessageProperties,
+        user=st.lists(st.tuples(text, text), max_size=3).map(tuple),
+        content_type=st.none() | text,
+        response_topic=st.none() | text,
+        correlation_data=st.none() | st.binary(max_size=5),
+        expiry_s=st.none() | st.integers(0, 2**32 - 1),
+    ),
+)
+
+Write = Callable[[Iterable[Row], Path], int]
+Read = Callable[[Path], Iterator[Row]]
+LOSSLESS = pytest.mark.parametrize(("write", "read"), [(write_json_lines, read_json_lines), (write_mcap, read_mcap)])
+
+
+@LOSSLESS
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(recorded=st.lists(rows, max_size=6))
+def test_a_recording_comes_back_bit_for_bit(
+    write: Write, read: Read, recorded: list[Row], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("exchange")
+    write_recording(folder / "before", recorded)
+    assert write(read_rows(folder / "before"), folder / "out") == len(recorded)
+    write_recording(folder / "after", read(folder / "out"))
+    assert list(read_rows(folder / "after")) == list(read_rows(folder / "before"))
+
+
+def test_many_messages_keep_their_order_in_mcap_whatever_their_times_say(tmp_path: Path) -> None:
+    recorded = [Row(5000 - n // 2, f"t/{n % 7}", bytes(1000)) for n in range(5000)]
+    write_mcap(recorded, tmp_path / "r.mcap")
+    assert list(read_mcap(tmp_path / "r.mcap")) == recorded
+
+
+def test_equal_payloads_are_one_file(tmp_path: Path) -> None:
+    write_json_lines([FULL, FULL], tmp_path / "r.jsonl")
+    assert [f.read_bytes() for f in payload_folder(tmp_path / "r.jsonl").iterdir()] == [FULL.payload]
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    write_recording(tmp_path / "r", [FULL])
+    write_json_lines([FULL], tmp_path / "r.jsonl")
+    write_mcap([FULL], tmp_path / "r.mcap")
+    with pytest.raises(RecordingError, match="is there already"):
+        write_recording(tmp_path / "r", [])
+    with pytest.raises(ExchangeError, match="is there already"):
+        write_json_lines([], tmp_path / "r.jsonl")
+    with pytest.raises(ExchangeError, match="is there already"):
+        write_mcap([], tmp_path / "r.mcap")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda line: line.replace('"qos":1', '"qos":7'), "line 2: qos is 7"),
+        (lambda line: line.replace('"qos":1', '"qos":"1"'), "line 2: qos is '1'"),
+        (lambda line: line.replace('"topic"', '"subject"'), "line 2: topic is missing"),
+        (lambda line: line.replace('"payload":"', '"payload":"../'), "should be a SHA-256"),
+        (lambda line: line[:-9], "line 2: "),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, change: Callable[[str], str], what: str) -> None:
+    path = tmp_path / "r.jsonl"
+    write_json_lines([FULL, FULL], path)
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{change(second)}\n")
+    with pytest.raises(ExchangeError, match=what):
+        list(read_json_lines(path))
+
+
+def test_a_changed_payload_is_noticed(tmp_path: Path) -> None:
+    write_json_lines([FULL], tmp_path / "r.jsonl")
+    [file] = payload_folder(tmp_path / "r.jsonl").iterdir()
+    file.write_bytes(b"other")
+    with pytest.raises(ExchangeError, match="not the payload of that name"):
+        list(read_json_lines(tmp_path / "r.jsonl"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no MCAP", b"\x89MCAP0\r\n" + bytes(100)])
+def test_what_is_no_mcap_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.mcap").write_bytes(content)
+    with pytest.raises(ExchangeError, match="no MCAP file"):
+        list(read_mcap(tmp_path / "r.mcap"))
+
+
+def test_a_damaged_mcap_file_is_refused(tmp_path: Path) -> None:
+    write_mcap([FULL], tmp_path / "r.mcap")
+    content = bytearray((tmp_path / "r.mcap").read_bytes())
+    content[content.index(FULL.payload[100:110])] ^= 1
+    (tmp_path / "r.mcap").write_bytes(content)
+    with pytest.raises(ExchangeError, match="no MCAP file"):
+        list(read_mcap(tmp_path / "r.mcap"))
+
+
+@pytest.mark.parametrize("in_base64", [True, False])
+def test_mqtt_recorders_csv_is_read(tmp_path: Path, in_base64: bool) -> None:
+    payload = 'one, "two"\nthree'
+    written = base64.b64encode(payload.encode()).decode() if in_base64 else payload
+    with (tmp_path / "r.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a/b", written, 1, False, 1700000000.5, 0.1], ["c", "", 0, True, 1700000001.0, 0]])
+    first, second = read_mqtt_recorder(tmp_path / "r.csv", payloads_in_base64=in_base64)
+    assert first == Row(1_700_000_000_500_000_000, "a/b", payload.encode(), 1)
+    assert second == Row(1_700_000_001_000_000_000, "c", b"", 0, retain=True)
+
+
+def test_a_csv_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ExchangeError, match="line 1: 2 fields; mqtt-recorder writes topic"):
+        list(read_mqtt_recorder(tmp_path / "r.csv", payloads_in_base64=False))
+
+
+@pytest.mark.mosquitto
+def test_what_mosquitto_sub_prints_is_read(mosquitto: str, connect: Callable[..., Client], tmp_path: Path) -> None:
+    sent = [(f"x/{n} y", bytes([n, 0, 10, 255]) * n) for n in range(5)]
+    with EmbeddedBroker("mosquitto") as broker:
+        client = connect(broker.settings)
+        client.publish(Publication("x/kept", b"first", retain=True))
+        command = ["mosquitto_sub", "-p", str(broker.settings.port), "-V", "5", "-q", "1", "-t", "x/#", "-C", "6"]
+        listening = subprocess.Popen([*command, "-F", MOSQUITTO_FORMAT], stdout=subprocess.PIPE)
+        assert listening.stdout is not None
+        line = listening.stdout.readline()  # the retained one: it is subscribed
+        for topic, payload in sent:
+            client.publish(Publication(topic, payload))
+        rest, _ = listening.communicate(timeout=20)
+    (tmp_path / "r.txt").write_bytes(line + rest)
+    first, *others = read_mosquitto_sub(tmp_path / "r.txt")
+    assert (first.topic, first.payload, first.retain, first.qos) == ("x/kept", b"first", True, 1)
+    assert [(row.topic, row.payload) for row in others] == sent
+    assert all(a.received_at_ns <= b.received_at_ns for a, b in pairwise(others))
+
+
+def test_text_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("1700000000.123456789 a 1 0 zz\n")
+    with pytest.raises(ExchangeError, match="line 1: not what mosquitto_sub"):
+        list(read_mosquitto_sub(tmp_path / "r.txt"))
