@@ -69,14 +69,20 @@ def edge(
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private examples, JSON lines.")] = None,
     broker: Broker = None,
     federation: Federation = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Answer there, in OpenAI's shape.")
+    ] = None,
     data_dir: DataDir = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run an edge node on its private examples.
 
-    It runs until Ctrl-C or SIGTERM. A broker that is away is waited for; updates wait on disk meanwhile.
+    It runs until Ctrl-C or SIGTERM. A broker that is away is waited for; updates wait on disk meanwhile. With --http it
+    also answers questions, with the newest adapter that the federation releases.
     """
-    settings = configuration(config, federation, broker, edge={"node": node, "data": data, "data_dir": data_dir})
+    serving = {"http": http} if http is not None else None
+    node_settings = {"node": node, "data": data, "data_dir": data_dir, "serving": serving}
+    settings = configuration(config, federation, broker, edge=node_settings)
     if settings.edge is None:
         fail("no node is configured: pass --node and --data, or set them in [edge] of the settings file", USAGE)
     log(log_level)

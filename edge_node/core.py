@@ -1,12 +1,12 @@
 """Every decision of a node: `step(state, event) -> (state, effects)`. Pure: no clock, no random source, no I/O.
 
 What was said is handled first; then whatever is due by now is done, so that no decision depends on which event woke us.
-The three courses of events have a file each: fetch.py, learning.py, delivery.py.
+The courses of events have a file each: fetch.py, release.py, learning.py, delivery.py.
 """
 
 from dataclasses import replace
 
-from edge_node import delivery, fetch, learning
+from edge_node import delivery, fetch, learning, release
 from edge_node.state import (
     BrokerConnected,
     BrokerLost,
@@ -24,6 +24,7 @@ from edge_node.state import (
     PublishMetrics,
     PublishState,
     RememberTerms,
+    ServeAdapter,
     StepTrained,
     Stop,
     Ticked,
@@ -48,6 +49,7 @@ def initial_state(
     terms: CoordinatorState | None = None,
     layout: Layout | None = None,
     held: GlobalAdapter | None = None,
+    served: GlobalAdapter | None = None,
 ) -> tuple[EdgeState, Effects]:
     """A node that has just started, with what it had on disk; for a moment it hopes for a newer version."""
     state = EdgeState(identity, memory, newer_until=at + fetch.PATIENCE_S, outbox=outbox)
@@ -56,14 +58,17 @@ def initial_state(
     if held is not None:
         mark = max(memory.mark, (held.pointer.epoch, held.pointer.version))
         state = replace(state, held=held, memory=replace(memory, mark=mark))
-    return delivery.trim(replace(state, terms=terms, layout=layout))
+    state, effects = delivery.trim(replace(state, terms=terms, layout=layout))
+    if served is None:
+        return state, effects
+    return replace(state, served=served.pointer), (*effects, ServeAdapter(served.pointer, served.adapter))
 
 
 def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     """What the node knows after the event, and what is to be done about it, in this order."""
     before = state
     state, effects = _handle(state, event)
-    for due in (_settle, fetch.pursue, learning.train_if_due, delivery.send_due):
+    for due in (_settle, fetch.pursue, release.pursue, learning.train_if_due, delivery.send_due):
         state, more = due(state, event.at)
         effects += more
     state, news = _announce(before, state, event)
@@ -72,7 +77,7 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
 
 def next_deadline(state: EdgeState) -> float | None:
     """When to tell the node that time has passed, if nothing else happens; None while nothing waits for time."""
-    deadlines = (fetch.next_due(state), learning.next_due(state), delivery.next_due(state))
+    deadlines = (fetch.next_due(state), release.next_due(state), learning.next_due(state), delivery.next_due(state))
     return min((at for at in deadlines if at is not None), default=None)
 
 
@@ -128,11 +133,17 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
             case topics.GlobalHead():
                 return fetch.on_head(state, at, payload)
             case topics.GlobalRelease():
-                return fetch.on_release(state, payload)
+                return release.on_release(state, payload)
             case topics.GlobalManifestOf(version):
-                return fetch.on_manifest(state, at, version, payload)
+                state, held = fetch.on_manifest(state, at, version, payload)
+                state, served = release.on_manifest(state, version, payload)
+                return state, held + served
             case topics.GlobalChunk(version, index):
-                return fetch.on_chunk(state, at, version, index, payload)
+                state, held = fetch.on_chunk(state, at, version, index, payload)
+                state, served = release.on_chunk(state, version, "head", index, payload)
+                return state, held + served
+            case topics.GlobalAverageChunk(version, index):
+                return release.on_chunk(state, version, "average", index, payload)
             case topics.CoordinatorStateOf():
                 return _on_terms(state, at, CoordinatorState.from_bytes(payload))
             case topics.ReceiptFor(node) if node == state.identity.settings.node:
@@ -164,7 +175,7 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
         state, stop = _learn_layout(state, state.layout)
         return state, effects + stop
     state, aborted = learning.abort(state)
-    return replace(state, layout=None, held=None), (*effects, *aborted, DescribeLayout(terms.lora))
+    return replace(state, layout=None, held=None, served=None), (*effects, *aborted, DescribeLayout(terms.lora))
 
 
 def _learn_layout(state: EdgeState, layout: Layout) -> tuple[EdgeState, Effects]:

@@ -20,7 +20,7 @@ from edge_node.state import (
 )
 from schemas.chunks import CorruptChunk, verify
 from schemas.codec import CodecError, decode, largest_body
-from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
+from schemas.messages import Body, GlobalManifest, GlobalPointer, InvalidMessage, split_body
 
 ASK_AGAIN_S = 20.0  # for a version of which something stays away; doubles with every attempt
 UNSUBSCRIBED_S = 1.0  # before asking again
@@ -36,17 +36,12 @@ def on_head(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, Eff
     # a fetch that had to ask again may follow a false pointer, and must not keep us from the true one
     if fetch is not None and mark < (fetch.pointer.epoch, fetch.pointer.version) and fetch.attempts == 1:
         return state, ()
-    if held is None or not _same_version(pointer, held.pointer):
+    if held is None or not same_version(pointer, held.pointer):
         if held is not None and mark == state.memory.mark:
             return state, (Warn(f"ignored a second, different version {pointer.version}: {pointer.digest[:12]}"),)
         return replace(state, head=pointer), ()
     state = replace(state, head=pointer, held=replace(held, pointer=pointer), newer_until=at)
     return _raise_mark(state, mark)
-
-
-def on_release(state: EdgeState, payload: bytes) -> tuple[EdgeState, Effects]:
-    """Note which version is to be served."""
-    return replace(state, release=GlobalPointer.from_bytes(payload)), ()
 
 
 def on_manifest(state: EdgeState, at: float, version: int, payload: bytes) -> tuple[EdgeState, Effects]:
@@ -56,7 +51,7 @@ def on_manifest(state: EdgeState, at: float, version: int, payload: bytes) -> tu
         return state, ()  # of a version that we no longer fetch
     head, inline = split_body(payload)
     manifest = GlobalManifest.from_bytes(head)
-    _check_manifest(manifest, fetch.pointer, state)
+    check_manifest(manifest, manifest.body, fetch.pointer, state)
     if not manifest.body.chunks:
         verify(inline, manifest.body)
         return _hold(state, at, inline)
@@ -69,19 +64,23 @@ def on_chunk(state: EdgeState, at: float, version: int, index: int, chunk: bytes
     fetch = state.fetch
     if fetch is None or fetch.pointer.version != version:
         return state, ()
+    return _hold_if_complete(replace(state, fetch=with_chunk(fetch, index, chunk)), at)
+
+
+def with_chunk(fetch: Fetch, index: int, chunk: bytes) -> Fetch:
+    """The fetch with one more piece; CorruptChunk for a piece, or for more bytes, than the pointer announced."""
     held = fetch.assembly.held - len(fetch.assembly.parts.get(index, b""))
     if index >= fetch.pointer.chunks or held + len(chunk) > fetch.pointer.size:
         raise CorruptChunk(
-            f"chunk {index} of {len(chunk)} bytes is more than the pointer to version {version} announced"
+            f"chunk {index} of {len(chunk)} bytes is more than the pointer to version {fetch.pointer.version} announced"
         )
-    assembly = fetch.assembly.with_chunk(index, chunk)
-    return _hold_if_complete(replace(state, fetch=replace(fetch, assembly=assembly)), at)
+    return replace(fetch, assembly=fetch.assembly.with_chunk(index, chunk))
 
 
 def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Fetch the version that the head names, in place of any other; ask again for one that stays away."""
     wanted, fetch = _wanted(state), state.fetch
-    if fetch is not None and wanted is not None and _same_version(wanted, fetch.pointer):
+    if fetch is not None and wanted is not None and same_version(wanted, fetch.pointer):
         fetch = replace(fetch, pointer=wanted)
         return _ask_again(state, fetch, at) if at >= fetch.again_at else (replace(state, fetch=fetch), ())
     ended: Effects = (EndFetch(fetch.pointer.version),) if fetch is not None else ()
@@ -97,7 +96,7 @@ def next_due(state: EdgeState) -> float | None:
 def _wanted(state: EdgeState) -> GlobalPointer | None:
     if state.head is None or state.layout is None:
         return None
-    return None if state.held is not None and _same_version(state.head, state.held.pointer) else state.head
+    return None if state.held is not None and same_version(state.head, state.held.pointer) else state.head
 
 
 def _begin(state: EdgeState, wanted: GlobalPointer, at: float) -> tuple[EdgeState, Effects]:
@@ -157,10 +156,9 @@ def _raise_mark(state: EdgeState, mark: tuple[int, int]) -> tuple[EdgeState, Eff
     return replace(state, memory=replace(state.memory, mark=mark)), (RememberMark(mark),)
 
 
-def _check_manifest(manifest: GlobalManifest, pointer: GlobalPointer, state: EdgeState) -> None:
-    """Raise InvalidMessage unless the manifest is of the version that the pointer names, and fits our base model."""
+def check_manifest(manifest: GlobalManifest, body: Body, pointer: GlobalPointer, state: EdgeState) -> None:
+    """Raise InvalidMessage unless manifest and body are what the pointer names, and fit our base model."""
     layout = state.layout.digest if state.layout is not None else ""
-    body = manifest.body
     for what, said, expected in (
         ("version", manifest.version, pointer.version),
         ("digest", body.sha256, pointer.digest),
@@ -174,7 +172,8 @@ def _check_manifest(manifest: GlobalManifest, pointer: GlobalPointer, state: Edg
             raise InvalidMessage(f"the manifest of version {pointer.version} has {what} {said}, expected {expected}")
 
 
-def _same_version(one: GlobalPointer, other: GlobalPointer) -> bool:
+def same_version(one: GlobalPointer, other: GlobalPointer) -> bool:
+    """Whether both name the same adapter."""
     # a restarted coordinator points to the same version in a new epoch
     return (one.version, one.digest) == (other.version, other.digest)
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from base_model.examples import InvalidExamples
 from base_model.layout import layout_of
@@ -29,10 +29,13 @@ from edge_node import core, held_adapter, state
 from edge_node.local_data import LocalData
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import Publisher, publication
-from edge_node.settings import EdgeSettings
+from edge_node.settings import EdgeSettings, ServingSettings
 from edge_node.trainer import Trainer, TrainerDied
 from schemas import topics
 from schemas.messages import NodeState
+
+if TYPE_CHECKING:
+    from edge_node.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def _run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings,
     try:
         with _alone_in(settings.data_dir), Outbox(settings.data_dir / "outbox.db") as outbox:
             resolved = resolve(base_model.name, base_model.cache, _log_stages())
-            return Service(federation, resolved, broker, settings, outbox).serve()
+            return Service(federation, resolved, base_model.cache, broker, settings, outbox).serve()
     except KeyboardInterrupt:
         return CLEAN
     except EXPECTED_FAULTS as fault:
@@ -79,12 +82,19 @@ class Service:
     """The loop of one node and what it works with."""
 
     def __init__(
-        self, federation: str, resolved: ResolvedModel, broker: BrokerSettings, settings: EdgeSettings, outbox: Outbox
+        self,
+        federation: str,
+        resolved: ResolvedModel,
+        cache: Path,
+        broker: BrokerSettings,
+        settings: EdgeSettings,
+        outbox: Outbox,
     ) -> None:
         boot_id = f"{outbox.count_boot():08x}{uuid.uuid4().hex[8:]}"  # a later boot sorts behind an earlier one
         self._identity = state.Identity(federation, boot_id, resolved.digest, settings)
         self._resolved, self._broker, self._outbox = resolved, broker, outbox
         self._head_folder = settings.data_dir / "head"
+        self._release_folder = settings.data_dir / "release"
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._data = LocalData(settings.data)
         log.info("node %s: %d private examples, %s", settings.node, len(self._data.examples()), resolved.name)
@@ -100,6 +110,7 @@ class Service:
         )
         self._publisher = Publisher(self._client, federation, settings.node, outbox)
         self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
+        self._serving = _serving(resolved, cache, settings.serving, self._inbox.put)
 
     def serve(self) -> int:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
@@ -116,6 +127,8 @@ class Service:
                 self._client.stop(FAREWELL_S)
                 ended.set()
                 self._trainer.stop()
+                if self._serving is not None:
+                    self._serving.stop()
                 log.info("stopped")
 
     def _loop(self) -> int:
@@ -135,17 +148,17 @@ class Service:
 
     def _recall(self) -> tuple[state.EdgeState, state.Effects]:
         """The state to begin with, from what is on disk; what is damaged there comes from the broker again."""
-        terms = layout = held = None
+        terms = layout = held = served = None
         try:
             terms = held_adapter.recall_terms(self._head_folder)
             if terms is not None and terms.base_model == self._resolved.digest:
                 layout = layout_of(self._resolved, terms.lora)
                 held = held_adapter.recall(self._head_folder, layout)
+                served = held_adapter.recall(self._release_folder, layout) if self._serving is not None else None
         except held_adapter.DamagedFile as fault:
             log.warning("%s; it will be fetched again", fault)
-        return core.initial_state(
-            self._identity, self._outbox.memory(), time.monotonic(), self._outbox.waiting(), terms, layout, held
-        )
+        memory, waiting = self._outbox.memory(), self._outbox.waiting()
+        return core.initial_state(self._identity, memory, time.monotonic(), waiting, terms, layout, held, served)
 
     def _next(self, deadline: float | None) -> Any:
         """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
@@ -174,7 +187,7 @@ class Service:
                 return None
             case TrainerDied(error=error):
                 raise error
-            case NetworkThreadDied():
+            case Exception():  # what the client's or the serving thread died of
                 raise item
         event: state.Event = item  # the trainer and we ourselves speak the core's language
         return event
@@ -206,6 +219,13 @@ class Service:
                 self._client.subscribe(*_version_filters(self._identity.federation, version))
             case state.EndFetch(version):
                 self._client.unsubscribe(*_version_filters(self._identity.federation, version))
+            case state.FetchAverage(version):
+                self._client.subscribe(*_average_filters(self._identity.federation, version))
+            case state.EndAverageFetch(version):
+                self._client.unsubscribe(*_average_filters(self._identity.federation, version))
+            case state.ServeAdapter(pointer, adapter):
+                if self._serving is not None:
+                    self._serving.serve(pointer, adapter)
             case state.DescribeLayout(lora):
                 layout = layout_of(self._resolved, lora)
                 self._inbox.put(state.LayoutDescribed(time.monotonic(), layout))
@@ -221,6 +241,8 @@ class Service:
         match effect:
             case state.KeepVersion(pointer, body):
                 held_adapter.keep(self._head_folder, pointer, body)
+            case state.KeepRelease(pointer, body):
+                held_adapter.keep(self._release_folder, pointer, body)
             case state.RememberTerms(terms):
                 held_adapter.keep_terms(self._head_folder, terms)
             case state.RememberMark(mark):
@@ -248,6 +270,17 @@ def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event)
         put(fault)
 
 
+def _serving(
+    resolved: ResolvedModel, cache: Path, settings: ServingSettings, put: Callable[[Any], None]
+) -> "Serving | None":
+    """What answers, if the owner wants that."""
+    if settings.http is None:
+        return None
+    from edge_node.serving import Serving  # a node that only trains needs none of its memory
+
+    return Serving(resolved, cache, settings, put)
+
+
 def _subscriptions(federation: str, node: str) -> tuple[str, ...]:
     return (
         topics.topic_filter(federation, topics.CoordinatorStateOf),
@@ -261,6 +294,13 @@ def _version_filters(federation: str, version: int) -> tuple[str, ...]:
     return (
         topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
         topics.topic_filter(federation, topics.GlobalChunk, version=version),
+    )
+
+
+def _average_filters(federation: str, version: int) -> tuple[str, ...]:
+    return (
+        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
+        topics.topic_filter(federation, topics.GlobalAverageChunk, version=version),
     )
 
 

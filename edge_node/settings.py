@@ -14,6 +14,26 @@ def _own_folder(settings: dict[str, Any]) -> Path:
     return Path("alignfed-data") / str(settings.get("node", "node"))
 
 
+class ServingSettings(BaseModel):
+    """How a node answers questions with the federation's adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http: str | None = Field(
+        default=None,
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
+        description="HOST:PORT to answer on, in OpenAI's shape; the node serves only when it is set",
+    )
+    precision: Literal["q41x", "fp32"] | None = Field(
+        default=None, description="q41x serves a GGUF file's blocks, fp32 any weights; by the model's files when unset"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="processor threads that one answer may use")
+    parallel: int = Field(default=2, ge=1, le=64, description="answers that are made at the same time")
+    waiting: int = Field(default=16, ge=1, le=10_000, description="more requests than these are refused with 503")
+    timeout_s: float = Field(default=60.0, gt=0, le=3600, description="patience with one answer, waiting included")
+    max_tokens: int = Field(default=256, ge=1, le=4096, description="of an answer whose request sets no limit")
+
+
 class EdgeSettings(BaseModel):
     """One node: the private examples it learns from, and the limits it keeps to."""
 
@@ -33,6 +53,7 @@ class EdgeSettings(BaseModel):
     )
     threads: int = Field(default=1, ge=1, le=1024, description="processor threads that training may use")
     training: TrainingConfig = TrainingConfig()
+    serving: ServingSettings = ServingSettings()
     rank: int | None = Field(
         default=None,
         ge=1,

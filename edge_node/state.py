@@ -106,9 +106,11 @@ class EdgeState:
     terms: CoordinatorState | None = None
     layout: Layout | None = None  # our own, of the terms' LoRA configuration
     head: GlobalPointer | None = None  # the version to train from, as last heard
-    release: GlobalPointer | None = None  # the version to serve, as last heard; serving is not built yet
+    release: GlobalPointer | None = None  # the version to serve, as last heard
     fetch: Fetch | None = None
     held: GlobalAdapter | None = None
+    release_fetch: Fetch | None = None
+    served: GlobalPointer | None = None  # what this node serves, if it serves
     training: Training | None = None
     failures: int = 0  # trainings in a row that came to nothing
     rest_until: float = 0.0
@@ -239,6 +241,36 @@ class EndFetch:
 
 
 @dataclass(frozen=True)
+class FetchAverage:
+    """Subscribe to a version's manifest and the chunks of its running average."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class EndAverageFetch:
+    """Unsubscribe from a version's manifest and the chunks of its running average."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class KeepRelease:
+    """Write a verified release to disk in place of the one before."""
+
+    pointer: GlobalPointer
+    body: bytes
+
+
+@dataclass(frozen=True)
+class ServeAdapter:
+    """Answer with this adapter from now on."""
+
+    pointer: GlobalPointer
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
 class KeepVersion:
     """Write a verified version to disk in place of the one before."""
 
@@ -335,7 +367,11 @@ Effect = (
     | RememberMark
     | FetchVersion
     | EndFetch
+    | FetchAverage
+    | EndAverageFetch
     | KeepVersion
+    | KeepRelease
+    | ServeAdapter
     | Train
     | AbortTraining
     | StoreUpdate

@@ -33,6 +33,7 @@ COMMANDS = (
     "doctor",
     "simulate",
     "compare",
+    "chat",
 )
 
 

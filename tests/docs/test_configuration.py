@@ -15,7 +15,7 @@ from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
-from edge_node.settings import EdgeSettings
+from edge_node.settings import EdgeSettings, ServingSettings
 from schemas.adapter import LoraConfig
 
 HEADER = ["key", "type", "default", "meaning"]
@@ -32,6 +32,7 @@ SECTIONS = {
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
+    "edge.serving": ServingSettings,
 }
 
 

@@ -1,8 +1,10 @@
 """A real node process, a real broker, a real tiny model; the coordinator's side is played by the test."""
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -123,10 +125,16 @@ class Federation:
         }
         self.say(topics.CoordinatorStateOf(), CoordinatorState(**(usual | changes)).to_bytes())
 
-    def publish(self, version: int, adapter: Adapter, chunk_size: int = 4096) -> None:
-        """Chunks, manifest, and the pointer last."""
+    def publish(
+        self, version: int, adapter: Adapter, chunk_size: int = 4096, average: Adapter | None = None
+    ) -> GlobalPointer:
+        """Chunks, manifest, and the pointer last; the pointer to what would be served, the average if there is one."""
         body = encode(adapter, "safetensors")
         entry = describe(body, "safetensors", chunk_size, inline=0)
+        averaged = encode(average, "safetensors") if average is not None else b""
+        average_entry = describe(averaged, "safetensors", chunk_size, inline=0) if average is not None else None
+        for index, chunk in enumerate(split(averaged, chunk_size) if averaged else ()):
+            self.say(topics.GlobalAverageChunk(version, index), chunk)
         manifest = GlobalManifest(
             epoch=1,
             version=version,
@@ -139,6 +147,7 @@ class Federation:
             release=ReleaseReport(version=version, variant="head", judged=version),
             created_at_ns=0,
             body=entry,
+            average=average_entry,
         )
         for index, chunk in enumerate(split(body, chunk_size)):
             self.say(topics.GlobalChunk(version, index), chunk)
@@ -147,6 +156,13 @@ class Federation:
             epoch=1, version=version, digest=entry.sha256, parent=None, size=len(body), chunks=len(entry.chunks)
         )
         self.say(topics.GlobalHead(), pointer.to_bytes())
+        if average_entry is None:
+            return pointer
+        sizes = {"size": len(averaged), "chunks": len(average_entry.chunks)}
+        return pointer.model_copy(update={"digest": average_entry.sha256, "variant": "average", **sizes})
+
+    def release(self, pointer: GlobalPointer) -> None:
+        self.say(topics.GlobalRelease(), pointer.to_bytes())
 
     def answer(self, node: str, update: str, **receipt: Any) -> None:
         self.say(topics.ReceiptFor(node), Receipt(update_id=update, **receipt).to_bytes())
@@ -214,6 +230,13 @@ def each_broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
 def broker() -> Iterator[EmbeddedBroker]:
     with EmbeddedBroker() as running:
         yield running
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 @pytest.fixture
@@ -343,6 +366,67 @@ def test_a_node_with_another_base_model_ends_with_code_3_and_says_what_to_do(
     assert "0" * 64 in node.log
     assert federation.resolved.digest in node.log
     assert "Name that model under [base_model]" in node.log
+    assert "Traceback" not in node.log
+
+
+def asked(port: int) -> tuple[str | None, dict[str, Any]]:
+    """The version that a node says has answered, and the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    body = json.dumps({"messages": [{"role": "user", "content": "turn on lamp 1"}], "max_tokens": 8})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer: dict[str, Any] = json.load(response)
+    connection.close()
+    return response.headers["x-adapter-version"], answer
+
+
+def test_a_node_answers_with_the_release_while_it_trains_from_the_head(
+    each_broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int
+) -> None:
+    federation = found(each_broker)
+    federation.announce()
+    node = start(federation, each_broker, serving={"http": f"127.0.0.1:{free_port}"})
+    node.says("answering on http://")
+    assert asked(free_port)[0] == "none"
+    federation.release(federation.publish(0, first))
+    node.says("serving the head of version 0")
+    assert asked(free_port)[0] == "0"
+    released = federation.publish(1, first * 2.0, average=first * 1.5)
+    federation.hears_state(lambda state: state.version == 1)
+    version, answer = asked(free_port)
+    assert (version, answer["system_fingerprint"]) == ("0", f"v0-{first.digest[:12]}")
+    federation.release(released)
+    node.says("serving the average of version 1")
+    version, answer = asked(free_port)
+    assert (version, answer["system_fingerprint"]) == ("1", f"v1-{(first * 1.5).digest[:12]}")
+    assert node.is_asked_to_end() == 0
+    assert "Traceback" not in node.log
+
+
+def test_a_node_serves_from_its_disk_while_the_broker_is_away(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    serving = {"http": f"127.0.0.1:{free_port}"}
+    node = start(federation, broker, serving=serving)
+    federation.release(federation.publish(3, first))
+    node.says("serving the head of version 3")
+    node.process.kill()
+    node.process.wait()
+    broker.kill()
+    node = start(federation, broker, serving=serving)
+    node.says("serving the head of version 3")
+    assert asked(free_port)[0] == "3"
+    assert node.is_asked_to_end() == 0
+
+
+def test_an_address_that_is_taken_ends_the_node_with_a_sentence(broker: EmbeddedBroker, found: Any, start: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        node = start(found(broker), broker, serving={"http": address})
+        assert node.ends() == 1
+    assert f"cannot answer on {address}: Address already in use; choose another --http" in node.log
     assert "Traceback" not in node.log
 
 

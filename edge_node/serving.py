@@ -1,0 +1,111 @@
+"""Serving as a thread of the node: it loads the model, answers over HTTP, and takes up each adapter that it is given.
+
+It does not know which adapter is to be served, or the broker.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from base_model.reference import ResolvedModel
+from base_model.wheel import BaseModelError
+from edge_node.answering import Answering
+from edge_node.chat_tokens import ChatTokens
+from edge_node.export import ServedModel, export, prepack, usual_precision
+from edge_node.http import HttpServer, application
+from edge_node.inference import AdapterRefused, Inference, ServedVersion
+from edge_node.memory import share_one_heap
+from edge_node.session import Session
+from edge_node.settings import ServingSettings
+from schemas.adapter import Adapter
+from schemas.messages import GlobalPointer
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 12.0
+
+
+class Serving:
+    """Serves from the moment it is made, the base model first; `emit` is given the error that its thread died of."""
+
+    def __init__(
+        self,
+        resolved: ResolvedModel,
+        cache: Path,
+        settings: ServingSettings,
+        emit: Callable[[Exception], None],
+    ) -> None:
+        self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
+        self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
+        self._thread.start()
+
+    def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:
+        """Answer with this verified adapter as soon as it is loaded; returns at once."""
+        self._adapters.put((pointer, adapter))
+
+    def stop(self) -> None:
+        """Tell who waits for an answer, and end."""
+        self._adapters.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def _work(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # carried to the main loop, which stops loudly
+            self._emit(error)
+
+    def _serve(self) -> None:
+        begun = time.monotonic()
+        share_one_heap()
+        chat = ChatTokens(self._resolved.path)
+        settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
+        answering = Answering(inference, chat, settings.parallel, settings.waiting, settings.timeout_s)
+        app = application(inference, answering, self._resolved, settings.max_tokens)
+        try:
+            server = HttpServer(app, *_address(settings.http))
+        except OSError as fault:
+            reason = os.strerror(fault.errno) if fault.errno else fault
+            raise OSError(f"cannot answer on {settings.http}: {reason}; choose another --http") from fault
+        server.start()
+        log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
+        try:
+            while (given := self._adapters.get()) is not None:
+                _take_up(inference, *given)
+        finally:
+            answering.stop()
+            server.stop()
+
+    def _model(self) -> ServedModel:
+        precision = self._settings.precision or usual_precision(self._resolved)
+        portable = export(self._resolved, self._cache, precision, _log_stage)
+        try:
+            return prepack(portable, self._cache, _log_stage)
+        except BaseModelError as fault:
+            log.warning("%s; serving the portable graph, which needs more memory", fault)
+            return portable
+
+
+def _take_up(inference: Inference, pointer: GlobalPointer, adapter: Adapter) -> None:
+    begun = time.monotonic()
+    try:
+        slot = inference.prepare(adapter, ServedVersion(pointer.epoch, pointer.version), pointer.digest)
+        inference.swap(slot)
+    except AdapterRefused as fault:
+        log.warning("version %d is not served: %s", pointer.version, fault)
+        return
+    milliseconds = 1e3 * (time.monotonic() - begun)
+    log.info("serving the %s of version %d, ready in %.0f ms", pointer.variant, pointer.version, milliseconds)
+
+
+def _address(http: str | None) -> tuple[str, int]:
+    host, _, port = (http or "").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _log_stage(stage: str, _done: int, _total: int | None) -> None:
+    log.info("serving: %s", stage)

@@ -1,0 +1,59 @@
+"""`alignfed chat` streams a node's answers and shows which adapter version they are of."""
+
+import socket
+
+import pytest
+
+from base_model.reference import resolve
+from edge_node.answering import Answering
+from edge_node.chat_tokens import ChatTokens
+from edge_node.export import export
+from edge_node.http import HttpServer, application
+from edge_node.inference import Inference
+from edge_node.session import Session
+
+
+@pytest.fixture(scope="module")
+def node(tiny_model_dir, tmp_path_factory):
+    """A node that serves the tiny model: its address."""
+    cache = tmp_path_factory.mktemp("cache")
+    resolved = resolve(str(tiny_model_dir), cache)
+    inference = Inference(Session(export(resolved, cache, "fp32")))
+    answering = Answering(inference, ChatTokens(resolved.path), parallel=1, waiting=4, timeout_s=60)
+    server = HttpServer(application(inference, answering, resolved, usual_tokens=8), "127.0.0.1", 0)
+    server.start()
+    yield f"http://127.0.0.1:{server.port}"
+    answering.stop()
+    server.stop()
+
+
+def test_one_question_gets_its_answer_and_the_version_that_made_it(alignfed, node):
+    said = alignfed("chat", "--node-url", node, "--prompt", "turn on the desk lamp")
+    assert said.returncode == 0
+    assert said.stdout.strip()
+    assert said.stderr == "  adapter version none\n"
+
+
+def test_a_refusal_is_said_in_the_words_of_the_node(alignfed, node):
+    said = alignfed("chat", "--node-url", node, "--prompt", "lamp " * 5000)
+    assert said.returncode == 1
+    assert "alignfed: the node refused: " in said.stderr
+    assert "do not fit a context" in said.stderr
+
+
+def test_a_node_that_is_not_there_is_missed_with_what_to_do(alignfed):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    said = alignfed("chat", "--node-url", f"http://127.0.0.1:{port}", "--prompt", "x")
+    assert said.returncode == 1
+    assert f"the node at 127.0.0.1:{port} does not answer" in said.stderr
+    assert "Was it started with --http?" in said.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "https://node:1", "http://node", "http://node:x", "http://node:1/v1"]
+)
+def test_what_is_no_address_is_a_wrong_usage(alignfed, url):
+    said = alignfed("chat", "--node-url", url, "--prompt", "x")
+    assert said.returncode == 2
+    assert "give http://HOST:PORT" in said.stderr

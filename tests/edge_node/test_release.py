@@ -1,0 +1,200 @@
+"""Which adapter is served: the release, verified, from the head's bytes, from its own topics, or from disk."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edge_node.core import initial_state
+from edge_node.state import (
+    EndAverageFetch,
+    EndFetch,
+    FetchAverage,
+    FetchVersion,
+    KeepRelease,
+    ServeAdapter,
+    Warn,
+)
+from schemas.chunks import describe, split
+from schemas.codec import encode
+from schemas.messages import GlobalPointer, ReleaseReport
+from schemas.topics import GlobalAverageChunk, GlobalChunk, GlobalManifestOf, GlobalRelease
+
+SERVING = {"serving": {"http": "127.0.0.1:8000"}}
+
+
+@pytest.fixture
+def server(start_node: Any, coordinator: Any) -> Any:
+    """A connected node that serves and knows the terms."""
+    node = start_node(**SERVING)
+    node.joins(coordinator.terms())
+    return node
+
+
+def averaged(coordinator: Any, number: int, value: float = 1.0, average: float = 0.5, epoch: int = 1) -> Any:
+    """A version that is served as its running average: (version, pointer to release, chunks of the average)."""
+    body = encode(coordinator.adapter(average), "safetensors")
+    entry = describe(body, "safetensors", 100, inline=0)
+    release = ReleaseReport(version=number, variant="average", judged=number)
+    version = coordinator.version(number, value, epoch, chunk_size=100, average=entry, release=release)
+    pointer = GlobalPointer(
+        epoch=epoch, version=number, digest=entry.sha256, parent=None, size=len(body), chunks=len(entry.chunks),
+        variant="average",
+    )  # fmt: skip
+    return version, pointer, split(body, 100)
+
+
+def served(effects: Any) -> list[tuple[int, str, float]]:
+    """(version, variant, value) of every adapter that is to be served."""
+    chosen = [effect for effect in effects if isinstance(effect, ServeAdapter)]
+    return [(one.pointer.version, one.pointer.variant, float(one.adapter.values[0])) for one in chosen]
+
+
+def test_a_node_that_does_not_serve_fetches_no_release(member: Any, coordinator: Any) -> None:
+    assert member.hears(GlobalRelease(), coordinator.version(3).pointer) == ()
+
+
+def test_a_release_that_is_the_head_is_served_without_being_sent_twice(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0, chunk_size=100)
+    assert served(server.receives(version)) == []
+    effects = server.hears(GlobalRelease(), version.pointer)
+    assert served(effects) == [(3, "head", 2.0)]
+    assert KeepRelease(version.pointer, version.body) in effects
+    assert not any(isinstance(effect, FetchVersion) for effect in effects)
+
+
+def test_a_release_whose_head_is_on_its_way_waits_for_it(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0, chunk_size=100)
+    assert server.hears(GlobalRelease(), version.pointer) == (FetchVersion(3),)
+    assert served(server.receives(version)) == [(3, "head", 2.0)]
+
+
+def test_a_release_older_than_the_head_is_fetched_beside_it(server: Any, coordinator: Any) -> None:
+    older, head = coordinator.version(3, 2.0, chunk_size=100), coordinator.version(5, 4.0, chunk_size=100)
+    server.receives(head)
+    assert server.hears(GlobalRelease(), older.pointer) == (FetchVersion(3),)
+    effects = server.hears(GlobalManifestOf(3), older.manifest)
+    for index, chunk in enumerate(older.chunks):
+        effects += server.hears(GlobalChunk(3, index), chunk)
+    assert served(effects) == [(3, "head", 2.0)]
+    assert EndFetch(3) in effects
+    assert server.version_held() == 5
+
+
+def test_an_average_is_served_from_chunks_of_its_own(server: Any, coordinator: Any) -> None:
+    version, pointer, chunks = averaged(coordinator, 3, value=2.0, average=0.25)
+    server.receives(version)
+    assert server.hears(GlobalRelease(), pointer) == (FetchAverage(3),)
+    effects = server.hears(GlobalManifestOf(3), version.manifest)
+    for index, chunk in reversed(list(enumerate(chunks))):
+        effects += server.hears(GlobalAverageChunk(3, index), chunk)
+    assert served(effects) == [(3, "average", 0.25)]
+    assert EndAverageFetch(3) in effects
+    assert float(server.state.held.adapter.values[0]) == 2.0
+
+
+def test_chunks_of_the_head_are_not_taken_for_the_average(server: Any, coordinator: Any) -> None:
+    version, pointer, _ = averaged(coordinator, 3)
+    server.hears(GlobalRelease(), pointer)
+    server.hears(GlobalManifestOf(3), version.manifest)
+    for index, chunk in enumerate(version.chunks):
+        assert served(server.hears(GlobalChunk(3, index), chunk)) == []
+    assert server.state.release_fetch.assembly.held == 0
+
+
+def test_head_and_average_of_one_version_are_fetched_at_the_same_time(server: Any, coordinator: Any) -> None:
+    version, pointer, chunks = averaged(coordinator, 3, value=2.0, average=0.25)
+    server.hears(GlobalRelease(), pointer)
+    effects = server.receives(version)
+    for index, chunk in enumerate(chunks):
+        effects += server.hears(GlobalAverageChunk(3, index), chunk)
+    assert served(effects) == [(3, "average", 0.25)]
+    assert server.version_held() == 3
+
+
+def test_a_false_chunk_is_not_served_and_the_true_one_still_counts(server: Any, coordinator: Any) -> None:
+    version, pointer, chunks = averaged(coordinator, 3)
+    server.hears(GlobalRelease(), pointer)
+    server.hears(GlobalManifestOf(3), version.manifest)
+    effects = server.hears(GlobalAverageChunk(3, 0), b"x" * 100)
+    assert [type(effect) for effect in effects] == [Warn]
+    for index, chunk in enumerate(chunks):
+        effects += server.hears(GlobalAverageChunk(3, index), chunk)
+    assert len(served(effects)) == 1
+
+
+def test_bytes_that_are_not_an_adapter_are_not_served(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, chunk_size=100, content=b"x" * 300)
+    server.hears(GlobalRelease(), version.pointer)
+    effects = server.hears(GlobalManifestOf(3), version.manifest)
+    for index, chunk in enumerate(version.chunks):
+        effects += server.hears(GlobalChunk(3, index), chunk)
+    assert served(effects) == []
+    assert "refused to serve version 3" in next(e.text for e in effects if isinstance(e, Warn))
+    assert server.state.release_fetch is None
+
+
+def test_a_release_that_is_larger_than_any_adapter_is_not_fetched(server: Any, coordinator: Any) -> None:
+    huge = coordinator.version(3).pointer.model_copy(update={"size": 10**9, "chunks": 4000})
+    effects = server.hears(GlobalRelease(), huge)
+    assert "more than the" in effects[0].text
+
+
+def test_what_is_served_never_falls_back_without_a_higher_epoch(server: Any, coordinator: Any) -> None:
+    for version in (coordinator.version(5, 5.0), coordinator.version(6, 6.0)):
+        server.receives(version)
+        server.hears(GlobalRelease(), version.pointer)
+    (ignored,) = server.hears(GlobalRelease(), coordinator.version(5, 5.0).pointer)
+    assert "this node serves epoch 1, version 6" in ignored.text
+    back = coordinator.version(5, 5.0, epoch=2)
+    effects = server.hears(GlobalRelease(), back.pointer) + server.hears(GlobalManifestOf(5), back.manifest)
+    assert served(effects) == [(5, "head", 5.0)]
+
+
+def test_a_second_body_of_the_served_version_is_ignored(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(5, 5.0)
+    server.receives(version)
+    server.hears(GlobalRelease(), version.pointer)
+    (ignored,) = server.hears(GlobalRelease(), coordinator.version(5, 7.0).pointer)
+    assert "second, different release" in ignored.text
+
+
+def test_a_version_may_be_served_first_as_head_then_as_average(server: Any, coordinator: Any) -> None:
+    version, pointer, chunks = averaged(coordinator, 3, value=2.0, average=0.25)
+    server.receives(version)
+    server.hears(GlobalRelease(), version.pointer)
+    effects = server.hears(GlobalRelease(), pointer) + server.hears(GlobalManifestOf(3), version.manifest)
+    for index, chunk in enumerate(chunks):
+        effects += server.hears(GlobalAverageChunk(3, index), chunk)
+    assert served(effects) == [(3, "average", 0.25)]
+
+
+def test_a_restarted_coordinator_makes_nobody_fetch_what_is_served(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3)
+    server.receives(version)
+    server.hears(GlobalRelease(), version.pointer)
+    assert server.hears(GlobalRelease(), coordinator.version(3, epoch=2).pointer) == ()
+    assert server.state.served.epoch == 2
+
+
+def test_a_newer_release_supersedes_a_fetch(server: Any, coordinator: Any) -> None:
+    server.hears(GlobalRelease(), coordinator.version(3).pointer)
+    assert server.hears(GlobalRelease(), coordinator.version(4).pointer) == (EndFetch(3), FetchVersion(4))
+
+
+def test_a_release_that_stays_away_is_asked_for_again(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0)
+    server.hears(GlobalRelease(), version.pointer)
+    asked = [type(effect) for _ in range(60) for effect in server.waits(1)]
+    assert [kind for kind in asked if kind in (EndFetch, FetchVersion)][:2] == [EndFetch, FetchVersion]
+    assert served(server.hears(GlobalManifestOf(3), version.manifest)) == [(3, "head", 2.0)]
+
+
+def test_a_node_serves_what_it_has_on_disk_before_it_hears_anything(start_node: Any, coordinator: Any) -> None:
+    base = start_node(**SERVING).state
+    terms, layout = coordinator.terms(), coordinator.adapter(1.0).layout
+    state, effects = initial_state(base.identity, base.memory, 0.0, (), terms, layout, None, coordinator.held(4, 3.0))
+    assert served(effects) == [(4, "head", 3.0)]
+    node = replace(start_node(**SERVING), state=state)
+    node.connects()
+    assert node.hears(GlobalRelease(), state.served) == ()
