@@ -107,7 +107,7 @@ def module_inputs(
     hooks = [module.register_forward_pre_hook(partial(_note, latest, name)) for name, module in modules.items()]
     try:
         with torch.no_grad():
-            for chosen in by_length([len(example) for example in encoded], LOSS_BATCH):
+            for chosen in _batches(model, encoded):
                 passed = hidden_states(model, collate([encoded[index] for index in chosen], model.padding))
                 for name in modules:
                     rows[name].append(latest[name][passed.packed.real].float().cpu())
@@ -154,9 +154,14 @@ def _forced(model: LanguageModel, encoded: list[Encoded], on_done: Callable[[int
 
 def _passes(model: LanguageModel, encoded: list[Encoded]) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """Batch by batch: which examples, their batch, and the logits (answer tokens, vocabulary) that predict them."""
-    for chosen in by_length([len(example) for example in encoded], LOSS_BATCH):
+    for chosen in _batches(model, encoded):
         batch = collate([encoded[index] for index in chosen], model.padding)
         yield chosen, batch, forward(model, batch, batch.predicting).logits
+
+
+def _batches(model: LanguageModel, encoded: list[Encoded]) -> list[list[int]]:
+    lengths = [len(example) for example in encoded]
+    return by_length(lengths, model.batch_size(lengths, LOSS_BATCH))
 
 
 def _by_example(values: Tensor, chosen: list[int], encoded: list[Encoded]) -> list[NDArray[Any]]:

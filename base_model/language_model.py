@@ -5,7 +5,7 @@ training, evaluation, or the network.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal, Self
@@ -30,6 +30,7 @@ from schemas.adapter import A_SUFFIX, Adapter, Layout, LoraConfig
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 
+BYTES_OF_A_LOGIT = 12  # in float32, with two copies on the way to a loss
 MOST_ENCODED = 10_000  # examples whose tokens are kept: some 10 MB of short ones
 
 
@@ -41,6 +42,7 @@ class LanguageModel:
     network: Any  # PreTrainedModel or PeftModel: neither is typed as callable with what models take
     tokenizer: PreTrainedTokenizerBase
     frozen: StateCache  # what the layers below the adapted ones made of examples
+    batch_mb: int | None = None  # the most that a batch without gradients may take, in MiB; no bound when unset
     adapted: Layout | None = None
     factors: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # the layout's tensors, float32
     shortcuts: dict[str, bool] = field(default_factory=dict)  # name -> whether this network allows it
@@ -59,19 +61,20 @@ class LanguageModel:
         threads: int = 1,
         device: Device = "cpu",
         frozen_cache_mb: int = 256,
+        batch_mb: int | None = None,
     ) -> Self:
         """Map the weights into memory and read the tokenizer; PyTorch uses `threads` threads from now on.
 
         With the dtype of the file the weights are shared with other processes; another dtype makes a private copy.
         Factors are float32 always. Up to `frozen_cache_mb` MiB keep what the layers below the adapted ones make of
-        examples, so that it is computed once; 0 computes it each time.
+        examples, so that it is computed once; 0 computes it each time. `batch_mb` bounds what is measured at once.
         """
         torch.set_num_threads(threads)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, local_files_only=True)
         network: Any = _mapped_network(resolved, getattr(torch, dtype))
         if device == "cpu" and dtype == "bfloat16" and network.config._attn_implementation == "sdpa":
             network.set_attn_implementation(SHORT_ROWS)
-        return cls(resolved, network.to(device), tokenizer, StateCache(frozen_cache_mb << 20))
+        return cls(resolved, network.to(device), tokenizer, StateCache(frozen_cache_mb << 20), batch_mb)
 
     def layout(self, lora: LoraConfig) -> Layout:
         """Names and shapes of the factors this configuration adds to the model."""
@@ -80,6 +83,16 @@ class LanguageModel:
     def initial_adapter(self, lora: LoraConfig, seed: int) -> Adapter:
         """The adapter training starts from: the model answers as without it."""
         return initial_adapter(self.layout(lora), seed)
+
+    def batch_size(self, lengths: Sequence[int], most: int) -> int:
+        """How many examples of these lengths, in tokens, to measure at once: at least one, at most `most`.
+
+        What counts is logits over the whole vocabulary, as if every token had some.
+        """
+        if self.batch_mb is None or not lengths:
+            return most
+        largest = max(lengths) * int(self.network.config.vocab_size) * BYTES_OF_A_LOGIT
+        return max(1, min(most, (self.batch_mb << 20) // largest))
 
     def apply(self, adapter: Adapter) -> None:
         """Put this adapter on the model in place of the one before; any rank, modules and layers."""

@@ -50,7 +50,8 @@ class Calibrator:
             resolved,
             threads=settings.threads,
             device="cuda" if on_gpu else "cpu",
-            frozen_cache_mb=settings.memory_mb,
+            frozen_cache_mb=settings.memory_mb // 2,
+            batch_mb=settings.memory_mb // 2,
         )
         return cls(model, calibration, settings.training)
 

@@ -21,7 +21,11 @@ class CalibrationSettings(BaseModel):
     gate_examples: int = Field(default=64, ge=0, le=100_000, description="of them, to decide what nodes serve")
     training: TrainingConfig = Field(default=TrainingConfig(), description="the anchor's steps; as the nodes train")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
-    memory_mb: int = Field(default=512, ge=16, description="for one batch of examples; larger sets take several")
+    memory_mb: int = Field(
+        default=512,
+        ge=16,
+        description="MiB: half for a batch, so that large sets take several, half to keep what frozen layers make",
+    )
     threads: int = Field(default=1, ge=1, le=1024, description="processor threads of the base model")
 
 

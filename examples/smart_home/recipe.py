@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     versions: int = Field(default=12, ge=1, description="the run ends when this version is out")
     lora: LoraConfig = LoraConfig(rank=8, alpha=16, target_modules=EVERY_LINEAR, last_layers=10)
     strategy: Strategy = AlignFed(buffer_size=3)
-    codec: Literal["int8", "fp32"] = "int8"
+    codec: Literal["kltp", "int8", "fp16", "fp32"] = "kltp"
     training: TrainingConfig = TrainingConfig(steps=8, batch_size=4, learning_rate=2e-3)
     private_examples: int = Field(default=200, ge=1, description="commands that each home has")
     anchor_examples: int = Field(default=32, ge=1, description="the coordinator's own commands to train on")

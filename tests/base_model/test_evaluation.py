@@ -1,5 +1,7 @@
 """Scores: the loss, the answers in order, and exact matches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from base_model.evaluation import (
     module_inputs,
 )
 from base_model.examples import Example
-from base_model.language_model import LanguageModel
+from base_model.language_model import BYTES_OF_A_LOGIT, LanguageModel
+from base_model.reference import resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
 from schemas.adapter import A_SUFFIX, Adapter, LoraConfig
@@ -48,6 +51,19 @@ def test_answers_do_not_depend_on_which_other_prompts_share_the_batch(model: Lan
     assert together.answers == evaluate(model, adapter, many, ignore).answers
     for n in (0, 6, ANSWER_BATCH + 2):
         assert evaluate(model, adapter, many[n : n + 1], ignore).answers[0] == together.answers[n]
+
+
+def test_a_bound_on_memory_makes_batches_smaller_and_changes_no_loss(tiny_model_dir: Path, lora: LoraConfig) -> None:
+    resolved = resolve(str(tiny_model_dir), tiny_model_dir)
+    free, bound = LanguageModel.load(resolved), LanguageModel.load(resolved, batch_mb=1)
+    many = tuple(Example(prompt="lamp " * n, completion='{"area":"den"}') for n in range(1, 20))
+    adapter = free.initial_adapter(lora, seed=1)
+    lengths = [len(bound.encode(example)) for example in many]
+    size = bound.batch_size(lengths, 1000)
+    assert 1 < size < free.batch_size(lengths, 1000) == 1000
+    assert size * max(lengths) * bound.network.config.vocab_size * BYTES_OF_A_LOGIT <= 1 << 20
+    assert bound.batch_size([10**9], 8) == 1
+    assert losses(bound, adapter, many) == pytest.approx(losses(free, adapter, many), rel=1e-6)
 
 
 def test_progress_counts_every_example_for_loss_and_for_answers(model: LanguageModel, lora: LoraConfig) -> None:
