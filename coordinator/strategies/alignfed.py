@@ -51,6 +51,9 @@ class AlignFed(Buffered):
         default="none", description="how stale deltas are carried over to the head"
     )
     ridge: float = Field(default=0.01, gt=0, le=10, description="of the transplant: pull towards the plain delta")
+    staleness_exponent: float = Field(
+        default=0.35, ge=0, le=4, description="weight (1 + staleness)^-exponent; with 0.5 slow nodes count too little"
+    )
     participation: bool = Field(default=True, description="weigh nodes more that were heard less")
     norm_limit: float | None = Field(
         default=2.0, ge=1, description="deltas longer than so many medians of their group are shortened"

@@ -46,7 +46,13 @@ MakeMessage = Callable[..., Received]
 Step = tuple[FederationState, tuple[Effect, ...]]
 
 SECOND = 1_000_000_000
-PLAIN: dict[str, object] = {"participation": False, "anchor": None, "release": ReleaseStage(), "step": 1}
+PLAIN: dict[str, object] = {
+    "participation": False,
+    "anchor": None,
+    "release": ReleaseStage(),
+    "step": 1,
+    "staleness_exponent": 0.5,
+}
 ALIGNING = AlignFed(buffer_size=2, align="semantic", **PLAIN)
 LITERAL = AlignFedLiteral(buffer_size=2)
 

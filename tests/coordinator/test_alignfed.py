@@ -23,7 +23,13 @@ MakeAdapter = Callable[..., Adapter]
 MakeFlush = Callable[..., Flush]
 
 PLAIN = AlignFed(
-    step=1, participation=False, norm_limit=None, largest_share=None, anchor=None, release=ReleaseStage()
+    step=1,
+    staleness_exponent=0.5,
+    participation=False,
+    norm_limit=None,
+    largest_share=None,
+    anchor=None,
+    release=ReleaseStage(),
 )  # every stage off
 
 
