@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ LARGEST_PACKET = 268_435_455  # whatever anybody publishes is to be recorded: th
 BATCH_MESSAGES, BATCH_BYTES = 1_000, 16 << 20  # committed together; a commit waits for the disk
 SMALLEST_MAX_SIZE = 100_000  # bytes; an empty recording has 12 KB
 ROW_BYTES = 256  # about what a row takes beside its payload
+DRAIN_S = 2.0  # the longest time for what is on its way when it stops
 _WAKE_S = 0.5  # the longest wait, so that a stop is noticed and the counters move
 
 
@@ -134,10 +136,13 @@ def capture(
             progress = _turn(client, recording, progress)
             progress = replace(progress, connected=progress.standing >= set(filters))
             yield progress
+        client.unsubscribe(*filters)  # else the broker would go on keeping messages for this id
+        until = time.monotonic() + DRAIN_S
         while (after := _turn(client, recording, progress, 0)).messages > progress.messages:  # what is here already
             progress = after
             yield progress
-        client.unsubscribe(*filters)  # else the broker would go on keeping messages for this id
+            if time.monotonic() >= until:  # a broker may take its time to unsubscribe
+                break
 
 
 def _turn(client: Client, recording: RotatingRecording, progress: Progress, patience_s: float = _WAKE_S) -> Progress:

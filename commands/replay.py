@@ -67,6 +67,10 @@ def replay(
         fail("--without and --strategy, --fuzz and --through exclude each other", USAGE)
     if through is None and (speed is not None or lockstep or everything):
         fail("--speed, --lockstep and --everything say how to go --through a broker: name it", USAGE)
+    if through is not None and (until is not None or journal is not None or state is not None):
+        fail("--through sends a recording as it is: leave out --until, --journal and --state", USAGE)
+    if fuzz is not None and state is not None:
+        fail("--fuzz has no state to write: leave out --state", USAGE)
     if speed is not None and lockstep:
         fail("--speed and --lockstep exclude each other", USAGE)
     if through is not None:

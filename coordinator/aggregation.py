@@ -7,7 +7,7 @@ of, and the answers so far.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coordinator.background import candidate, is_judged, serve, take_background, unjudged
+from coordinator.background import candidate, is_judged, keeps_average, serve, take_background, unjudged
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
 from coordinator.questions import Recall, Unanswered, answer_from_bytes, fits
 from coordinator.state import Accepted, Answered, Asked, AskModel, Effect, FederationState, Pending, PublishVersion
@@ -16,8 +16,6 @@ from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.codec import CodecError
 from schemas.messages import (
-    MAX_CHUNK_SIZE,
-    MAX_CHUNKS,
     MAX_INPUTS,
     GlobalManifest,
     InvalidMessage,
@@ -25,7 +23,6 @@ from schemas.messages import (
 )
 
 REMEMBERED_VERSIONS = 100  # for so long after an update would be stale, a late copy is still known as a duplicate
-LARGEST_AVERAGED = MAX_CHUNKS * MAX_CHUNK_SIZE // 10  # parameters: a manifest must name both bodies' chunks
 
 
 def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
@@ -216,9 +213,9 @@ def _advance(
 
 def _average(state: FederationState, head: GlobalAdapter) -> Adapter | None:
     """The running average with a new head in it; it begins with the version before."""
-    release = state.config.strategy.release
-    if release.variant == "head" or head.adapter.layout.size > LARGEST_AVERAGED:
+    if not keeps_average(state):
         return None
+    release = state.config.strategy.release
     return release.average(state.average or state.head.adapter, head.adapter, head.version)
 
 

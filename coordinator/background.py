@@ -12,7 +12,9 @@ from coordinator.questions import Answer, Fold, MeasuredLosses, MeasureLosses, T
 from coordinator.stages import finite, passes_gate
 from coordinator.state import Asked, AskModel, FederationState, PublishRelease
 from coordinator.updates import AnchorUpdate, Served
-from schemas.messages import ReleaseReport
+from schemas.messages import MAX_CHUNK_SIZE, MAX_CHUNKS, ReleaseReport
+
+LARGEST_AVERAGED = MAX_CHUNKS * MAX_CHUNK_SIZE // 10  # parameters: a manifest must name both bodies' chunks
 
 
 def ask_in_background(state: FederationState) -> Step:
@@ -32,7 +34,7 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
         return replace(state, anchor=anchor, anchored=version), ()
     assert isinstance(answer, MeasuredLosses) and isinstance(asked.question, MeasureLosses)
     _, judged = asked.question.adapters
-    served = Served(version, state.config.strategy.release.variant, judged) if passes_gate(answer) else state.served
+    served = Served(version, "average", judged) if passes_gate(answer) else state.served
     before, candidate = map(finite, answer.losses)
     return serve(
         state,
@@ -66,13 +68,19 @@ def unjudged(served: Served) -> ReleaseReport:
 
 
 def is_judged(state: FederationState) -> bool:
-    """Whether the base model decides what is served."""
-    return state.config.strategy.release.asks(_folds(state))
+    """Whether the base model decides what is served; it judges averages alone."""
+    return keeps_average(state) and state.config.strategy.release.asks(_folds(state))
+
+
+def keeps_average(state: FederationState) -> bool:
+    """Whether there is to be a running average: where the strategy serves it, and a manifest can name both bodies."""
+    config = state.config
+    return config.strategy.release.variant == "average" and config.layout.size <= LARGEST_AVERAGED
 
 
 def _due(state: FederationState) -> TrainAnchor | MeasureLosses | None:
     newest, judged = state.head.version, state.release.judged
-    may_judge = is_judged(state) and judged < newest
+    may_judge = is_judged(state) and state.average is not None and judged < newest
     may_train = (
         state.config.strategy.anchor is not None
         and _folds(state).get("anchor", 0) > 0

@@ -1,4 +1,4 @@
-"""The base model in a process of its own: the MQTT loop never waits for it, and its death is not the coordinator's.
+"""The base model in a process of its own: the MQTT loop never waits for it, and its death is told in a sentence.
 
 Questions and answers cross a pipe, one at a time. The child ends when the pipe does, so it never outlives its parent,
 however that dies. What is in the child is coordinator/calibrator.py; this file loads no PyTorch.
@@ -22,6 +22,7 @@ from coordinator.state import QuestionId
 log = logging.getLogger(__name__)
 
 STOP_S = 2.0
+LISTENING = "listening"  # what the child says once the model is loaded
 
 
 class ModelProcessDied(RuntimeError):
@@ -54,11 +55,12 @@ class ModelProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # else the pipe would not end when the child does
         self._questions: deque[tuple[QuestionId, Question[Any]]] = deque()  # the first is being answered
+        self._is_listening = False
 
     def ask(self, question_id: QuestionId, question: Question[Any]) -> None:
         """Put a question; its answer comes out of `answer`, after those of the questions before it."""
         self._questions.append((question_id, question))
-        if len(self._questions) == 1:
+        if len(self._questions) == 1 and self._is_listening:
             self._send()
 
     def answer(self) -> tuple[QuestionId, bytes] | None:
@@ -66,13 +68,15 @@ class ModelProcess:
         try:
             if not self._pipe.poll():
                 return None
-            question_id, payload = self._pipe.recv()
+            answered = self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
-        self._questions.popleft()
+        if self._is_listening:
+            self._questions.popleft()
+        self._is_listening = True
         if self._questions:
             self._send()
-        return question_id, payload
+        return None if answered == LISTENING else answered
 
     def stop(self) -> None:
         """End the child; a question in work is abandoned, and asked again by the next coordinator."""
@@ -81,7 +85,7 @@ class ModelProcess:
         self._process.join()
 
     def _send(self) -> None:
-        """Hand over the first question, now that the child listens: an adapter is more than a pipe holds."""
+        """Hand over the first question to a child that listens: an adapter is more than a pipe holds."""
         try:
             self._pipe.send(self._questions[0])
         except OSError:
@@ -102,6 +106,7 @@ def _serve(pipe: Connection, job: ModelJob) -> None:
 
     calibrator = Calibrator.load(job.resolved, job.calibration, job.settings)
     try:
+        pipe.send(LISTENING)
         while True:
             question_id, question = pipe.recv()
             pipe.send((question_id, answer_to_bytes(calibrator.answer(question))))

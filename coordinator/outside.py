@@ -64,7 +64,7 @@ def replay_topics(path: Path, journal: Path | None = None, until: int | None = N
         found = tuple(ReplayedTopic(c.version, c.digest, None, c.row, c.verdict, c.reason) for c in chain)
         return ReplayedTopics(found, not_folded=str(why))
     made, state = _folded(source, until)
-    versions = tuple(_judged(checked, made.get(checked.version), journal is not None) for checked in chain)
+    versions = tuple(_judged(checked, made.get(checked.version)) for checked in chain)
     return ReplayedTopics(versions, source.assumptions, state=state)
 
 
@@ -82,10 +82,10 @@ def _folded(source: Source, until: int | None) -> tuple[dict[int, str], Federati
     return made, state
 
 
-def _judged(checked: CheckedVersion, replayed: str | None, terms_are_known: bool) -> ReplayedTopic:
+def _judged(checked: CheckedVersion, replayed: str | None) -> ReplayedTopic:
     verdict, reason = checked.verdict, checked.reason
     if replayed == checked.digest and verdict != "differs":
         verdict, reason = "agrees", "made again, bit for bit"
-    elif verdict == "unchecked" and terms_are_known:
-        verdict, reason = "differs", "the same input under the coordinator's terms makes another adapter, or none"
+    elif verdict == "unchecked":
+        reason += "; made again it is another one, or none: the order or the terms may have been others"
     return ReplayedTopic(checked.version, checked.digest, replayed, checked.row, verdict, reason)

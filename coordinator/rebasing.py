@@ -5,6 +5,7 @@ version that is the head there when the recorded one was published: the manifest
 update's id and the topics of its chunks. Where the replay makes the same versions, nothing changes.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -22,13 +23,14 @@ Heads = Mapping[int, tuple[int, str]]  # by recorded version, version and digest
 def rebased(source: Source, current: Callable[[], FederationState]) -> Iterator[Row]:
     """The rows of a source, each update moved when its turn comes; `current` tells the state after the row before."""
     announced = _announced(source)
-    published_by = {seq: version for version, (_, seq) in source.recorded.items()}
+    # in a journal the row that made a version, in a recording of topics that of its pointer, which is none of `rows`
+    published = deque(sorted((seq, version) for version, (_, seq) in source.recorded.items()))
     heads = {0: (0, source.adapter.digest)}
     for row in source.rows():
-        yield _moved(row, announced, heads)
-        if row.seq in published_by:
+        while published and published[0][0] < row.seq:
             head = current().head
-            heads[published_by[row.seq]] = (head.version, head.digest)
+            heads[published.popleft()[1]] = (head.version, head.digest)
+        yield _moved(row, announced, heads)
 
 
 def _announced(source: Source) -> Announced:

@@ -294,9 +294,13 @@ class Service:
     def _publish_release(self, report: ReleaseReport) -> None:
         taken = "" if report.is_taken else f"; version {report.judged} was turned down"
         log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken)
-        self.publisher.add(
-            publisher.average_of(self.federation, self.registry, report), [self._release_pointer(report)]
-        )
+        bodies: list[Iterator[Publication]] = []
+        if report.is_taken:
+            bodies.append(publisher.average_of(self.federation, self.registry, report))
+        if report.version not in kept_versions(self.head, self.released, self.keep):  # it was judged for long
+            manifest = self.registry.manifest(report.version)
+            bodies.append(publisher.bodies(self.federation, self.registry, [manifest]))
+        self.publisher.add(*bodies, [self._release_pointer(report)])
         self._delete_what_is_not_kept(self.head, report.version)
 
     def _release_pointer(self, report: ReleaseReport) -> Publication:

@@ -76,7 +76,12 @@ def strategy_named(name: str, recorded: FederationConfig) -> Strategy:
         for field in PACE
         if field in type(plain).model_fields and field in type(before).model_fields
     }
-    strategy: Strategy = before if name == before.name else adapter.validate_python({"name": name} | taken)
+    if name == before.name:
+        return before
+    try:
+        strategy: Strategy = adapter.validate_python({"name": name} | taken)
+    except ValidationError:  # what one takes may be out of the other's bounds
+        strategy = plain
     return strategy
 
 

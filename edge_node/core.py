@@ -4,6 +4,7 @@ What was said is handled first; then whatever is due by now is done, so that no 
 The courses of events have a file each: fetch.py, release.py, learning.py, delivery.py.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from edge_node import delivery, fetch, learning, release
@@ -135,13 +136,17 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
             case topics.GlobalRelease():
                 return release.on_release(state, payload)
             case topics.GlobalManifestOf(version):
-                state, held = fetch.on_manifest(state, at, version, payload)
-                state, served = release.on_manifest(state, version, payload)
-                return state, held + served
+                return _both(
+                    state,
+                    lambda state: fetch.on_manifest(state, at, version, payload),
+                    lambda state: release.on_manifest(state, version, payload),
+                )
             case topics.GlobalChunk(version, index):
-                state, held = fetch.on_chunk(state, at, version, index, payload)
-                state, served = release.on_chunk(state, version, "head", index, payload)
-                return state, held + served
+                return _both(
+                    state,
+                    lambda state: fetch.on_chunk(state, at, version, index, payload),
+                    lambda state: release.on_chunk(state, version, "head", index, payload),
+                )
             case topics.GlobalAverageChunk(version, index):
                 return release.on_chunk(state, version, "average", index, payload)
             case topics.CoordinatorStateOf():
@@ -151,6 +156,18 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
         return _ignore(state, f"nothing is expected on {message.topic[:200]!r}")
     except (InvalidMessage, CorruptChunk) as fault:
         return _ignore(state, str(fault))
+
+
+def _both(state: EdgeState, *courses: Callable[[EdgeState], tuple[EdgeState, Effects]]) -> tuple[EdgeState, Effects]:
+    """Head and release may be of one version: a message that is false for one may be true for the other."""
+    effects: Effects = ()
+    for take in courses:
+        try:
+            state, more = take(state)
+        except (InvalidMessage, CorruptChunk) as fault:
+            state, more = _ignore(state, str(fault))
+        effects += more
+    return state, effects
 
 
 def _ignore(state: EdgeState, why: str) -> tuple[EdgeState, Effects]:

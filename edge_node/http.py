@@ -27,6 +27,7 @@ from edge_node.inference import AdapterSlot, Inference
 MOST_BODY_BYTES = 256 << 10
 BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
+MOST_CONNECTIONS = 256  # beyond them 503 at once, so that strangers cannot hold more than 64 MB of bodies
 FAREWELL_S = 5
 VERSION_HEADER = "x-adapter-version"
 STATUS = {"invalid": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
@@ -39,7 +40,12 @@ class HttpServer:
         """Take the address, 0 for any free port; OSError when it cannot be had."""
         self._socket = socket.create_server((host, port), family=_family(host))
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=FAREWELL_S
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=FAREWELL_S,
+            limit_concurrency=MOST_CONNECTIONS,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

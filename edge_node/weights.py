@@ -73,14 +73,18 @@ def gguf_weights(path: Path, architecture: Architecture) -> ReadWeight:
     """Read tensors of a GGUF file, one at a time; the reader raises BaseModelError for a type that is not served."""
     from gguf import GGUFReader
 
-    tensors = {str(tensor.name): tensor for tensor in GGUFReader(path).tensors}
+    reader = GGUFReader(path)
+    tensors = {str(tensor.name): tensor for tensor in reader.tensors}
+    # llama.cpp wants the two halves of each head's rotary dimensions interleaved for this architecture alone
+    is_interleaved = reader.fields["general.architecture"].contents() == "llama"
 
     def read(name: str) -> Weight | None:
         tensor = tensors.get(_gguf_name(name))
         if tensor is None:
             return None
         weight = _from_gguf(tensor)
-        # GGUF keeps the two halves of each head's rotary dimensions interleaved
+        if not is_interleaved:
+            return weight
         if "q_proj" in name:
             return _halves_apart(weight, architecture.heads)
         return _halves_apart(weight, architecture.kv_heads) if "k_proj" in name else weight

@@ -45,7 +45,7 @@ def finished(wanted: Wanted, folder: Path) -> RunResult | None:
         result = RunResult.read(path)
     except ValueError:  # written by another version
         return None
-    return result if _is(result, wanted) else None
+    return _labelled(result, wanted.run) if _is(result, wanted) else None
 
 
 def file_of(run: PlannedRun, folder: Path) -> Path:
@@ -164,7 +164,8 @@ def _work_through(
 def _labelled(result: RunResult, run: PlannedRun) -> RunResult:
     """The same run under the labels of another one that computes the same."""
     labels = {"preset": run.config.preset, "regime": run.config.regime, "method": run.config.method}
-    return result.model_copy(update={**labels, "config": {**result.config, **labels}})
+    config = {**result.config, **labels, "targets": list(run.config.targets)}
+    return result.model_copy(update={**labels, "config": config})
 
 
 def like(run: PlannedRun) -> Like:

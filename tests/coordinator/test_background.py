@@ -283,6 +283,31 @@ def test_the_running_average_goes_on_under_the_same_release_stage_alone(
     assert (other.average, other.served) == (None, state.served)
 
 
+def test_while_there_is_no_average_nothing_is_judged(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    state, _ = found(terms(GATED), adapter(0), 0)
+    state, _ = another_update(state, message)
+    slower = GATED.model_copy(update={"release": ReleaseStage(choose="gated", decay=0.9)})
+    state, effects = step(state, Configured(1, terms(slower)))
+    assert (state.average, asked(effects)) == (None, [])
+    state, effects = another_update(state, message)
+    assert asked(effects) == [MeasureLosses]
+    _, effects = answer(state, losses(3, 2))
+    assert (release(effects).version, release(effects).variant) == (2, "average")
+
+
+def test_where_a_manifest_cannot_name_two_bodies_heads_are_served_unjudged(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.background.LARGEST_AVERAGED", 1)
+    state, _ = found(terms(GATED), adapter(0), 0)
+    _, effects = another_update(state, message)
+    assert asked(effects) == []
+    assert release(effects) == ReleaseReport(version=1, variant="head", judged=1)
+    assert version(effects).manifest.average is None
+
+
 # --- answers that are none, new processes, new terms ---
 
 

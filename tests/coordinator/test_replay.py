@@ -264,10 +264,24 @@ def test_updates_count_from_the_version_that_was_the_head_here(journal: MakeJour
     assert max(version.mean_staleness for version in result.versions) > 1
 
 
+def test_a_what_if_on_a_recording_of_topics_is_that_on_the_journal(
+    journal: MakeJournal, tmp_path: Path, config: MakeConfig
+) -> None:
+    path, change = journal(), Change(without=("c",))
+    recording = topics_of(path, tmp_path / "topics.rec", config(TERMS))
+    there, here = what_if(open_source(path), change), what_if(open_source(recording, path), change)
+    assert len(there.versions) > 1
+    assert [version.digest for version in here.versions] == [version.digest for version in there.versions]
+    assert here.receipts == there.receipts
+
+
 def test_a_strategy_takes_over_the_pace_of_the_recorded_one(config: MakeConfig) -> None:
     strategy = strategy_named("fedex", config(FedBuff(buffer_size=7, timeout_s=3)))
     assert strategy == FedEx(buffer_size=7, timeout_s=3)
     assert strategy_named("fedasync", config(FedBuff(max_staleness=4))) == FedAsync(max_staleness=4)
+    assert (
+        strategy_named("fedasync", config(FedBuff(max_staleness=5000))) == FedAsync()
+    )  # it may keep no more than 1000
 
 
 @pytest.mark.parametrize(("name", "why"), [("fedfoo", "no strategy fedfoo"), ("calibration_only", "asks the base")])

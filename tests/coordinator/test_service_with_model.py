@@ -177,6 +177,26 @@ def test_the_served_version_stays_on_the_broker_while_it_is_served_and_leaves_af
     assert node.body(3, node.release.variant)
 
 
+def test_a_version_that_was_judged_for_long_is_on_the_broker_again_when_it_is_served(
+    start_coordinator: Callable[..., Any], tiny_model_dir: Path, calibration: Path, node: Any, judge: Judge
+) -> None:
+    gate_alone = '{name = "alignfed", preset = "unlabelled", buffer_size = 2, step = 1, release = {choose = "gated"}}'
+    coordinator = start_coordinator(tiny_model_dir, settings(calibration, gate_alone, keep=1))
+    node.until_version(0)
+    model = model_process(coordinator)
+    model.suspend()
+    both_send(node, 0, judge.improvement(node.adapter(0)))
+    for version in (1, 2, 3):
+        node.until_version(version)
+        both_send(node, version, 10.0)  # nothing that comes after it passes
+    node.until(lambda: node.retained(GlobalManifestOf(1)) is None)
+    model.resume()
+    node.until(lambda: node.release.judged > 1)
+    assert (node.release.version, node.release.variant) == (1, "average")
+    assert node.version(1).version == 1
+    assert node.adapter(1, "average").digest == node.release.digest
+
+
 def test_an_average_leaves_the_broker_with_its_version(
     start_coordinator: Callable[..., Any], tiny_model_dir: Path, calibration: Path, node: Any
 ) -> None:

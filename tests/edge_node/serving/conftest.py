@@ -68,10 +68,16 @@ def quantised(tiny_model_dir: Path, cache: Path, tmp_path_factory: pytest.TempPa
     return resolve(str(path), cache)
 
 
-def _write_gguf(path: Path, folder: Path) -> None:
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., None]:
+    """write_gguf(path, model folder, architecture)."""
+    return _write_gguf
+
+
+def _write_gguf(path: Path, folder: Path, architecture: str = "llama") -> None:
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -85,7 +91,7 @@ def _write_gguf(path: Path, folder: Path) -> None:
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
     for name, values in load_file(folder / "model.safetensors").items():
         kind = GGMLQuantizationType.Q4_1
-        if "q_proj" in name or "k_proj" in name:
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             values = _interleaved(values, heads if "q_proj" in name else kv_heads)
         if values.ndim == 1:
             writer.add_tensor(_gguf_name(name), values)

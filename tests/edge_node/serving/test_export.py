@@ -99,6 +99,15 @@ def test_the_blocks_of_a_gguf_file_are_exactly_the_weights_that_training_starts_
         np.testing.assert_array_equal(np.squeeze(dequantised(read(name))), values, err_msg=name)
 
 
+def test_only_a_llama_s_gguf_file_has_its_rotary_halves_interleaved(tiny_model_dir, write_gguf, tmp_path):
+    read = {}
+    for architecture in ("llama", "qwen2"):
+        write_gguf(tmp_path / architecture, tiny_model_dir, architecture)
+        read[architecture] = gguf_weights(tmp_path / architecture, read_architecture(tiny_model_dir))
+    for name in load_file(tiny_model_dir / "model.safetensors"):
+        np.testing.assert_array_equal(dequantised(read["qwen2"](name)), dequantised(read["llama"](name)), err_msg=name)
+
+
 def test_a_quantised_model_answers_as_the_trained_one_but_for_eight_bit_activations(quantised, cache):
     assert usual_precision(quantised) == "q41x"
     session = Session(export(quantised, cache, "q41x"))
