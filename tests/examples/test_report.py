@@ -64,8 +64,8 @@ def test_shares_of_updates_and_of_weight_each_sum_to_one(report):
 def test_what_freshness_alone_would_have_given_is_a_share_of_what_the_anchor_leaves_of_the_step(report):
     # AlignFed steps by 2, of which the anchor had 1; home-2 was one version behind
     assert [entry.fresh_weight for entry in report.versions[1].inputs] == [0.5, 0.5]
-    assert [entry.fresh_weight for entry in report.versions[2].inputs] == pytest.approx([0.5, 0.5 / 2**0.5])
-    assert report.nodes[1].fresh_share == pytest.approx(0.5 / 2**0.5 / (1.5 + 0.5 / 2**0.5))
+    assert [entry.fresh_weight for entry in report.versions[2].inputs] == pytest.approx([0.5, 0.5 * 2**-0.35])
+    assert report.nodes[1].fresh_share == pytest.approx(0.5 * 2**-0.35 / (1.5 + 0.5 * 2**-0.35))
 
 
 def test_a_strategy_that_knows_no_freshness_is_not_compared_with_it(manifest):
@@ -104,7 +104,7 @@ def test_the_page_shows_how_each_version_was_made(report):
     page = text(report)
     for expected in (
         "@0 home-1 0.50 home-1 0.50 cosine 0.75 1.00 3.00 → 2.00 2.10 3.10 average",
-        "@1 home-1 0.50 @0 home-2 0.25 &times;0.71 residual 0.5 → 0.25 1.00 2.00 → - 2.50 2.10 still 1",
+        "@1 home-1 0.50 @0 home-2 0.25 &times;0.64 residual 0.5 → 0.25 1.00 2.00 → - 2.50 2.10 still 1",
     ):
         assert expected in page
 

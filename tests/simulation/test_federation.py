@@ -196,7 +196,7 @@ def test_alignfed_serves_another_adapter_than_nodes_train_from(news, fedbuff: Fe
 
 
 def test_nodes_serve_on_what_the_gate_prefers(decide) -> None:
-    strategy = AlignFed(buffer_size=2, step=4)  # steps so long that many an average is worse
+    strategy = AlignFed(buffer_size=2, step=8)  # steps so long that many an average is worse
     decisions = decide(strategy, updates=30, schedule=LEVEL.model_copy(update={"server_speed": 50}))
     taken = []
     for before, decision in pairwise(decisions):
