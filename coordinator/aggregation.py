@@ -7,10 +7,10 @@ of, and the answers so far.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coordinator.background import candidate, is_judged, keeps_average, serve, take_background, unjudged
+from coordinator.background import is_judged, keeps_average, serve_newest, take_background
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
 from coordinator.questions import Recall, Unanswered, answer_from_bytes, fits
-from coordinator.state import Accepted, Answered, Asked, AskModel, Effect, FederationState, Pending, PublishVersion
+from coordinator.state import Accepted, Answered, AskModel, Effect, FederationState, Pending, PublishVersion
 from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter
 from schemas.chunks import describe
@@ -36,7 +36,6 @@ def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
             anchor=state.anchor,
             bases=state.bases,
             participation={node: ledger.participation for node, ledger in state.nodes.items() if ledger.participation},
-            memory=state.memory,
             folds=state.config.calibration.folds if state.config.calibration else {},
         )
         rest = Buffer.of(*updates[MAX_INPUTS:])
@@ -141,7 +140,7 @@ def _go_on(state: FederationState, at_ns: int) -> Step:
     try:
         aggregate = state.config.strategy.aggregate(pending.flush, Recall(pending.answers))
     except Unanswered as unanswered:
-        asked = Asked((state.head.version, state.questions), unanswered.question)
+        asked = state.asking(unanswered.question)
         state = replace(state, pending=replace(pending, asked=asked), questions=state.questions + 1)
         return state, (AskModel(asked.id, asked.question),)
     return _publish(replace(state, pending=None), pending, aggregate, at_ns)
@@ -165,10 +164,8 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
         )
         for update, weight in zip(updates, aggregate.weights, strict=True)
     )
-    state = _advance(state, head, aggregate.memory, updates)
-    served: tuple[Effect, ...] = ()
-    if not is_judged(state):
-        state, served = serve(state, candidate(state), unjudged(candidate(state)))
+    state = _advance(state, head, updates)
+    state, served = (state, ()) if is_judged(state) else serve_newest(state)
     said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate)
     receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
     state, refusals = refuse_outdated(state)
@@ -184,12 +181,7 @@ def refuse_outdated(state: FederationState) -> Step:
     return discard(replace(state, buffer=current), outdated, objection)
 
 
-def _advance(
-    state: FederationState,
-    head: GlobalAdapter,
-    memory: Mapping[str, Adapter],
-    updates: tuple[AdapterUpdate, ...],
-) -> FederationState:
+def _advance(state: FederationState, head: GlobalAdapter, updates: tuple[AdapterUpdate, ...]) -> FederationState:
     """Make `head` the newest version, and forget what no update may start from any more."""
     strategy = state.config.strategy
     oldest = head.version - strategy.max_staleness
@@ -203,7 +195,6 @@ def _advance(
         state,
         head=head,
         average=_average(state, head),
-        memory=memory,
         questions=0,
         digests={v: d for v, d in (*state.digests.items(), (head.version, head.digest)) if v >= oldest},
         bases={version: adapter for version, adapter in adapters.items() if version >= oldest},

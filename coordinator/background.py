@@ -22,7 +22,7 @@ def ask_in_background(state: FederationState) -> Step:
     question = _due(state)
     if state.background is not None or question is None:
         return state, ()
-    asked = Asked((state.head.version, state.questions), question)
+    asked = state.asking(question)
     return replace(state, background=asked, questions=state.questions + 1), (AskModel(asked.id, question),)
 
 
@@ -36,7 +36,7 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     _, judged = asked.question.adapters
     served = Served(version, "average", judged) if passes_gate(answer) else state.served
     before, candidate = map(finite, answer.losses)
-    return serve(
+    return _serve(
         state,
         served,
         ReleaseReport(
@@ -50,16 +50,12 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     )
 
 
-def candidate(state: FederationState) -> Served:
-    """Which adapter of the newest version may be served."""
-    if state.average is None:
-        return Served(state.head.version, "head", state.head.adapter)
-    return Served(state.head.version, "average", state.average)
-
-
-def serve(state: FederationState, served: Served, report: ReleaseReport) -> Step:
-    """Have this served from now on."""
-    return replace(state, served=served, release=report), (PublishRelease(report, served.adapter),)
+def serve_newest(state: FederationState) -> Step:
+    """Have the newest version served, its average where there is one, because the strategy serves every version."""
+    served = Served(state.head.version, "head", state.head.adapter)
+    if state.average is not None:
+        served = Served(state.head.version, "average", state.average)
+    return _serve(state, served, unjudged(served))
 
 
 def unjudged(served: Served) -> ReleaseReport:
@@ -78,17 +74,21 @@ def keeps_average(state: FederationState) -> bool:
     return config.strategy.release.variant == "average" and config.layout.size <= LARGEST_AVERAGED
 
 
+def _serve(state: FederationState, served: Served, report: ReleaseReport) -> Step:
+    return replace(state, served=served, release=report), (PublishRelease(report, served.adapter),)
+
+
 def _due(state: FederationState) -> TrainAnchor | MeasureLosses | None:
     newest, judged = state.head.version, state.release.judged
-    may_judge = is_judged(state) and state.average is not None and judged < newest
+    average = state.average if is_judged(state) and judged < newest else None
     may_train = (
         state.config.strategy.anchor is not None
         and _folds(state).get("anchor", 0) > 0
         and state.anchored < newest
         and not state.finished
     )
-    if may_judge and (not may_train or judged < state.anchored):
-        return MeasureLosses("gate", (state.served.adapter, candidate(state).adapter))
+    if average is not None and (not may_train or judged < state.anchored):
+        return MeasureLosses("gate", (state.served.adapter, average))
     return TrainAnchor(state.head.adapter, seed=newest) if may_train else None
 
 

@@ -92,7 +92,6 @@ def _configure(state: FederationState, event: Configured) -> Step:
         digests=digests,
         bases={version: adapter for version, adapter in bases.items() if version in digests},
         # what another strategy kept means nothing to this one
-        memory=state.memory if new.strategy == old.strategy else {},
         average=state.average if new.strategy.release == old.strategy.release else None,
         background=None,
         anchor=None,

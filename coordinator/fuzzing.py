@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from broker.recording import Row
-from coordinator.journal import ANSWER, CONFIG, START, TICK
+from coordinator.journal import ANSWER, CONFIG, START, TICK, event_of_row
 from coordinator.rebasing import rebased
 from coordinator.source import Source
-from coordinator.state import FederationState, PublishVersion, QuestionId, SendReceipt
+from coordinator.state import Answered, FederationState, PublishVersion, QuestionId, SendReceipt
 from coordinator.virtual_time import begin, turns
 from schemas.messages import GlobalManifest
 from schemas.reading import address_of
@@ -157,9 +157,5 @@ def _is_manifest(row: Row) -> bool:
 
 def _answers(source: Source) -> dict[QuestionId, bytes]:
     """What the base model has answered, by question: here the questions are others, but answers must still not harm."""
-    answers: dict[QuestionId, bytes] = {}
-    for row in source.rows():
-        if row.topic.startswith(ANSWER):
-            version, index = row.topic.removeprefix(ANSWER).split("/")
-            answers[int(version), int(index)] = row.payload
-    return answers
+    events = (event_of_row(row) for row in source.rows() if row.topic.startswith(ANSWER))
+    return {event.question_id: event.payload for event in events if isinstance(event, Answered)}

@@ -41,15 +41,18 @@ class Registry:
 
     def decisions(self) -> dict[int, ReleaseReport]:
         """By version, oldest first, what was decided on it; versions that were passed over are not there."""
-        judged = sorted(int(path.stem) for path in (self.folder / "decisions").glob("*.json") if path.stem.isdecimal())
-        return {version: self._read_decision(version) for version in judged}
+        return {version: self._read_decision(version) for version in _numbered(self.folder / "decisions")}
+
+    def decision(self, version: int) -> ReleaseReport | None:
+        """What was decided on one version; None for one that was passed over, or is not judged yet."""
+        return self._read_decision(version) if self.has_decided(version) else None
 
     def release(self) -> ReleaseReport:
         """What nodes serve: the newest decision."""
-        decisions = self.decisions()
-        if not decisions:
+        judged = _numbered(self.folder / "decisions")
+        if not judged:
             raise RegistryError(f"there is no decision in {self.folder}; starting the coordinator writes them again")
-        return decisions[max(decisions)]
+        return self._read_decision(judged[-1])
 
     def _decision(self, version: int) -> Path:
         return self.folder / "decisions" / f"{version}.json"
@@ -68,8 +71,7 @@ class Registry:
 
     def versions(self) -> list[GlobalManifest]:
         """Every manifest, oldest first."""
-        numbers = [int(path.stem) for path in (self.folder / "manifests").glob("*.json") if path.stem.isdecimal()]
-        return [self.manifest(version) for version in sorted(numbers)]
+        return [self.manifest(version) for version in _numbered(self.folder / "manifests")]
 
     def manifest(self, version: int) -> GlobalManifest:
         """The manifest of one version."""
@@ -105,6 +107,11 @@ class Registry:
         if hashlib.sha256(body).hexdigest() != digest:
             raise RegistryError(f"the adapter {digest[:12]} of version {version} in {self.folder} is damaged")
         return body
+
+
+def _numbered(folder: Path) -> list[int]:
+    """The versions that have a file there, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -151,7 +151,6 @@ class FederationState:
     release: ReleaseReport  # why that is served
     digests: Mapping[int, str]  # of every version that an update may still start from
     bases: Mapping[int, Adapter]  # their adapters, if the strategy needs them
-    memory: Mapping[str, Adapter] = field(default_factory=dict)  # what the strategy keeps from flush to flush
     average: Adapter | None = None  # of the heads, if the strategy serves it
     buffer: Buffer = field(default_factory=Buffer)
     pending: Pending | None = None
@@ -168,6 +167,10 @@ class FederationState:
         """Whether the last version is published: updates are no longer taken."""
         final = self.config.final_version
         return final is not None and self.head.version >= final
+
+    def asking(self, question: Question[Any]) -> Asked:
+        """A question as it is asked now; whoever keeps it counts it in `questions`."""
+        return Asked((self.head.version, self.questions), question)
 
     @property
     def open_questions(self) -> tuple[Asked, ...]:

@@ -108,7 +108,6 @@ class Flush:
     participation: Mapping[str, int] = field(
         default_factory=dict
     )  # accepted updates of every known node, these included
-    memory: Mapping[str, Adapter] = field(default_factory=dict)  # what the strategy kept at the flush before
     folds: Mapping[Fold, int] = field(default_factory=dict)  # examples in each fold of the calibration set
 
     def staleness(self, update: AdapterUpdate) -> int:
@@ -122,6 +121,5 @@ class Aggregate:
 
     adapter: Adapter
     weights: tuple[float, ...]
-    memory: Mapping[str, Adapter] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
     anchor: AnchorReport | None = None

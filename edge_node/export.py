@@ -10,18 +10,13 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
-
+from base_model.cache import fault_of, locked, work_folder
 from base_model.digest import is_intact, record_files, sha256_of
 from base_model.progress import Progress, silent
 from base_model.reference import ResolvedModel
@@ -32,6 +27,7 @@ Precision = Literal["q41x", "fp32"]
 
 GRAPH_VERSION = 1  # rises with every change of the graph, so that older ones in the cache are not used
 GRAPH, RECORD = "model.onnx", "files.json"
+STAGES = {"graph": "export", "prepack": "prepack"}  # what a person is told of each step
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -57,7 +53,7 @@ def export(resolved: ResolvedModel, cache: Path, precision: Precision, progress:
     folder = cache / "onnx" / f"{resolved.digest}-{precision}-{GRAPH_VERSION}"
     source = _gguf_of(resolved, cache) if precision == "q41x" else resolved.path
     arguments = ["graph", str(source), str(resolved.path), resolved.digest, precision]
-    _made(folder, cache, partial(progress, "export", 0, None), arguments)
+    _made(folder, cache, progress, arguments)
     return ServedModel(resolved, precision, folder / GRAPH)
 
 
@@ -68,36 +64,25 @@ def prepack(model: ServedModel, cache: Path, progress: Progress = silent) -> Ser
     """
     folder = cache / "onnx" / f"{model.graph.parent.name}-{_processor()}"
     arguments = ["prepack", str(model.graph), str(model.resolved.path)]
-    _made(folder, cache, partial(progress, "prepack", 0, None), arguments)
+    _made(folder, cache, progress, arguments)
     return ServedModel(model.resolved, model.precision, folder / GRAPH)
 
 
-def _made(folder: Path, cache: Path, begin: Callable[[], None], arguments: list[str]) -> None:
+def _made(folder: Path, cache: Path, progress: Progress, arguments: list[str]) -> None:
     """See to it that the folder is there and intact: made by a child process, complete or not at all."""
-    with _locked(cache, folder.name):
+    step = arguments[0]
+    with locked(cache, folder.name, progress):
         if is_intact(folder, folder / RECORD):
             return
-        begin()
-        work = cache / "work" / folder.name
-        shutil.rmtree(work, ignore_errors=True)  # of an earlier, killed process
-        work.mkdir(parents=True)
-        try:
-            _run([*arguments, str(work / GRAPH)])
+        progress(STAGES[step], 0, None)
+        with work_folder(cache, folder.name) as work:
+            if (fault := fault_of("edge_node.export", [*arguments, str(work / GRAPH)])) is not None:
+                raise BaseModelError(f"could not make the graph that serves this base model: {fault}")
             record_files(sorted(work.iterdir()), work / RECORD)
             _to_disk(work)
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             work.rename(folder)  # atomic: readers see no folder, or all of it
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _run(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "edge_node.export", *arguments]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        reason = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise BaseModelError(f"could not make the graph that serves this base model: {reason}")
 
 
 def _gguf_of(resolved: ResolvedModel, cache: Path) -> Path:
@@ -131,14 +116,6 @@ def _to_disk(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _locked(cache: Path, key: str) -> Iterator[None]:
-    """Hold the one lock for this key; several processes may start at once, and one of them does the work."""
-    (cache / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "locks" / f"{key}.lock"):
-        yield
 
 
 # --- in the child process ---

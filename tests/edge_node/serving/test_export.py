@@ -170,7 +170,7 @@ def test_of_several_that_start_at_once_one_makes_the_graph(resolved, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == ["export"]
+    assert [stage for stage in said if stage != "wait"] == ["export"]
     assert len(made) == 3
 
 
