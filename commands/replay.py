@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import FAILED, USAGE, Json, configuration, ending, fail, note, print_table
+from commands.console import FAILED, USAGE, Config, Json, configuration, ending, fail, note, print_table
 
 if TYPE_CHECKING:
     from coordinator.outside import ReplayedTopic
+    from coordinator.recomputing import Recomputed
     from coordinator.replay import ReplayedVersion
     from coordinator.source import Source
     from coordinator.state import FederationState
@@ -48,6 +49,10 @@ def replay(
     everything: Annotated[
         bool, typer.Option("--everything", help="With --through: also what the coordinator published.")
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Ask the base model again, and say how far its answers are.")
+    ] = False,
+    config: Config = None,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the coordinator's state at the end there, as JSON.")
     ] = None,
@@ -61,10 +66,15 @@ def replay(
 
     --without and --strategy show other versions, made without the base model: good for finding causes, not for results.
     --fuzz checks that the coordinator's core never fails, whatever the network does.
+    --recompute asks the base model of the coordinator's settings (--config) every recorded question again.
     """
     what_if = bool(without) or strategy is not None
-    if sum((what_if, fuzz is not None, through is not None)) > 1:
-        fail("--without and --strategy, --fuzz and --through exclude each other", USAGE)
+    if sum((what_if, fuzz is not None, through is not None, recompute)) > 1:
+        fail("--without and --strategy, --fuzz, --through and --recompute exclude each other", USAGE)
+    if config is not None and not recompute:
+        fail("--config says which base model to --recompute with", USAGE)
+    if recompute and (journal is not None or state is not None):
+        fail("--recompute takes the journal itself and has no state to write: leave out --journal and --state", USAGE)
     if through is None and (speed is not None or lockstep or everything):
         fail("--speed, --lockstep and --everything say how to go --through a broker: name it", USAGE)
     if through is not None and (until is not None or journal is not None or state is not None):
@@ -79,6 +89,8 @@ def replay(
         _what_if(recording, journal, until, tuple(without or ()), strategy, state, as_json)
     elif fuzz is not None:
         _fuzz(recording, journal, until, fuzz, as_json)
+    elif recompute:
+        _recompute(recording, config, until, as_json)
     else:
         _as_it_was(recording, journal, until, state, as_json)
 
@@ -184,6 +196,36 @@ def _fuzz(recording: Path, journal: Path | None, until: int | None, seed: int, a
             print(f"row {violation.row}: {violation.promise}")
     if result.violations:
         fail(f"{len(result.violations)} promises broken, the first at row {result.violations[0].row}", FAILED)
+
+
+def _recompute(recording: Path, config: Path | None, until: int | None, as_json: bool) -> None:
+    from base_model.reference import resolve
+    from coordinator.calibration import CalibrationSet
+    from coordinator.recomputing import Recomputed, recompute
+
+    settings = configuration(config)
+    calibration = settings.coordinator.calibration
+    if calibration is None:
+        fail("the settings have no [coordinator.calibration]: give the coordinator's own with --config", USAGE)
+    resolved = resolve(settings.base_model.name, settings.base_model.cache)
+    examples = CalibrationSet.load(calibration.data, calibration.anchor_examples, calibration.gate_examples)
+    answers = list[Recomputed]()
+    for answer in recompute(recording, resolved, examples, calibration, until):
+        answers.append(answer)
+        if not as_json:
+            print(_recomputed(answer), flush=True)
+    if as_json:
+        print(json.dumps([vars(answer) for answer in answers], indent=2))
+    if not answers:
+        fail(f"{recording} has no answer of a base model in it", FAILED)
+
+
+def _recomputed(answer: "Recomputed") -> str:
+    delta = "" if answer.relative_error is None else f", delta by {100 * answer.relative_error:.3g} %"
+    return (
+        f"row {answer.row}  version {answer.version}  {answer.question}  loss differs by "
+        f"{answer.largest_difference:.3g}{delta}  ({answer.seconds:.1f} s, recorded {answer.recorded_seconds:.1f} s)"
+    )
 
 
 def _through(recording: Path, address: str, speed: float | None, everything: bool, as_json: bool) -> None:
