@@ -13,7 +13,7 @@ from coordinator.questions import Recall, Unanswered, answer_from_bytes, fits
 from coordinator.state import Accepted, Answered, AskModel, Effect, FederationState, Pending, PublishVersion
 from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter
-from schemas.chunks import describe
+from schemas.chunks import describe_adapter
 from schemas.codec import CodecError
 from schemas.messages import (
     MAX_INPUTS,
@@ -121,8 +121,8 @@ def manifest(
         anchor=aggregate.anchor if aggregate else None,
         release=state.release,
         created_at_ns=at_ns,
-        body=describe(state.head.adapter.to_safetensors(), "safetensors", inline=0),
-        average=describe(state.average.to_safetensors(), "safetensors", inline=0) if state.average else None,
+        body=describe_adapter(state.head.adapter),
+        average=describe_adapter(state.average) if state.average else None,
     )
 
 

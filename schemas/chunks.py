@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from schemas.adapter import Adapter
 from schemas.messages import MAX_CHUNK_SIZE, MAX_CHUNKS, Body, CodecId
 
 
@@ -14,8 +15,15 @@ class CorruptChunk(ValueError):
 
 def describe(body: bytes, codec: CodecId, chunk_size: int = MAX_CHUNK_SIZE, inline: int = MAX_CHUNK_SIZE) -> Body:
     """The manifest entry of `body`: inline up to `inline` bytes, otherwise in chunks of `chunk_size` bytes."""
-    chunks = () if len(body) <= inline else tuple(_sha256(chunk) for chunk in split(body, chunk_size))
+    chunks = () if len(body) <= inline else tuple(map(_sha256, split(body, chunk_size)))
     return Body(codec=codec, sha256=_sha256(body), size=len(body), chunks=chunks)
+
+
+def describe_adapter(adapter: Adapter) -> Body:
+    """The manifest entry of an adapter as nodes fetch it: its safetensors bytes in chunks, named by its digest."""
+    body = adapter.to_safetensors()
+    chunks = tuple(map(_sha256, split(body)))
+    return Body(codec="safetensors", sha256=adapter.digest, size=len(body), chunks=chunks)
 
 
 def split(body: bytes, chunk_size: int = MAX_CHUNK_SIZE) -> tuple[bytes, ...]:

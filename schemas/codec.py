@@ -102,10 +102,9 @@ def _encode_int8(adapter: Adapter, *_: object) -> bytes:
 
 
 def _decode_int8(body: bytes, layout: Layout) -> Adapter:
-    rows = [min(shape) for _, shape in layout.tensors]
-    raw = decompress(body, 4 * sum(rows) + layout.size)
-    scales = _floats(raw[: 4 * sum(rows)], sum(rows))[:, None]
-    symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * sum(rows))
+    raw = decompress(body, 4 * layout.rows + layout.size)
+    scales = _floats(raw[: 4 * layout.rows], layout.rows)[:, None]
+    symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * layout.rows).astype(np.float32)
     values, start, row = np.empty(layout.size, dtype=np.float32), 0, 0
     with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale is found by the finite check
         for tensor in map(_rows, layout.split(values).values()):
@@ -138,7 +137,7 @@ def _floats(raw: bytes, count: int) -> NDArray[np.float32]:
 
 
 def _largest_int8(layout: Layout) -> int:
-    return largest_frame(4 * sum(min(shape) for _, shape in layout.tensors) + layout.size)
+    return largest_frame(4 * layout.rows + layout.size)
 
 
 def _largest_safetensors(layout: Layout) -> int:

@@ -14,6 +14,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.numpy import save
 
 from schemas.adapter import (
     MAX_PARAMETERS,
@@ -71,6 +72,18 @@ def test_equal_adapters_give_equal_bytes_however_they_were_put_together(before: 
     for order in permutations(before.tensors().items()):
         again = Adapter.from_tensors(LAYOUT, dict(order))
         assert again.to_safetensors() == before.to_safetensors()
+
+
+@given(ANY_ADAPTER)
+def test_the_bytes_are_those_that_the_library_writes(any_adapter: Adapter) -> None:
+    assert any_adapter.to_safetensors() == save(any_adapter.tensors(), metadata={"format": "pt"})
+
+
+@given(ANY_ADAPTER)
+def test_the_file_of_another_writer_is_read_as_well(any_adapter: Adapter) -> None:
+    foreign = save(any_adapter.tensors(), metadata={"format": "np"})
+    assert foreign != any_adapter.to_safetensors()
+    assert Adapter.from_safetensors(LAYOUT, foreign) == any_adapter
 
 
 def test_the_file_is_one_that_safetensors_and_peft_read(tmp_path: Path) -> None:
