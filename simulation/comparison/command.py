@@ -90,9 +90,11 @@ def _compute_missing(everything: Sequence[Wanted], options: CompareOptions, cons
             missing.append(one)
         else:
             forecast.learn(like(one.run), one.run.estimate, result.seconds)
+    if there := len(everything) - len(missing):
+        console.print(f" {there} of {len(everything)} runs are there from before.\n", highlight=False)
     if not missing:
         return []
-    with Display(console, done=len(everything) - len(missing), total=len(everything)) as display:
+    with Display(console, done=there, total=len(everything)) as display:
         return compute(missing, options.out, options.workers, forecast, display)
 
 
