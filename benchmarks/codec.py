@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/codec.py --json codec.json --write docs/codec.md
 
-One home's smart-home commands train the default base model from its first adapter, in one job of 20 steps of four
-examples, for two shapes of adapter and three seeds. The delta goes through each codec, and the loss on commands of
-other homes says what is left of the improvement. Times are CPU time, the median of some turns, as ratios to fp32's in
-the same turns. Exits with 1 when kltp at its usual step misses the bar on a shape.
+Smart-home commands train the default base model in three rounds, each a job of 20 steps of four commands of another
+home from where the round before has ended, for two shapes of adapter and three seeds. Every round's delta goes through
+each codec, and what a codec has made of all deltas so far is added to the first adapter: so its errors pile up. The
+loss on commands of yet other homes says what is left of the improvement since the first adapter, with the standard
+error of that share over the commands. Times are CPU time, the median of some turns, as ratios to fp32's in the same
+turns. Exits with 1 when kltp at its usual step misses the bar on a shape after the last round.
 """
 
 import argparse
@@ -19,8 +21,10 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from base_model.evaluation import losses
+from base_model.evaluation import example_losses
+from base_model.examples import Example
 from base_model.language_model import LanguageModel
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
@@ -33,7 +37,7 @@ from schemas.codec import decode, encode
 from schemas.messages import CodecId
 
 SEEDS = (0, 1, 2)
-STEPS, BATCH, HELD_OUT, TURNS = 20, 4, 64, 5
+ROUNDS, STEPS, BATCH, HELD_OUT, TURNS = 3, 20, 4, 96, 3
 LEAST_RATIO, LEAST_KEPT = 25.0, 99.5
 QUERIES_AND_VALUES = ("q_proj", "v_proj")
 
@@ -63,37 +67,63 @@ WAYS = (FP32, Way("fp16", "fp16"), Way("int8", "int8"), USUAL, Way("kltp, step 2
 
 
 def measure(model: LanguageModel, shape: Shape, seed: int) -> Iterator[dict[str, Any]]:
-    """Train one job, and give the figures of every way to send its delta."""
-    examples = private_examples(make_homes(1, seed)[0], STEPS * BATCH)
-    held_out = held_out_examples(HELD_OUT, seed, examples)
-    start = model.initial_adapter(shape.lora, seed)
-    config = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=shape.learning_rate, seed=seed)
-    end = train(model, start, examples, config, lambda step, loss: None).adapter
-    delta = end - start
-    before, after = losses(model, start, held_out), losses(model, end, held_out)
-    cost = milliseconds(delta, end)
-    for way in WAYS:
-        body = encode(delta, way.codec, end=end, step=way.step)
-        restored = decode(body, delta.layout, way.codec)
-        loss = after if restored == delta else losses(model, start + restored, held_out)
-        encode_ms, decode_ms = cost[way]
-        yield {
-            "shape": shape.name,
-            "seed": seed,
-            "codec": way.name,
-            "parameters": delta.layout.size,
-            "bytes": len(body),
-            "ratio_to_fp32": 4 * delta.layout.size / len(body),
-            "loss_before": before,
-            "loss_after": after,
-            "loss_after_codec": loss,
-            "loss_kept_percent": 100 * (before - loss) / (before - after),
-            "encode_ms": encode_ms,
-            "decode_ms": decode_ms,
-            "encode_ratio_to_fp32": encode_ms / cost[FP32][0],
-            "decode_ratio_to_fp32": decode_ms / cost[FP32][1],
-            "symbols_over_entropy": over_entropy(body, delta) if way.codec == "kltp" else None,
-        }
+    """Train round after round, and give the figures of every way to send the deltas."""
+    homes = make_homes(ROUNDS, seed)
+    private = [private_examples(home, STEPS * BATCH) for home in homes]
+    held_out = held_out_examples(HELD_OUT, seed, [example for examples in private for example in examples])
+    first = end = model.initial_adapter(shape.lora, seed)
+    arrived = dict.fromkeys(WAYS, first)
+    before = losses_by_example(model, first, held_out)
+    for number, examples in enumerate(private, start=1):
+        start, config = end, _training(shape, seed + number - 1)
+        end = train(model, start, examples, config, lambda step, loss: None).adapter
+        delta, after = end - start, losses_by_example(model, end, held_out)
+        cost = milliseconds(delta, end)
+        for way in WAYS:
+            body = encode(delta, way.codec, end=end, step=way.step)
+            arrived[way] += decode(body, delta.layout, way.codec)
+            kept, error = share_kept(
+                before, after, after if way is FP32 else losses_by_example(model, arrived[way], held_out)
+            )
+            yield {
+                "shape": shape.name,
+                "seed": seed,
+                "round": number,
+                "codec": way.name,
+                "parameters": delta.layout.size,
+                "bytes": len(body),
+                "ratio_to_fp32": 4 * delta.layout.size / len(body),
+                "loss_before": float(before.mean()),
+                "loss_after": float(after.mean()),
+                "loss_kept_percent": kept,
+                "loss_kept_error": error,
+                "encode_ms": cost[way][0],
+                "decode_ms": cost[way][1],
+                "encode_ratio_to_fp32": cost[way][0] / cost[FP32][0],
+                "decode_ratio_to_fp32": cost[way][1] / cost[FP32][1],
+                "symbols_over_entropy": over_entropy(body, delta) if way.codec == "kltp" else None,
+            }
+
+
+def _training(shape: Shape, seed: int) -> TrainingConfig:
+    return TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=shape.learning_rate, seed=seed)
+
+
+def losses_by_example(model: LanguageModel, adapter: Adapter, examples: Sequence[Example]) -> NDArray[np.float64]:
+    """Of each example the mean loss of its answer tokens, in nats."""
+    return np.array(example_losses(model, adapter, examples))
+
+
+def share_kept(
+    before: NDArray[np.float64], after: NDArray[np.float64], with_codec: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Per cent of the improvement that a codec keeps, and the standard error of that over the examples.
+
+    The losses are of the same examples, so what makes one example harder than another cancels out.
+    """
+    gained = float((before - after).mean())
+    lost = (with_codec - after) / gained
+    return 100 * (1 - float(lost.mean())), 100 * float(lost.std(ddof=1)) / len(lost) ** 0.5
 
 
 def milliseconds(delta: Adapter, end: Adapter) -> dict[Way, tuple[float, float]]:
@@ -129,31 +159,45 @@ def over_entropy(body: bytes, delta: Adapter) -> float:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Means over seeds, and the least that was kept, by shape and codec."""
+    """Means over seeds, and the least that was kept, by shape, codec and round."""
     for shape in SHAPES:
         for way in WAYS:
-            found = [r for r in results if (r["shape"], r["codec"]) == (shape.name, way.name)]
-            names = [name for name, value in found[0].items() if isinstance(value, float)]
-            yield {
-                "shape": shape.name,
-                "codec": way.name,
-                **{name: mean(result[name] for result in found) for name in ("bytes", *names)},
-                "least_kept_percent": min(result["loss_kept_percent"] for result in found),
-            }
+            for number in range(1, ROUNDS + 1):
+                wanted = (shape.name, way.name, number)
+                found = [r for r in results if (r["shape"], r["codec"], r["round"]) == wanted]
+                names = [name for name, value in found[0].items() if isinstance(value, float)]
+                yield {
+                    "shape": shape.name,
+                    "codec": way.name,
+                    "round": number,
+                    **{name: mean(result[name] for result in found) for name in ("bytes", *names)},
+                    "least_kept_percent": min(result["loss_kept_percent"] for result in found),
+                    # of a mean over seeds, whose examples and training differ
+                    "loss_kept_error": sum(r["loss_kept_error"] ** 2 for r in found) ** 0.5 / len(found),
+                }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The summary in Markdown."""
-    header = "| shape | codec | bytes | smaller | loss kept, mean (least) | encode | decode |"
-    lines = [header, "| --- | --- | --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {r['shape']} | {r['codec']} | {r['bytes']:,.0f} | {r['ratio_to_fp32']:.1f}x "
-        f"| {r['loss_kept_percent']:.2f} % ({r['least_kept_percent']:.2f} %) "
-        f"| {r['encode_ms']:.1f} ms, {r['encode_ratio_to_fp32']:.0f}x "
-        f"| {r['decode_ms']:.1f} ms, {r['decode_ratio_to_fp32']:.0f}x |"
-        for r in rows
-    ]
+    """The summary in Markdown: a line for a codec, with what is kept after each round."""
+    rounds = " | ".join(f"kept after {number}" for number in range(1, ROUNDS + 1))
+    header = f"| shape | codec | bytes a round | smaller | {rounds} | least | encode | decode |"
+    lines = [header, "| " + " | ".join(["---"] * (7 + ROUNDS)) + " |"]
+    for shape in SHAPES:
+        for way in WAYS:
+            found = [r for r in rows if (r["shape"], r["codec"]) == (shape.name, way.name)]
+            lines.append(_line(found))
     return "\n".join(lines)
+
+
+def _line(rounds: Sequence[dict[str, Any]]) -> str:
+    names = ("bytes", "ratio_to_fp32", "encode_ms", "decode_ms", "encode_ratio_to_fp32", "decode_ratio_to_fp32")
+    size, ratio, encode_ms, decode_ms, encode_ratio, decode_ratio = (mean(r[name] for r in rounds) for name in names)
+    kept = " | ".join(f"{r['loss_kept_percent']:.2f} ± {r['loss_kept_error']:.2f} %" for r in rounds)
+    return (
+        f"| {rounds[0]['shape']} | {rounds[0]['codec']} | {size:,.0f} | {ratio:.1f}x "
+        f"| {kept} | {min(r['least_kept_percent'] for r in rounds):.2f} % "
+        f"| {encode_ms:.1f} ms, {encode_ratio:.0f}x | {decode_ms:.1f} ms, {decode_ratio:.0f}x |"
+    )
 
 
 def write(document: Path, text: str) -> None:
@@ -163,6 +207,12 @@ def write(document: Path, text: str) -> None:
     if not begin or not end:
         raise ValueError(f"{document} has no part '<!-- measured: codecs -->'")
     document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def _progress(result: dict[str, Any]) -> str:
+    kept, error, ratio = result["loss_kept_percent"], result["loss_kept_error"], result["ratio_to_fp32"]
+    where = f"seed {result['seed']}, {result['shape']}, round {result['round']}, {result['codec']}"
+    return f"{where}: {ratio:.1f}x, {kept:.2f} % kept, standard error {error:.2f} %"
 
 
 def main() -> None:
@@ -177,12 +227,11 @@ def main() -> None:
         for shape in SHAPES:
             for result in measure(model, shape, seed):
                 results.append(result)
-                kept, ratio = result["loss_kept_percent"], result["ratio_to_fp32"]
-                print(f"seed {seed}, {shape.name}, {result['codec']}: {ratio:.1f}x, {kept:.2f} % kept", flush=True)
+                print(_progress(result), flush=True)
     rows = list(summary(results))
-    usual = [row for row in rows if row["codec"] == USUAL.name]
+    usual = [row for row in rows if row["codec"] == USUAL.name and row["round"] == ROUNDS]
     met = all(r["ratio_to_fp32"] >= LEAST_RATIO and r["loss_kept_percent"] >= LEAST_KEPT for r in usual)
-    setting = {"seeds": SEEDS, "steps": STEPS, "batch_size": BATCH, "held_out_examples": HELD_OUT}
+    setting = {"seeds": SEEDS, "rounds": ROUNDS, "steps": STEPS, "batch_size": BATCH, "held_out_examples": HELD_OUT}
     bar = {"ratio_to_fp32": LEAST_RATIO, "loss_kept_percent": LEAST_KEPT, "met": met}
     print(table(rows))
     if options.json is not None:
