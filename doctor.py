@@ -13,12 +13,14 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-from base_model.examples import InvalidExamples, load_examples
+from base_model.examples import InvalidExamples
 from base_model.reference import resolve
 from base_model.wheel import BaseModelError
 from broker.preflight import BrokerAbilities, BrokerUnreachable, probe
 from broker.settings import BrokerSettings
 from configuration import Configuration
+from edge_node.local_data import LocalData
+from edge_node.settings import EdgeSettings
 from schemas.messages import MAX_CHUNK_SIZE
 from schemas.topics import NodeMetricsOf, route
 
@@ -48,7 +50,7 @@ def examine(configuration: Configuration) -> Iterator[Check]:
         yield check_disk(folder)
     yield check_memory(psutil.virtual_memory().available)
     if configuration.edge is not None:
-        yield check_examples(configuration.edge.data)
+        yield check_examples(configuration.edge)
     yield check_base_model(configuration.base_model.name, configuration.base_model.cache)
     yield check_torch()
     yield check_onnxruntime()
@@ -113,12 +115,20 @@ def check_memory(available: int) -> Check:
     return Check("memory", "warn", f"only {_size(available)} available", advice)
 
 
-def check_examples(path: Path) -> Check:
-    """Whether the node's private examples can be read."""
+def check_examples(settings: EdgeSettings) -> Check:
+    """Whether the node's private examples can be read, without changing what it keeps."""
     try:
-        return Check("examples", "ok", f"{len(load_examples(path))} in {path}")
+        data = LocalData.look(settings.data, settings.data_dir, settings.local_data)
+        data.refresh()
     except InvalidExamples as error:
         return Check("examples", "fail", str(error), "mend the file, or name another: --data or [edge] data")
+    summary = data.summary()
+    found, refused = f"{summary.examples} private examples", sum(tally.lines for tally in summary.refused)
+    if refused:
+        return Check("examples", "warn", f"{found}; {refused} lines are none", "alignfed edge data says which, and why")
+    if not summary.examples:
+        return Check("examples", "warn", "no private examples yet", "the node trains as soon as it has some")
+    return Check("examples", "ok", found)
 
 
 def check_base_model(name: str, cache: Path) -> Check:

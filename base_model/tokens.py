@@ -12,10 +12,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from base_model.examples import Example
-
-MAX_PROMPT_TOKENS = 768
-MAX_ANSWER_TOKENS = 256
+from base_model.examples import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, Example
 
 
 @dataclass(frozen=True)

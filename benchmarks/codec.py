@@ -37,7 +37,7 @@ from schemas.codec import decode, encode
 from schemas.messages import CodecId
 
 SEEDS = (0, 1, 2)
-ROUNDS, STEPS, BATCH, HELD_OUT, TURNS = 3, 20, 4, 96, 3
+ROUNDS, STEPS, BATCH, HELD_OUT, TURNS = 3, 20, 4, 48, 3
 LEAST_RATIO, LEAST_KEPT = 25.0, 99.5
 QUERIES_AND_VALUES = ("q_proj", "v_proj")
 

@@ -1,4 +1,4 @@
-"""`alignfed broker`, `coordinator` and `edge`: the long-running services."""
+"""`alignfed broker` and `alignfed coordinator`: the long-running services."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,6 @@ import typer
 
 from commands.console import (
     FAILURE,
-    USAGE,
     Broker,
     Config,
     DataDir,
@@ -15,11 +14,8 @@ from commands.console import (
     LogLevel,
     configuration,
     ending,
-    fail,
     log,
 )
-
-REFUSED = "3  the federation cannot take this node, for instance for its base model"
 
 app = typer.Typer()
 
@@ -60,32 +56,3 @@ def coordinator(
     from coordinator import service
 
     raise typer.Exit(service.run(settings.federation, settings.base_model, settings.broker, settings.coordinator))
-
-
-@app.command(epilog=ending("alignfed edge --node kitchen --data kitchen.jsonl", FAILURE, REFUSED))
-def edge(
-    config: Config = None,
-    node: Annotated[str | None, typer.Option(metavar="NAME", help="This node's name.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private examples, JSON lines.")] = None,
-    broker: Broker = None,
-    federation: Federation = None,
-    http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="Answer there, in OpenAI's shape.")
-    ] = None,
-    data_dir: DataDir = None,
-    log_level: LogLevel = "info",
-) -> None:
-    """Run an edge node on its private examples.
-
-    It runs until Ctrl-C or SIGTERM. A broker that is away is waited for; updates wait on disk meanwhile. With --http it
-    also answers questions, with the newest adapter that the federation releases.
-    """
-    serving = {"http": http} if http is not None else None
-    node_settings = {"node": node, "data": data, "data_dir": data_dir, "serving": serving}
-    settings = configuration(config, federation, broker, edge=node_settings)
-    if settings.edge is None:
-        fail("no node is configured: pass --node and --data, or set them in [edge] of the settings file", USAGE)
-    log(log_level)
-    from edge_node import service
-
-    service.run(settings.federation, settings.base_model, settings.broker, settings.edge)

@@ -349,6 +349,7 @@ class Service:
             one_update_per_version=config.strategy.one_update_per_version,
             trained_factors=config.strategy.trained_factors,
             codecs=UPDATE_CODECS,
+            max_staleness=config.strategy.max_staleness,
             finished=self.state.finished,
         ).to_bytes()
 

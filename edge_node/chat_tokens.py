@@ -49,6 +49,10 @@ class ChatTokens:
         except ChatRefused:  # of a template without a system role
             return self._templated(turns)
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has by itself."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def text(self, tokens: Iterable[int], stop_strings: Sequence[str] = ()) -> Iterator[str]:
         """The text of tokens, piece by piece as they come; it ends before the first of `stop_strings`."""
         return until_stop(self._pieces(tokens), stop_strings)

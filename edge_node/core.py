@@ -18,6 +18,7 @@ from edge_node.state import (
     Event,
     GlobalAdapter,
     Heard,
+    HeldOutMeasured,
     Identity,
     LayoutDescribed,
     Memory,
@@ -90,7 +91,7 @@ def node_state(state: EdgeState) -> NodeState:
 
 def node_metrics(state: EdgeState) -> NodeMetrics:
     """The node's progress and counters."""
-    training = state.training
+    training, held_out = state.training, state.held_out
     return NodeMetrics(
         boot_id=state.identity.boot_id,
         base_version=training.job.start.pointer.version if training is not None else None,
@@ -101,6 +102,9 @@ def node_metrics(state: EdgeState) -> NodeMetrics:
         updates_accepted=state.updates_accepted,
         updates_rejected=state.updates_rejected,
         outbox=len(state.outbox),
+        held_out_loss=held_out.loss if held_out is not None else None,
+        held_out_version=held_out.version if held_out is not None else None,
+        held_out_examples=held_out.examples if held_out is not None else 0,
     )
 
 
@@ -114,6 +118,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return replace(state, connected=False), (Warn(reason),)
         case LayoutDescribed(layout=layout):
             return _learn_layout(state, layout)
+        case HeldOutMeasured():
+            return learning.on_held_out(state, event), ()
         case StepTrained():
             return learning.on_step(state, event)
         case TrainingFinished():

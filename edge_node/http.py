@@ -9,14 +9,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from base_model.reference import ResolvedModel
 from edge_node import http_messages as messages
@@ -69,8 +69,14 @@ class HttpServer:
         self._socket.close()
 
 
-def application(inference: Inference, answering: Answering, resolved: ResolvedModel, usual_tokens: int) -> Starlette:
-    """The routes of one node. Answers have at most `usual_tokens` tokens unless a request says otherwise."""
+def application(
+    inference: Inference,
+    answering: Answering,
+    resolved: ResolvedModel,
+    usual_tokens: int,
+    more: Sequence[BaseRoute] = (),
+) -> Starlette:
+    """The routes of one node, and `more`. Answers have at most `usual_tokens` tokens if a request sets no limit."""
     node = _Node(inference, answering, resolved, usual_tokens)
     return Starlette(
         routes=[
@@ -78,6 +84,7 @@ def application(inference: Inference, answering: Answering, resolved: ResolvedMo
             Route("/v1/models", node.models, methods=["GET"]),
             Route("/v1/models/{name}", node.model, methods=["GET"]),
             Route("/healthz", node.health, methods=["GET"]),
+            *more,
         ],
         exception_handlers={RequestRefused: _refused, HTTPException: _not_found, ClientDisconnect: _gone},
     )
@@ -91,7 +98,7 @@ class _Node:
         self._usual_tokens, self._begun_at = usual_tokens, int(time.time())
 
     async def chat(self, request: Request) -> Response:
-        asked = messages.parse_request(await _body(request))
+        asked = messages.parse_request(await read_body(request))
         conversation = _Conversation(self._answering, asked.question(self._usual_tokens))
         begun = await conversation.begin(request)
         head = {
@@ -209,8 +216,8 @@ async def _events(
                 yield _event(messages.error_body(failed.reason, STATUS[failed.kind], code=_code(failed)))
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body, no larger and no slower than allowed."""
+async def read_body(request: Request) -> bytes:
+    """The request's body, no larger and no slower than allowed; RequestRefused otherwise."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # a web page may send anything else here without asking its user's browser for permission
         raise RequestRefused(415, "send the request as content-type application/json")

@@ -11,6 +11,8 @@ from edge_node.state import (
     EdgeState,
     Effects,
     GlobalAdapter,
+    HeldOutLoss,
+    HeldOutMeasured,
     Identity,
     Note,
     StepTrained,
@@ -40,7 +42,8 @@ def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
         return state, ()
     sequence = state.memory.sequence
     start = replace(held, adapter=truncate(held.adapter, own_layout(state, held.adapter.layout)))
-    job = TrainingJob(start, sequence, _seed(state.identity, held, sequence), terms.trained_factors)
+    seed, measured = _seed(state.identity, held, sequence), _to_measure(state, held)
+    job = TrainingJob(start, sequence, seed, terms.trained_factors, measured)
     memory = replace(state.memory, sequence=sequence + 1)
     return replace(state, memory=memory, training=Training(job)), (Train(job),)
 
@@ -59,6 +62,14 @@ def next_due(state: EdgeState) -> float | None:
 def abort(state: EdgeState) -> tuple[EdgeState, Effects]:
     """End the job under way, if there is one."""
     return (replace(state, training=None), (AbortTraining(),)) if state.training is not None else (state, ())
+
+
+def on_held_out(state: EdgeState, event: HeldOutMeasured) -> EdgeState:
+    """Note how well the version that is trained on answers what this node never trains on."""
+    if state.training is None or state.training.job.sequence != event.sequence or _sayable(event.loss) is None:
+        return state
+    version = state.training.job.start.pointer.version
+    return replace(state, held_out=HeldOutLoss(version, event.loss, event.examples))
 
 
 def on_step(state: EdgeState, event: StepTrained) -> tuple[EdgeState, Effects]:
@@ -141,6 +152,12 @@ def _codec(terms: CoordinatorState | None, preferred: CodecId) -> CodecId:
     if preferred in taken:
         return preferred
     return next((codec for codec in taken if codec in UPDATE_CODECS), preferred)
+
+
+def _to_measure(state: EdgeState, held: GlobalAdapter) -> int:
+    """How many held-out examples this version is measured on: none when that is done."""
+    done = state.held_out is not None and state.held_out.version == held.pointer.version
+    return 0 if done else state.identity.settings.local_data.measured
 
 
 def _seed(identity: Identity, base: GlobalAdapter, sequence: int) -> int:

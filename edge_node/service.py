@@ -27,9 +27,10 @@ from broker.events import Connected, Disconnected, Message, NetworkThreadDied, P
 from broker.settings import BrokerSettings
 from edge_node import core, held_adapter, state
 from edge_node.local_data import LocalData
+from edge_node.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import Publisher, publication
-from edge_node.settings import EdgeSettings, ServingSettings
+from edge_node.settings import EdgeSettings
 from edge_node.trainer import Trainer, TrainerDied
 from schemas import topics
 from schemas.messages import NodeState
@@ -42,7 +43,15 @@ log = logging.getLogger(__name__)
 CLEAN, FAILED, REFUSED = 0, 1, 3
 WILL_DELAY_S = 30
 FAREWELL_S = 2.0
-EXPECTED_FAULTS = (BaseModelError, InvalidExamples, NetworkThreadDied, OutboxDamaged, OSError, sqlite3.OperationalError)
+EXPECTED_FAULTS = (
+    BaseModelError,
+    InvalidExamples,
+    NetworkThreadDied,
+    OutboxDamaged,
+    OSError,
+    SharedBroker,
+    sqlite3.DatabaseError,
+)
 
 
 class AlreadyRunning(OSError):
@@ -96,8 +105,8 @@ class Service:
         self._head_folder = settings.data_dir / "head"
         self._release_folder = settings.data_dir / "release"
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._data = LocalData(settings.data)
-        log.info("node %s: %d private examples, %s", settings.node, len(self._data.examples()), resolved.name)
+        self._data = _local_data(settings)
+        log.info("node %s: %d private examples, %s", settings.node, self._data.summary().examples, resolved.name)
         self._client = Client(
             broker,
             client_id=f"{federation}:node:{settings.node}",  # no name holds a colon
@@ -110,7 +119,8 @@ class Service:
         )
         self._publisher = Publisher(self._client, federation, settings.node, outbox)
         self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
-        self._serving = _serving(resolved, cache, settings.serving, self._inbox.put)
+        self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
+        self._serving = _serving(resolved, cache, settings, self._data, self._inbox.put)
 
     def serve(self) -> int:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
@@ -119,6 +129,8 @@ class Service:
         with _signals_to(self._inbox.put):
             self._client.start()
             forwarder.start()
+            if self._feed is not None:
+                self._feed.start()
             try:
                 return self._loop()
             finally:
@@ -129,6 +141,8 @@ class Service:
                 self._trainer.stop()
                 if self._serving is not None:
                     self._serving.stop()
+                if self._feed is not None:
+                    self._feed.stop()
                 log.info("stopped")
 
     def _loop(self) -> int:
@@ -270,15 +284,33 @@ def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event)
         put(fault)
 
 
+def _local_data(settings: EdgeSettings) -> LocalData:
+    """The private examples as they are now; files that cannot be read stop a start, for the path may be wrong."""
+    data = LocalData.open(settings.data, settings.data_dir, settings.local_data)
+    data.refresh()
+    return data
+
+
+def _feed(
+    federation: str, broker: BrokerSettings, settings: EdgeSettings, data: LocalData, put: Callable[[Any], None]
+) -> LocalFeed | None:
+    """What listens to the gateway's own broker, if there is one."""
+    if settings.local_broker is None:
+        return None
+    refuse_federation_broker(settings.local_broker, broker)
+    return LocalFeed(settings.local_broker, f"{federation}:examples:{settings.node}", data, put)
+
+
 def _serving(
-    resolved: ResolvedModel, cache: Path, settings: ServingSettings, put: Callable[[Any], None]
+    resolved: ResolvedModel, cache: Path, settings: EdgeSettings, data: LocalData, put: Callable[[Any], None]
 ) -> "Serving | None":
     """What answers, if the owner wants that."""
-    if settings.http is None:
+    if settings.serving.http is None:
         return None
+    from edge_node.example_requests import example_routes
     from edge_node.serving import Serving  # a node that only trains needs none of its memory
 
-    return Serving(resolved, cache, settings, put)
+    return Serving(resolved, cache, settings.serving, put, example_routes(data, settings.local_data.http))
 
 
 def _subscriptions(federation: str, node: str) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from starlette.routing import BaseRoute
 
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
@@ -38,8 +40,10 @@ class Serving:
         cache: Path,
         settings: ServingSettings,
         emit: Callable[[Exception], None],
+        routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
+        self._routes = routes  # of others, beside those of answering
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
         self._thread.start()
@@ -65,7 +69,7 @@ class Serving:
         chat = ChatTokens(self._resolved.path)
         settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
         answering = Answering(inference, chat, settings.parallel, settings.waiting, settings.timeout_s)
-        app = application(inference, answering, self._resolved, settings.max_tokens)
+        app = application(inference, answering, self._resolved, settings.max_tokens, self._routes)
         try:
             server = HttpServer(app, *_address(settings.http))
         except OSError as fault:

@@ -1,11 +1,12 @@
 """What the owner of a node decides: its name, its data, how it trains, how much it keeps. Loads no PyTorch."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.settings import TrainingConfig
+from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
 from schemas.kltp import COARSEST, FINEST
 from schemas.topics import Name
 
@@ -40,8 +41,18 @@ class EdgeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: Name
-    data: Path = Field(description="private examples, JSON lines of prompt and completion; read again when it changes")
-    data_dir: Path = Field(default_factory=_own_folder, description="the node's own folder: outbox, held version")
+    data: Path | None = Field(
+        default=None,
+        description="private examples: a file of JSON lines, or a folder of *.jsonl, read again as they change; "
+        "unset where they come over HTTP or the local broker alone",
+    )
+    data_dir: Path = Field(
+        default_factory=_own_folder, description="the node's own folder: examples, outbox, held version"
+    )
+    local_data: LocalDataSettings = LocalDataSettings()
+    local_broker: LocalBrokerSettings | None = Field(
+        default=None, description="the gateway's own broker, where devices publish examples; none when unset"
+    )
     codec: Literal["kltp", "int8", "fp16", "fp32"] = Field(
         default="kltp", description="for updates, if the coordinator takes it; else the best that both know"
     )
@@ -69,3 +80,10 @@ class EdgeSettings(BaseModel):
     resend_after_s: float = Field(
         default=30.0, gt=0, le=3600, description="patience with a missing receipt; it doubles with every attempt"
     )
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> Self:
+        over_http = self.serving.http is not None and self.local_data.http != "off"
+        if self.data is None and self.local_broker is None and not over_http:
+            raise ValueError("there is nothing to learn from: set data, or serving.http, or local_broker")
+        return self

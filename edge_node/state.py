@@ -50,6 +50,7 @@ class TrainingJob:
     sequence: int
     seed: int
     trained_factors: Factors = "both"
+    measured: int = 0  # held-out examples whose loss on the start is wanted first
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class Training:
 
     job: TrainingJob
     step: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """How well a version answers held-out examples of this node: mean loss in nats per answer token."""
+
+    version: int
+    loss: float
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,7 @@ class EdgeState:
     failures: int = 0  # trainings in a row that came to nothing
     rest_until: float = 0.0
     last_loss: float | None = None
+    held_out: HeldOutLoss | None = None  # of the newest version that was measured
     updates_sent: int = 0
     updates_accepted: int = 0
     updates_rejected: int = 0
@@ -169,6 +180,16 @@ class StepTrained:
 
 
 @dataclass(frozen=True)
+class HeldOutMeasured:
+    """The trainer has measured the start of this job on held-out examples: so many, and their loss."""
+
+    at: float
+    sequence: int
+    examples: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class TrainingFinished:
     """The job is done: the adapter at its end, and how it came about."""
 
@@ -198,7 +219,15 @@ class Ticked:
 
 
 Event = (
-    Heard | BrokerConnected | BrokerLost | LayoutDescribed | StepTrained | TrainingFinished | TrainingFailed | Ticked
+    Heard
+    | BrokerConnected
+    | BrokerLost
+    | LayoutDescribed
+    | HeldOutMeasured
+    | StepTrained
+    | TrainingFinished
+    | TrainingFailed
+    | Ticked
 )
 
 

@@ -15,7 +15,7 @@ from base_model.examples import Example, InvalidExamples
 from base_model.reference import ResolvedModel
 from edge_node.local_data import LocalData
 from edge_node.settings import EdgeSettings
-from edge_node.state import StepTrained, TrainingFailed, TrainingFinished, TrainingJob
+from edge_node.state import HeldOutMeasured, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
 
 if TYPE_CHECKING:  # importing PyTorch takes seconds and happens in the thread
     from base_model.language_model import LanguageModel
@@ -32,7 +32,7 @@ class TrainerDied:
     error: BaseException
 
 
-TrainerEvent = StepTrained | TrainingFinished | TrainingFailed | TrainerDied
+TrainerEvent = HeldOutMeasured | StepTrained | TrainingFinished | TrainingFailed | TrainerDied
 
 
 class Aborted(Exception):
@@ -79,11 +79,22 @@ class Trainer:
             self._emit(StepTrained(time.monotonic(), job.sequence, step, loss))
 
         try:
-            self._emit(run_job(model, job, self._data.examples(), self._settings, on_step, abort))
+            examples = self._data.examples()
+            if held_out := self._data.held_out(job.measured):
+                self._emit(measure(model, job, held_out))
+            self._emit(run_job(model, job, examples, self._settings, on_step, abort))
         except InvalidExamples as fault:
             self._emit(TrainingFailed(time.monotonic(), job.sequence, str(fault)))
         except Aborted:
             log.debug("job %d ended early", job.sequence)
+
+
+def measure(model: "LanguageModel", job: TrainingJob, held_out: Sequence[Example]) -> HeldOutMeasured:
+    """The loss of the version that the job starts from, on examples that are never trained on."""
+    from base_model.evaluation import losses
+
+    loss = losses(model, job.start.adapter, held_out)
+    return HeldOutMeasured(time.monotonic(), job.sequence, len(held_out), loss)
 
 
 def run_job(

@@ -222,6 +222,9 @@ class CoordinatorState(Message):
     one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
     trained_factors: Factors = Field(default="both", description="which of a module's two factors nodes train")
     codecs: tuple[CodecId, ...] = Field(description="codecs taken for updates, best first")
+    max_staleness: Version | None = Field(
+        default=None, description="updates whose base version is more versions old are refused; none if not announced"
+    )
     finished: bool = Field(default=False, description="the last version is published: no more training")
 
 
@@ -246,6 +249,11 @@ class NodeMetrics(Message):
     updates_accepted: Count = 0
     updates_rejected: Count = 0
     outbox: Count = Field(default=0, description="updates that wait for their receipt")
+    held_out_loss: Loss | None = Field(
+        default=None, description="on examples this node never trains on: mean over answer tokens, nats"
+    )
+    held_out_version: Version | None = Field(default=None, description="the version that has this loss")
+    held_out_examples: Count = Field(default=0, description="how many examples the loss is of")
 
 
 def join_body(manifest: bytes, body: bytes) -> bytes:

@@ -19,6 +19,7 @@ from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Message
 from broker.settings import BrokerSettings
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
+from edge_node.data_settings import LocalDataSettings
 from edge_node.settings import EdgeSettings
 from examples.smart_home.fleet import MAX_RESTARTS, Fleet, Program, Restart
 from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe
@@ -168,6 +169,8 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
             codec=recipe.codec,
             slowdown=node.slowdown,
             training=recipe.training,
+            # commands of other homes measure the demo, so that each home learns from all it has
+            local_data=LocalDataSettings(held_out=0),
         )
         write_config(place.config(node.name), FEDERATION, shared | {"edge": edge})
 

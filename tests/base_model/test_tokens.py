@@ -1,8 +1,8 @@
 """Text to tokens: chat templates, ends of answers, limits."""
 
-from base_model.examples import Example
+from base_model.examples import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, Example
 from base_model.language_model import LanguageModel
-from base_model.tokens import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, encode, prompt_tokens
+from base_model.tokens import encode, prompt_tokens
 
 CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}<assistant>"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT

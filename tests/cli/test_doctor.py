@@ -7,6 +7,7 @@ import pytest
 
 from broker.preflight import BrokerAbilities
 from doctor import SMALLEST_PACKET, check_clock, check_disk, check_examples, check_memory, check_packet_limit
+from edge_node.settings import EdgeSettings
 
 
 @pytest.fixture
@@ -57,8 +58,14 @@ def test_little_memory_is_a_warning():
     assert check_memory(100).status == "warn"
 
 
-def test_examples_that_cannot_be_read_fail_with_the_line(tmp_path):
+def test_a_file_of_examples_that_is_not_there_fails_and_says_what_to_set(tmp_path):
+    check = check_examples(EdgeSettings(node="home-1", data=tmp_path / "none.jsonl", data_dir=tmp_path))
+    assert (check.status, "none.jsonl" in check.found) == ("fail", True)
+    assert "[edge] data" in check.advice
+
+
+def test_lines_that_are_no_examples_are_a_warning(tmp_path):
     (tmp_path / "examples.jsonl").write_text('{"prompt": "a", "completion": "b"}\nnonsense\n')
-    check = check_examples(tmp_path / "examples.jsonl")
-    assert check.status == "fail"
-    assert "line 2" in check.found
+    check = check_examples(EdgeSettings(node="home-1", data=tmp_path / "examples.jsonl", data_dir=tmp_path))
+    assert (check.status, check.found) == ("warn", "1 private examples; 1 lines are none")
+    assert not (tmp_path / "examples.db").exists()

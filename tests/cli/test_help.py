@@ -12,6 +12,7 @@ COMMANDS = (
     "broker",
     "coordinator",
     "edge",
+    "edge data",
     "adapters",
     "adapters list",
     "adapters show",

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from base_model.examples import Example, save_examples
 from base_model.layout import initial_adapter, layout_of
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import TrainingConfig
+from edge_node.data_settings import LocalDataSettings
 from edge_node.local_data import LocalData
 from edge_node.settings import EdgeSettings
-from edge_node.state import GlobalAdapter, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
+from edge_node.state import GlobalAdapter, HeldOutMeasured, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
 from edge_node.trainer import Trainer
 from schemas.adapter import LoraConfig
 from schemas.messages import GlobalPointer
@@ -40,8 +42,10 @@ class Bench:
 
     def __init__(self, resolved: ResolvedModel, data: Path, **settings: Any) -> None:
         self.emitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.settings = EdgeSettings(node="home-1", data=data, **settings)
-        self.trainer = Trainer(resolved, LocalData(data), self.settings, self.emitted.put)
+        chosen = {"local_data": LocalDataSettings(held_out=0)} | settings
+        self.settings = EdgeSettings(node="home-1", data=data, data_dir=data.parent / "node", **chosen)
+        local = LocalData.open(data, self.settings.data_dir, self.settings.local_data)
+        self.trainer = Trainer(resolved, local, self.settings, self.emitted.put)
 
     def next(self) -> Any:
         return self.emitted.get(timeout=PATIENCE_S)
@@ -106,7 +110,21 @@ def test_data_that_were_spoilt_are_a_failed_job_and_not_the_end(start: Any, job:
     bench.trainer.train(job)
     failed = bench.next()
     assert isinstance(failed, TrainingFailed)
-    assert "examples.jsonl, line 1" in failed.reason
+    assert "examples.jsonl holds no examples (1 lines are none)" in failed.reason
     save_examples(EXAMPLES, tmp_path / "examples.jsonl")
+    bench.trainer.train(job)
+    assert isinstance(bench.next(), StepTrained)
+
+
+def test_the_start_is_measured_on_examples_that_are_never_trained_on(start: Any, job: TrainingJob) -> None:
+    bench = start(training=TrainingConfig(steps=1, batch_size=3), local_data=LocalDataSettings(held_out=0.9))
+    data = LocalData.open(bench.settings.data, bench.settings.data_dir, bench.settings.local_data)
+    data.add("http", [Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(40)])
+    for _ in range(2):
+        bench.trainer.train(replace(job, measured=8))
+        measured, _, finished = [bench.next() for _ in range(3)]
+        assert isinstance(measured, HeldOutMeasured)
+        assert (measured.sequence, measured.examples) == (5, 8)
+        assert isinstance(finished, TrainingFinished)
     bench.trainer.train(job)
     assert isinstance(bench.next(), StepTrained)
