@@ -165,11 +165,14 @@ def summary(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for number in range(1, ROUNDS + 1):
                 wanted = (shape.name, way.name, number)
                 found = [r for r in results if (r["shape"], r["codec"], r["round"]) == wanted]
+                if not found:
+                    continue
                 names = [name for name, value in found[0].items() if isinstance(value, float)]
                 yield {
                     "shape": shape.name,
                     "codec": way.name,
                     "round": number,
+                    "seeds": len(found),
                     **{name: mean(result[name] for result in found) for name in ("bytes", *names)},
                     "least_kept_percent": min(result["loss_kept_percent"] for result in found),
                     # of a mean over seeds, whose examples and training differ
@@ -180,12 +183,12 @@ def summary(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown: a line for a codec, with what is kept after each round."""
     rounds = " | ".join(f"kept after {number}" for number in range(1, ROUNDS + 1))
-    header = f"| shape | codec | bytes a round | smaller | {rounds} | least | encode | decode |"
-    lines = [header, "| " + " | ".join(["---"] * (7 + ROUNDS)) + " |"]
+    header = f"| shape | seeds | codec | bytes a round | smaller | {rounds} | least | encode | decode |"
+    lines = [header, "| " + " | ".join(["---"] * (8 + ROUNDS)) + " |"]
     for shape in SHAPES:
         for way in WAYS:
             found = [r for r in rows if (r["shape"], r["codec"]) == (shape.name, way.name)]
-            lines.append(_line(found))
+            lines += [_line(found)] if found else []
     return "\n".join(lines)
 
 
@@ -194,7 +197,7 @@ def _line(rounds: Sequence[dict[str, Any]]) -> str:
     size, ratio, encode_ms, decode_ms, encode_ratio, decode_ratio = (mean(r[name] for r in rounds) for name in names)
     kept = " | ".join(f"{r['loss_kept_percent']:.2f} ± {r['loss_kept_error']:.2f} %" for r in rounds)
     return (
-        f"| {rounds[0]['shape']} | {rounds[0]['codec']} | {size:,.0f} | {ratio:.1f}x "
+        f"| {rounds[0]['shape']} | {rounds[0]['seeds']} | {rounds[0]['codec']} | {size:,.0f} | {ratio:.1f}x "
         f"| {kept} | {min(r['least_kept_percent'] for r in rounds):.2f} % "
         f"| {encode_ms:.1f} ms, {encode_ratio:.0f}x | {decode_ms:.1f} ms, {decode_ratio:.0f}x |"
     )
@@ -209,6 +212,44 @@ def write(document: Path, text: str) -> None:
     document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
+def _of(results: Sequence[dict[str, Any]], shape: Shape, seed: int) -> list[dict[str, Any]]:
+    return [result for result in results if (result["shape"], result["seed"]) == (shape.name, seed)]
+
+
+def _earlier(file: Path | None) -> list[dict[str, Any]]:
+    """What a run that was stopped has measured already, under the same setting."""
+    if file is None or not file.exists():
+        return []
+    report = json.loads(file.read_text(encoding="utf-8"))
+    if report["setting"] != _setting():
+        raise ValueError(f"{file} is of another setting: move it away, or name another file")
+    results: list[dict[str, Any]] = report["results"]
+    return results
+
+
+def _save(file: Path, results: Sequence[dict[str, Any]]) -> None:
+    rows = list(summary(results))
+    report = {"setting": _setting(), "bar": _bar(rows), "summary": rows, "results": results}
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _setting() -> dict[str, Any]:
+    return {
+        "seeds": list(SEEDS),
+        "rounds": ROUNDS,
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "held_out_examples": HELD_OUT,
+    }
+
+
+def _bar(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What kltp at its usual step must come to on every shape, after the last round."""
+    usual = [row for row in rows if row["codec"] == USUAL.name and row["round"] == ROUNDS]
+    met = all(r["ratio_to_fp32"] >= LEAST_RATIO and r["loss_kept_percent"] >= LEAST_KEPT for r in usual)
+    return {"ratio_to_fp32": LEAST_RATIO, "loss_kept_percent": LEAST_KEPT, "met": met and len(usual) == len(SHAPES)}
+
+
 def _progress(result: dict[str, Any]) -> str:
     kept, error, ratio = result["loss_kept_percent"], result["loss_kept_error"], result["ratio_to_fp32"]
     where = f"seed {result['seed']}, {result['shape']}, round {result['round']}, {result['codec']}"
@@ -218,28 +259,26 @@ def _progress(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every figure here; go on with one that is there"
+    )
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the table into this document")
     options = parser.parse_args()
-    model = LanguageModel.load(resolve(DEFAULT_NAME, default_cache()))
-    results = []
-    for seed in SEEDS:
-        for shape in SHAPES:
-            for result in measure(model, shape, seed):
-                results.append(result)
-                print(_progress(result), flush=True)
+    results = _earlier(options.json)
+    missing = [(seed, shape) for seed in SEEDS for shape in SHAPES if not _of(results, shape, seed)]
+    model = LanguageModel.load(resolve(DEFAULT_NAME, default_cache())) if missing else None
+    for seed, shape in missing:
+        assert model is not None
+        for result in measure(model, shape, seed):
+            results.append(result)
+            print(_progress(result), flush=True)
+        if options.json is not None:
+            _save(options.json, results)
     rows = list(summary(results))
-    usual = [row for row in rows if row["codec"] == USUAL.name and row["round"] == ROUNDS]
-    met = all(r["ratio_to_fp32"] >= LEAST_RATIO and r["loss_kept_percent"] >= LEAST_KEPT for r in usual)
-    setting = {"seeds": SEEDS, "rounds": ROUNDS, "steps": STEPS, "batch_size": BATCH, "held_out_examples": HELD_OUT}
-    bar = {"ratio_to_fp32": LEAST_RATIO, "loss_kept_percent": LEAST_KEPT, "met": met}
     print(table(rows))
-    if options.json is not None:
-        report = {"setting": setting, "bar": bar, "summary": rows, "results": results}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.write is not None:
         write(options.write, table(rows))
-    sys.exit(not met)
+    sys.exit(not _bar(rows)["met"])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from edge_node.state import (
     Effects,
     Event,
     GlobalAdapter,
+    HandedOver,
     Heard,
     HeldOutMeasured,
     Identity,
@@ -113,7 +114,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
         case Heard():
             return _hear(state, event)
         case BrokerConnected(max_packet_size=limit):
-            return replace(state, connected=True, max_packet_size=limit), (Note("connected to the broker"),)
+            state = delivery.connected(state, event.at)
+            return replace(state, max_packet_size=limit), (Note("connected to the broker"),)
         case BrokerLost(reason=reason):
             return replace(state, connected=False), (Warn(reason),)
         case LayoutDescribed(layout=layout):
@@ -126,6 +128,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return learning.on_finished(state, event)
         case TrainingFailed():
             return learning.on_failed(state, event)
+        case HandedOver():
+            return delivery.on_handed_over(state, event), ()
         case Ticked():
             return state, ()
 
@@ -138,7 +142,7 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
     try:
         match topics.parse(state.identity.federation, message.topic):
             case topics.GlobalHead():
-                return fetch.on_head(state, at, payload)
+                return fetch.on_head(delivery.head_heard(state, at), at, payload)
             case topics.GlobalRelease():
                 return release.on_release(state, payload)
             case topics.GlobalManifestOf(version):

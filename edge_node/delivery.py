@@ -8,7 +8,9 @@ from edge_node.state import (
     EdgeState,
     Effect,
     Effects,
+    HandedOver,
     Note,
+    OfferUpdate,
     SendChunks,
     SendUpdate,
     SettleUpdate,
@@ -22,23 +24,25 @@ from schemas.messages import Receipt
 MAX_IN_FLIGHT = 4  # updates without a receipt that the network and the coordinator may hold at once
 REJECTED_REST_S = 10.0
 PROMPT_REPAIRS = 3  # missing chunks are sent at once so often; then the update waits its turn
+HEAD_PATIENCE_S = 5.0  # with a broker that keeps the head to itself
 
 
 def store(state: EdgeState, update: Update) -> tuple[EdgeState, Effects]:
-    """Put an update into the outbox; when that is over its limits, the ones with the oldest base go."""
-    waiting = WaitingUpdate(update.update_id, update.sequence, size=len(update.body))
+    """Put an update into the outbox; when that is over its limits, the ones with the oldest base go first."""
+    waiting = WaitingUpdate(update.update_id, update.sequence, len(update.body), update.base_version)
     memory = replace(state.memory, last_base=update.base_digest)
     state, drops = trim(replace(state, memory=memory, outbox=(*state.outbox, waiting)))
-    return state, (StoreUpdate(update), *drops)
+    return state, (*drops, StoreUpdate(update))
 
 
 def trim(state: EdgeState) -> tuple[EdgeState, Effects]:
-    """Drop the oldest updates while the outbox is over its limits; the newest always stays."""
+    """Drop the updates with the oldest base while the outbox is over its limits; the newest always stays."""
     settings, outbox, effects = state.identity.settings, state.outbox, list[Effect]()
     while len(outbox) > 1 and (
         len(outbox) > settings.outbox_updates or sum(update.size for update in outbox) > settings.outbox_bytes
     ):
-        oldest, outbox = outbox[0], outbox[1:]
+        oldest = min(outbox, key=_age)
+        outbox = tuple(update for update in outbox if update is not oldest)
         effects += [
             DropUpdate(oldest.update_id),
             Warn(f"update {_short(oldest.update_id)} dropped: the outbox is full"),
@@ -46,21 +50,56 @@ def trim(state: EdgeState) -> tuple[EdgeState, Effects]:
     return replace(state, outbox=outbox), tuple(effects)
 
 
+def connected(state: EdgeState, at: float) -> EdgeState:
+    """Wait a moment with sending: the head, which comes first, says what is still worth it."""
+    return replace(state, connected=True, sends_from=at + HEAD_PATIENCE_S)
+
+
+def head_heard(state: EdgeState, at: float) -> EdgeState:
+    """Nothing more to wait for."""
+    return replace(state, sends_from=min(state.sends_from, at))
+
+
 def send_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
-    """Send what was never sent while the window has room, and again what has no receipt for too long."""
-    if not state.connected:
+    """Send what was never sent while the window has room, newest base first, and offer again what has no receipt."""
+    if not state.connected or at < state.sends_from:
         return state, ()
+    state, effects = _drop_stale(state, at)
     room = MAX_IN_FLIGHT - sum(update.attempts > 0 for update in state.outbox)
-    outbox, effects, first_sends = list[WaitingUpdate](), list[Effect](), 0
-    for update in state.outbox:
-        if update.attempts == 0 and first_sends < room:
-            first_sends += 1
-        elif update.attempts == 0 or at < update.again_at:
-            outbox.append(update)
-            continue
-        outbox.append(_sent(update, at, state.identity.settings.resend_after_s))
-        effects.append(SendUpdate(update.update_id))
-    return replace(state, outbox=tuple(outbox), updates_sent=state.updates_sent + first_sends), tuple(effects)
+    first = sorted((update for update in state.outbox if not update.attempts), key=_worth)[: max(0, room)]
+    again = [update for update in state.outbox if update.attempts and _is_due(update, at)]
+    sends = {update.update_id: replace(update, attempts=update.attempts + 1, repairs=0) for update in (*first, *again)}
+    for update in (*first, *again):
+        # what was never offered is sent whole; of anything else the coordinator may have a part
+        whole = update.is_new and not update.attempts
+        effects += (SendUpdate(update.update_id) if whole else OfferUpdate(update.update_id),)
+    outbox = tuple(replace(sends[u.update_id], under_way=True) if u.update_id in sends else u for u in state.outbox)
+    return replace(state, outbox=outbox, updates_sent=state.updates_sent + len(first)), effects
+
+
+def on_handed_over(state: EdgeState, event: HandedOver) -> EdgeState:
+    """Begin to wait for the receipt: however long the link took, the coordinator has its time from now."""
+    outbox = (_waits(u, state, event.at) if u.update_id == event.update_id else u for u in state.outbox)
+    return replace(state, outbox=tuple(outbox))
+
+
+def _drop_stale(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
+    """Drop what the federation has said that it would refuse, unless a receipt may be on its way."""
+    newest, most = state.head, state.terms.max_staleness if state.terms is not None else None
+    if newest is None or most is None:
+        return state, ()
+    stale = {
+        update.update_id: update.base_version
+        for update in state.outbox
+        if newest.version - update.base_version > most
+        and (not update.attempts or update.under_way or _is_due(update, at))
+    }
+    effects = list[Effect]()
+    for id_, base in stale.items():
+        why = f"it is from version {base}, the newest is {newest.version}, and {most} versions are the most"
+        effects += [DropUpdate(id_), Warn(f"update {_short(id_)} dropped, too old to be taken: {why}")]
+    outbox = tuple(update for update in state.outbox if update.update_id not in stale)
+    return replace(state, outbox=outbox), tuple(effects)
 
 
 def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, Effects]:
@@ -71,7 +110,7 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
     if update is None:
         return _on_late_answer(state, at, receipt, name)
     if receipt.status == "incomplete":
-        return _repair(state, at, update, receipt)
+        return _repair(state, update, receipt)
     rest = replace(state, outbox=tuple(other for other in state.outbox if other is not update))
     if receipt.status in ("stale", "rejected"):
         why = f"{name} {receipt.status}: {receipt.reason or 'no reason given'}"
@@ -103,28 +142,56 @@ def _refused(state: EdgeState, at: float, receipt: Receipt) -> EdgeState:
 
 def coordinator_returned(state: EdgeState, at: float) -> EdgeState:
     """Start the patience with every receipt afresh: nobody was there to answer."""
-    patience = state.identity.settings.resend_after_s
-    outbox = (_sent(replace(u, attempts=0), at, patience) if u.attempts else u for u in state.outbox)
+    outbox = (_waits(replace(u, attempts=1), state, at) if u.attempts and not u.under_way else u for u in state.outbox)
     return replace(state, outbox=tuple(outbox))
 
 
 def next_due(state: EdgeState) -> float | None:
-    """When the first update without a receipt is to be sent again."""
-    due = [update.again_at for update in state.outbox if update.attempts > 0] if state.connected else []
+    """When something is to be sent, again or for the first time on this connection."""
+    if not state.connected:
+        return None
+    due = [
+        max(update.again_at, state.sends_from) for update in state.outbox if update.attempts and not update.under_way
+    ]
+    if any(not update.attempts for update in state.outbox) and _has_room(state):
+        due.append(state.sends_from)
     return min(due, default=None)
 
 
-def _repair(state: EdgeState, at: float, update: WaitingUpdate, receipt: Receipt) -> tuple[EdgeState, Effects]:
-    if not receipt.missing or not 0 < update.attempts <= PROMPT_REPAIRS:
-        return state, ()  # all of it is sent again when it is due
-    again = _sent(update, at, state.identity.settings.resend_after_s)
+def _has_room(state: EdgeState) -> bool:
+    return sum(update.attempts > 0 for update in state.outbox) < MAX_IN_FLIGHT
+
+
+def _repair(state: EdgeState, update: WaitingUpdate, receipt: Receipt) -> tuple[EdgeState, Effects]:
+    if not receipt.missing or update.under_way or not update.attempts or update.repairs >= PROMPT_REPAIRS:
+        return state, ()  # it is on its way, or is offered again when it is due
+    again = replace(update, under_way=True, repairs=update.repairs + 1)
     outbox = tuple(again if other is update else other for other in state.outbox)
     return replace(state, outbox=outbox), (SendChunks(update.update_id, receipt.missing),)
 
 
-def _sent(update: WaitingUpdate, at: float, resend_after_s: float) -> WaitingUpdate:
-    attempts = update.attempts + 1
-    return replace(update, attempts=attempts, again_at=at + wait_s(update.update_id, attempts, resend_after_s))
+def _waits(update: WaitingUpdate, state: EdgeState, at: float) -> WaitingUpdate:
+    patience_s = wait_s(update.update_id, update.attempts, state.identity.settings.resend_after_s)
+    return replace(update, under_way=False, again_at=at + patience_s)
+
+
+def _may_be_answered(update: WaitingUpdate, at: float) -> bool:
+    """Whether the coordinator may have it, and its receipt may be on its way."""
+    return update.attempts > 0 and not update.under_way and at < update.again_at
+
+
+def _is_due(update: WaitingUpdate, at: float) -> bool:
+    return not update.under_way and at >= update.again_at
+
+
+def _age(update: WaitingUpdate) -> tuple[int, int]:
+    """The smaller, the older."""
+    return (update.base_version, update.sequence)
+
+
+def _worth(update: WaitingUpdate) -> tuple[int, int]:
+    """The smaller, the more it is worth: by base, and the earlier of two from one base."""
+    return (-update.base_version, update.sequence)
 
 
 def _short(update_id: str) -> str:

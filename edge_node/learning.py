@@ -143,7 +143,8 @@ def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: Train
         seconds=event.seconds,
         body=describe(body, codec, chunk_size, inline=min(MAX_CHUNK_SIZE, room)),
     ).to_bytes()
-    return Update(update_id(manifest), event.sequence, start.pointer.digest, manifest, body, chunk_size)
+    base = start.pointer
+    return Update(update_id(manifest), event.sequence, base.digest, base.version, manifest, body, chunk_size)
 
 
 def _codec(terms: CoordinatorState | None, preferred: CodecId) -> CodecId:

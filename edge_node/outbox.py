@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS memory (
 ) STRICT;
 INSERT OR IGNORE INTO memory VALUES (0, 0, 0, 0, NULL, 0, 0);
 """
+_BASE_VERSION = "json_extract(CAST(manifest AS TEXT), '$.base_version')"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -40,6 +41,7 @@ class Outbox:
         with self._watched():
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA journal_size_limit = 4194304")  # a burst leaves no large file behind
             (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 self._move_aside(verdict)
@@ -69,14 +71,17 @@ class Outbox:
     def waiting(self) -> tuple[WaitingUpdate, ...]:
         """What is in the outbox, oldest first, without the bytes."""
         with self._watched():
-            rows = self._database.execute("SELECT update_id, sequence, size FROM updates ORDER BY sequence").fetchall()
-        return tuple(WaitingUpdate(update_id, sequence, size) for update_id, sequence, size in rows)
+            rows = self._database.execute(
+                f"SELECT update_id, sequence, size, {_BASE_VERSION} FROM updates ORDER BY sequence"
+            ).fetchall()
+        return tuple(WaitingUpdate(id_, sequence, size, base, is_new=False) for id_, sequence, size, base in rows)
 
     def load(self, update_id: str) -> Update:
         """An update with its bytes; KeyError when it is not in the outbox."""
         with self._watched():
             row = self._database.execute(
-                "SELECT update_id, sequence, base_digest, manifest, body, chunk_size FROM updates WHERE update_id = ?",
+                f"SELECT update_id, sequence, base_digest, {_BASE_VERSION}, manifest, body, chunk_size "
+                "FROM updates WHERE update_id = ?",
                 (update_id,),
             ).fetchone()
         if row is None:

@@ -1,9 +1,13 @@
 """What a node says, as publications: its state, its progress, and its updates whole or in chunks.
 
-The broker's refusals end in the log; what matters is sent again until its receipt comes.
+The broker's refusals end in the log; what matters is sent again until its receipt comes. Updates go out piece by piece,
+the next one when the broker has the one before: a link that is cut costs what was in the midst of it.
 """
 
 import logging
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 from broker.client import Client
 from broker.events import PayloadTooLarge, Publication, Published, QueueFull
@@ -22,11 +26,16 @@ def publication(federation: str, address: Address, payload: bytes) -> Publicatio
 
 
 class Publisher:
-    """The node's voice."""
+    """The node's voice; `handed_over` is told of an update that the broker has all that was to be sent of it."""
 
-    def __init__(self, client: Client, federation: str, node: str, outbox: Outbox) -> None:
+    def __init__(
+        self, client: Client, federation: str, node: str, outbox: Outbox, handed_over: Callable[[str], None]
+    ) -> None:
         self._client, self._federation, self._node, self._outbox = client, federation, node, outbox
+        self._handed_over = handed_over
         self._topics: dict[int, str] = {}  # of what the broker has not answered for, by token
+        self._pieces: deque[_Piece] = deque()  # of updates, in the order of sending
+        self._in_flight: tuple[int, _Piece] | None = None  # the one that the broker has not answered for, by its token
 
     def state(self, state: NodeState) -> None:
         """Birth, a new version held, or farewell."""
@@ -38,36 +47,82 @@ class Publisher:
 
     def update(self, update_id: str) -> None:
         """An update of the outbox: its chunks if it has any, then its manifest."""
-        update = self._outbox.load(update_id)
-        for index, chunk in enumerate(_chunks(update)):
-            if not self._publish(UpdateChunk(self._node, update_id, index), chunk):
-                return
-        self._publish(UpdateManifestOf(self._node, update_id), _manifest_payload(update))
+        chunks = range(len(_chunks(self._outbox.load(update_id))))
+        self._add(*(_Piece(update_id, index) for index in chunks), _Piece(update_id, None))
+
+    def offer(self, update_id: str) -> None:
+        """The manifest of an update alone, so that the coordinator asks for what it misses."""
+        self._add(_Piece(update_id, None))
 
     def chunks(self, update_id: str, wanted: tuple[int, ...]) -> None:
         """Some chunks of an update again."""
-        chunks = _chunks(self._outbox.load(update_id))
-        for index in wanted:
-            if index < len(chunks) and not self._publish(UpdateChunk(self._node, update_id, index), chunks[index]):
-                return
+        there = len(_chunks(self._outbox.load(update_id)))
+        self._add(*(_Piece(update_id, index) for index in wanted if index < there))
+        self._tell_if_done(update_id)
+
+    def forget(self, update_id: str) -> None:
+        """Send no more of an update that has left the outbox."""
+        self._pieces = deque(piece for piece in self._pieces if piece.update_id != update_id)
 
     def answered(self, answer: Published) -> None:
-        """Say in the log what the broker refused."""
+        """Say in the log what the broker refused, and go on with the next piece."""
         topic = self._topics.pop(answer.token, "an unknown topic")
         if answer.reason is not None:
             log.warning("the broker refused a message on %s: %s", topic, answer.reason)
+        if self._in_flight is not None and self._in_flight[0] == answer.token:
+            update_id, self._in_flight = self._in_flight[1].update_id, None
+            if answer.reason is not None:
+                self.forget(update_id)
+            self._tell_if_done(update_id)
+            self._send_next()
 
-    def _publish(self, address: Address, payload: bytes) -> bool:
-        """Whether the client took it."""
+    def _add(self, *pieces: "_Piece") -> None:
+        self._pieces.extend(pieces)
+        self._send_next()
+
+    def _send_next(self) -> None:
+        """One piece at a time: whatever a lost link takes along is less than two."""
+        while self._pieces and self._in_flight is None:
+            piece = self._pieces.popleft()
+            update = self._outbox.load(piece.update_id)
+            token = self._publish(piece.address(self._node), piece.payload(update))
+            if token is not None:
+                self._in_flight = (token, piece)
+                return
+            self.forget(piece.update_id)
+            self._tell_if_done(piece.update_id)
+
+    def _tell_if_done(self, update_id: str) -> None:
+        in_flight = [] if self._in_flight is None else [self._in_flight[1]]
+        if all(piece.update_id != update_id for piece in (*in_flight, *self._pieces)):
+            self._handed_over(update_id)
+
+    def _publish(self, address: Address, payload: bytes) -> int | None:
+        """The client's token; None when it would not take the message."""
         message = publication(self._federation, address, payload)
         try:
             token = self._client.publish(message)
         except (PayloadTooLarge, QueueFull) as fault:
             log.warning("not sent for now: %s", fault)
-            return False
+            return None
         if message.qos > 0:
             self._topics[token] = message.topic
-        return True
+        return token
+
+
+class _Piece(NamedTuple):
+    """A chunk of an update by its number, or, without one, its manifest."""
+
+    update_id: str
+    chunk: int | None
+
+    def address(self, node: str) -> Address:
+        if self.chunk is None:
+            return UpdateManifestOf(node, self.update_id)
+        return UpdateChunk(node, self.update_id, self.chunk)
+
+    def payload(self, update: Update) -> bytes:
+        return _manifest_payload(update) if self.chunk is None else _chunks(update)[self.chunk]
 
 
 def _chunks(update: Update) -> tuple[bytes, ...]:

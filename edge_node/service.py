@@ -117,7 +117,7 @@ class Service:
             # is sent again, and a version half fetched then must not go on coming
             clean_start=True,
         )
-        self._publisher = Publisher(self._client, federation, settings.node, outbox)
+        self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over)
         self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
         self._serving = _serving(resolved, cache, settings, self._data, self._inbox.put)
@@ -227,6 +227,8 @@ class Service:
                 self._publisher.metrics(metrics)
             case state.SendUpdate(update_id):
                 self._publisher.update(update_id)
+            case state.OfferUpdate(update_id):
+                self._publisher.offer(update_id)
             case state.SendChunks(update_id, chunks):
                 self._publisher.chunks(update_id, chunks)
             case state.FetchVersion(version):
@@ -264,11 +266,16 @@ class Service:
             case state.StoreUpdate(update):
                 self._outbox.put(update)
             case state.SettleUpdate(update_id):
+                self._publisher.forget(update_id)
                 self._outbox.settle(update_id)
             case state.DropUpdate(update_id):
+                self._publisher.forget(update_id)
                 self._outbox.drop(update_id)
             case _:
                 raise ValueError(f"nobody carries out {effect}")
+
+    def _handed_over(self, update_id: str) -> None:
+        self._inbox.put(state.HandedOver(time.monotonic(), update_id))
 
     def _farewell(self) -> NodeState:
         return NodeState(online=False, boot_id=self._identity.boot_id, base_model=self._resolved.digest)

@@ -77,6 +77,7 @@ class Update:
     update_id: str
     sequence: int
     base_digest: str
+    base_version: int
     manifest: bytes
     body: bytes
     chunk_size: int
@@ -89,7 +90,11 @@ class WaitingUpdate:
     update_id: str
     sequence: int
     size: int  # bytes of the body
+    base_version: int
+    is_new: bool = True  # of this process: nobody can have a part of it yet
     attempts: int = 0
+    under_way: bool = False  # the broker has not taken all yet that was to be sent
+    repairs: int = 0  # of chunks that the coordinator missed, since the last attempt
     again_at: float = 0.0
 
 
@@ -112,6 +117,7 @@ class EdgeState:
     newer_until: float  # till then a newer version may well arrive, and training on an older one would be a waste
     outbox: tuple[WaitingUpdate, ...] = ()  # oldest first
     connected: bool = False
+    sends_from: float = 0.0  # before, on a new connection, the head has not been heard that says what is worth sending
     max_packet_size: int | None = None
     terms: CoordinatorState | None = None
     layout: Layout | None = None  # our own, of the terms' LoRA configuration
@@ -212,6 +218,14 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True)
+class HandedOver:
+    """The broker has taken all that was to be sent of an update, or refuses it: from now on a receipt may come."""
+
+    at: float
+    update_id: str
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Time passed."""
 
@@ -227,6 +241,7 @@ Event = (
     | StepTrained
     | TrainingFinished
     | TrainingFailed
+    | HandedOver
     | Ticked
 )
 
@@ -334,6 +349,13 @@ class SendUpdate:
 
 
 @dataclass(frozen=True)
+class OfferUpdate:
+    """Publish the manifest of an update that the coordinator may have, or have a part of: it asks for the rest."""
+
+    update_id: str
+
+
+@dataclass(frozen=True)
 class SendChunks:
     """Publish these chunks of an update again."""
 
@@ -405,6 +427,7 @@ Effect = (
     | AbortTraining
     | StoreUpdate
     | SendUpdate
+    | OfferUpdate
     | SendChunks
     | SettleUpdate
     | DropUpdate

@@ -15,6 +15,7 @@ from edge_node.state import (
     Effect,
     Event,
     GlobalAdapter,
+    HandedOver,
     Heard,
     Identity,
     LayoutDescribed,
@@ -183,6 +184,10 @@ class Node:
         return self.tell(
             TrainingFinished(self.now, sequence, adapter_of(value), examples=5, steps=8, loss=loss, seconds=seconds)
         )
+
+    def hands_over(self, update: Update) -> tuple[Effect, ...]:
+        """The broker has all of the update that was to be sent."""
+        return self.tell(HandedOver(self.now, update.update_id))
 
     def is_told(self, update: Update, status: ReceiptStatus, **details: Any) -> tuple[Effect, ...]:
         return self.hears(ReceiptFor(self.name), Receipt(update_id=update.update_id, status=status, **details))

@@ -7,9 +7,20 @@ from typing import Any
 import pytest
 
 from edge_node.core import next_deadline
-from edge_node.state import BrokerLost, DropUpdate, Note, SendChunks, SendUpdate, SettleUpdate, StoreUpdate, Warn
+from edge_node.state import (
+    BrokerLost,
+    DropUpdate,
+    Note,
+    OfferUpdate,
+    SendChunks,
+    SendUpdate,
+    SettleUpdate,
+    StoreUpdate,
+    WaitingUpdate,
+    Warn,
+)
 from schemas.messages import Receipt
-from schemas.topics import CoordinatorStateOf, ReceiptFor
+from schemas.topics import CoordinatorStateOf, GlobalHead, ReceiptFor
 
 
 @pytest.fixture
@@ -22,7 +33,20 @@ def learner(start_node: Any, coordinator: Any) -> Any:
 
 
 def sent(effects: Any) -> list[str]:
-    return [effect.update_id for effect in effects if isinstance(effect, SendUpdate)]
+    return [effect.update_id for effect in effects if isinstance(effect, SendUpdate | OfferUpdate)]
+
+
+def comes_back(node: Any, version: Any) -> Any:
+    """Connected again, and the head heard: what the node does then."""
+    return (*node.connects(), *node.hears(GlobalHead(), version.pointer))
+
+
+def on_disk(node: Any) -> Any:
+    """The outbox as a later process finds it."""
+    return tuple(
+        WaitingUpdate(waiting.update_id, waiting.sequence, waiting.size, waiting.base_version, is_new=False)
+        for waiting in node.state.outbox
+    )
 
 
 def test_an_update_is_on_disk_before_it_is_sent(learner: Any) -> None:
@@ -79,21 +103,28 @@ def test_a_receipt_for_another_node_or_an_unknown_update_settles_nothing(learner
 
 def test_chunks_that_the_coordinator_misses_are_sent_again_at_once(learner: Any) -> None:
     update = learner.learns(2.0)
+    learner.hands_over(update)
     effects = learner.is_told(update, "incomplete", missing=(1, 4))
     assert SendChunks(update.update_id, (1, 4)) in effects
 
 
 def test_a_coordinator_that_never_has_enough_cannot_make_a_node_send_without_end(learner: Any) -> None:
     update = learner.learns(2.0)
-    answers = [learner.is_told(update, "incomplete", missing=(0,)) for _ in range(100)]
+    answers = []
+    for _ in range(100):
+        learner.hands_over(update)
+        answers.append(learner.is_told(update, "incomplete", missing=(0,)))
     assert sum(any(isinstance(effect, SendChunks) for effect in effects) for effects in answers) == 3
 
 
 def test_an_update_without_a_receipt_is_sent_again_ever_more_rarely(learner: Any) -> None:
     update = learner.learns(2.0)
     begun, sent_at = learner.now, []
+    learner.hands_over(update)
     while learner.now < begun + 1000:
-        sent_at += [learner.now - begun for update_id in sent(learner.waits(1)) if update_id == update.update_id]
+        if update.update_id in sent(learner.waits(1)):
+            sent_at.append(learner.now - begun)
+            learner.hands_over(update)
     assert 22 <= sent_at[0] <= 39
     pauses = [later - earlier for earlier, later in pairwise(sent_at)]
     assert pauses == sorted(pauses)
@@ -102,7 +133,7 @@ def test_an_update_without_a_receipt_is_sent_again_ever_more_rarely(learner: Any
 
 def test_two_updates_are_not_sent_again_in_step(learner: Any) -> None:
     for value in (2.0, 3.0):
-        learner.learns(value, seconds=0.0)
+        learner.hands_over(learner.learns(value, seconds=0.0))
     first, second = learner.state.outbox
     assert first.again_at != second.again_at
 
@@ -114,28 +145,102 @@ def test_at_most_four_updates_are_in_flight(learner: Any) -> None:
     assert sent(effects) == [updates[4].update_id]
 
 
-def test_nothing_is_sent_while_the_broker_is_away(learner: Any) -> None:
+def test_nothing_is_sent_while_the_broker_is_away(learner: Any, coordinator: Any) -> None:
     learner.tell(BrokerLost(learner.now, "the broker is away"))
     update = learner.learns(2.0)
     assert sent(learner.waits(1000)) == []
-    assert sent(learner.connects()) == [update.update_id]
+    assert sent(comes_back(learner, coordinator.version(3))) == [update.update_id]
 
 
-def test_what_waited_on_disk_is_sent_oldest_first_after_a_restart(
+def test_a_broker_that_keeps_the_head_to_itself_is_waited_for_a_moment_only(learner: Any) -> None:
+    learner.tell(BrokerLost(learner.now, "the broker is away"))
+    update = learner.learns(2.0)
+    assert sent(learner.connects()) == []
+    deadline = next_deadline(learner.state)
+    assert deadline is not None
+    assert sent(learner.waits(deadline - learner.now)) == [update.update_id]
+
+
+def test_what_waited_on_disk_is_offered_in_its_order_after_a_restart(
     learner: Any, start_node: Any, coordinator: Any
 ) -> None:
     updates = [learner.learns(float(value)) for value in range(2, 7)]
-    on_disk = tuple(replace(waiting, attempts=0, again_at=0.0) for waiting in learner.state.outbox)
-    node = start_node(outbox=on_disk)
-    assert sent(node.connects()) == [update.update_id for update in updates[:4]]
+    node = start_node(outbox=on_disk(learner))
+    effects = comes_back(node, coordinator.version(3))
+    assert [e for e in effects if isinstance(e, OfferUpdate)] == [OfferUpdate(u.update_id) for u in updates[:4]]
+    assert not any(isinstance(effect, SendUpdate) for effect in effects)
+
+
+def test_what_is_from_the_newest_base_is_sent_first(learner: Any, start_node: Any, coordinator: Any) -> None:
+    updates = []
+    for version in (4, 5, 6):
+        learner.receives(coordinator.version(version))
+        updates += [learner.learns(float(version)), learner.learns(float(version) + 0.5)]
+    assert [update.base_version for update in updates] == [3, 4, 4, 5, 5, 6]
+    node = start_node(outbox=on_disk(learner))
+    assert sent(comes_back(node, coordinator.version(6))) == [updates[i].update_id for i in (5, 3, 4, 1)]
+
+
+def test_a_node_that_was_away_for_days_drops_what_nobody_would_take(
+    learner: Any, start_node: Any, coordinator: Any
+) -> None:
+    updates = []
+    for version in (4, 90, 100):
+        learner.receives(coordinator.version(version))
+        updates.append(learner.learns(float(version)))
+    assert [update.base_version for update in updates] == [3, 4, 90]
+    node = start_node(outbox=on_disk(learner), terms=coordinator.terms(max_staleness=20))
+    effects = comes_back(node, coordinator.version(110))
+    assert sent(effects) == [updates[2].update_id]
+    assert [e.update_id for e in effects if isinstance(e, DropUpdate)] == [updates[0].update_id, updates[1].update_id]
+    why = f"update {updates[0].update_id[:8]} dropped, too old to be taken: it is from version 3, the newest is 110"
+    assert any(isinstance(effect, Warn) and effect.text.startswith(why) for effect in effects)
+
+
+def test_a_federation_that_does_not_say_what_it_takes_is_sent_everything(
+    learner: Any, start_node: Any, coordinator: Any
+) -> None:
+    update = learner.learns(2.0)
+    node = start_node(outbox=on_disk(learner), terms=coordinator.terms())
+    assert sent(comes_back(node, coordinator.version(999))) == [update.update_id]
+
+
+def test_an_update_whose_receipt_may_be_on_its_way_is_not_dropped_however_old_it_got(
+    learner: Any, coordinator: Any
+) -> None:
+    learner.hears(CoordinatorStateOf(), coordinator.terms(max_staleness=0))
+    update = learner.learns(2.0)
+    learner.hands_over(update)
+    effects = learner.receives(coordinator.version(4))
+    assert not any(isinstance(effect, DropUpdate) for effect in effects)
+    assert DropUpdate(update.update_id) in learner.waits(100)
+
+
+def test_a_half_sent_update_that_has_become_too_old_meanwhile_is_given_up(learner: Any, coordinator: Any) -> None:
+    learner.hears(CoordinatorStateOf(), coordinator.terms(max_staleness=20))
+    update = learner.learns(2.0)
+    learner.tell(BrokerLost(learner.now, "the link is cut"))
+    learner.waits(3 * 24 * 3600)
+    assert DropUpdate(update.update_id) in comes_back(learner, coordinator.version(100))
+
+
+def test_a_link_that_takes_hours_for_one_update_is_not_given_the_update_twice(learner: Any) -> None:
+    update = learner.learns(2.0)
+    assert sent(learner.waits(10_000)) == []
+    assert learner.is_told(update, "incomplete", missing=(7,)) == ()
+    learner.hands_over(update)
+    assert sent(learner.waits(15)) == []
+    assert sent(learner.waits(60)) == [update.update_id]
 
 
 def test_a_coordinator_that_returns_gets_time_to_answer_and_then_everything_again(
     learner: Any, coordinator: Any
 ) -> None:
     update = learner.learns(2.0)
+    learner.hands_over(update)
     learner.hears(CoordinatorStateOf(), coordinator.terms(online=False))
     learner.waits(500)
+    learner.hands_over(update)
     learner.hears(CoordinatorStateOf(), coordinator.terms(boot_id="c1" * 16, epoch=2))
     assert sent(learner.waits(15)) == []
     assert sent(learner.waits(30)) == [update.update_id]
@@ -165,8 +270,10 @@ def test_an_outbox_that_was_made_smaller_is_trimmed_at_the_start(learner: Any, s
 def test_the_node_sleeps_exactly_until_the_next_thing_is_due(learner: Any, coordinator: Any) -> None:
     learner.hears(CoordinatorStateOf(), coordinator.terms(finished=True))
     assert next_deadline(learner.state) is None
-    learner.hears(CoordinatorStateOf(), coordinator.terms())
-    learner.learns(2.0)
+    learner.hears(CoordinatorStateOf(), coordinator.terms(one_update_per_version=True))
+    update = learner.learns(2.0)
+    assert next_deadline(learner.state) is None  # the broker has not taken it yet
+    learner.hands_over(update)
     deadline = next_deadline(learner.state)
     assert deadline == learner.state.outbox[0].again_at
     assert sent(learner.waits(deadline - learner.now - 0.001)) == []

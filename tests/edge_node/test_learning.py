@@ -10,7 +10,9 @@ from edge_node.settings import EdgeSettings
 from edge_node.state import (
     AbortTraining,
     BrokerLost,
+    HeldOutMeasured,
     Memory,
+    PublishMetrics,
     StoreUpdate,
     Train,
     TrainingFailed,
@@ -51,6 +53,26 @@ def test_an_update_is_what_was_learnt_since_the_version_that_was_dispatched(memb
     assert (manifest.base_version, manifest.base_digest) == (3, coordinator.version(3, value=2.0).pointer.digest)
     assert (manifest.examples, manifest.steps, manifest.loss) == (5, 8, 1.25)
     assert update.update_id == update_id(update.manifest)
+
+
+def test_each_version_is_measured_once_on_held_out_examples(start_node: Any, coordinator: Any) -> None:
+    node = start_node(local_data={"measured": 12})
+    node.joins(coordinator.terms())
+    (first,) = jobs(node.receives(coordinator.version(3)))
+    effects = node.tell(HeldOutMeasured(node.now, first.sequence, examples=7, loss=1.5))
+    (metrics,) = [effect.metrics for effect in effects if isinstance(effect, PublishMetrics)]
+    assert (metrics.held_out_version, metrics.held_out_loss, metrics.held_out_examples) == (3, 1.5, 7)
+    (again,) = jobs(node.finishes(2.0))
+    node.receives(coordinator.version(4))
+    (next_one,) = jobs(node.finishes(2.0))
+    assert [job.measured for job in (first, again, next_one)] == [12, 0, 12]
+
+
+def test_a_held_out_loss_that_is_no_number_is_not_published(member: Any, coordinator: Any) -> None:
+    (job,) = jobs(member.receives(coordinator.version(3)))
+    member.tell(HeldOutMeasured(member.now, job.sequence, examples=7, loss=math.nan))
+    member.tell(HeldOutMeasured(member.now, job.sequence + 1, examples=7, loss=1.0))
+    assert member.state.held_out is None
 
 
 def test_after_an_update_the_node_trains_on_the_newest_version_it_holds(member: Any, coordinator: Any) -> None:

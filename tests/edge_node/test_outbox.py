@@ -12,7 +12,7 @@ from edge_node.state import Memory, Update
 
 
 def update(sequence: int, body: bytes = b"body") -> Update:
-    return Update(f"{sequence:032x}", sequence, "d" * 64, b"manifest", body, chunk_size=100)
+    return Update(f"{sequence:032x}", sequence, "d" * 64, 7, b'{"base_version":7}', body, chunk_size=100)
 
 
 def test_an_update_comes_back_as_it_was_put(tmp_path: Path) -> None:
@@ -28,6 +28,18 @@ def test_what_waits_is_listed_oldest_first_with_its_size(tmp_path: Path) -> None
         for sequence in (2, 10, 1):
             outbox.put(update(sequence, b"x" * sequence))
         assert [(waiting.sequence, waiting.size) for waiting in outbox.waiting()] == [(1, 1), (2, 2), (10, 10)]
+        assert {(waiting.base_version, waiting.is_new) for waiting in outbox.waiting()} == {(7, False)}
+
+
+def test_a_full_outbox_takes_no_more_room_on_disk_however_many_updates_go_through_it(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        for sequence in range(100):
+            outbox.put(update(sequence, b"x" * 500_000))
+            if sequence >= 4:
+                outbox.drop(update(sequence - 4).update_id)
+        used = sum(path.stat().st_size for path in tmp_path.iterdir())
+    # four updates, one more for a moment, and the write-ahead log
+    assert used < 6 * 500_000 + (5 << 20)
 
 
 def test_an_update_that_is_settled_or_dropped_is_gone_and_only_the_first_counts(tmp_path: Path) -> None:
@@ -72,7 +84,8 @@ from edge_node.state import Update
 
 with Outbox(Path(sys.argv[1])) as outbox:
     for sequence in range(1_000_000):
-        outbox.put(Update(f"{sequence:032x}", sequence, "d" * 64, b"manifest", b"x" * 20_000, 100))
+        manifest = b'{"base_version":7}'
+        outbox.put(Update(f"{sequence:032x}", sequence, "d" * 64, 7, manifest, b"x" * 20_000, 100))
         print(sequence, flush=True)
 """
 
