@@ -33,7 +33,7 @@ def example_routes(data: LocalData, accepted_from: Literal["off", "local", "netw
         return ()
 
     async def take(request: Request) -> Response:
-        _check_sender(request, accepted_from)
+        check_sender(request, accepted_from)
         examples = _parse(await read_body(request))
         try:
             added = await asyncio.to_thread(data.add, SOURCE, examples)  # it waits for the disk
@@ -44,7 +44,7 @@ def example_routes(data: LocalData, accepted_from: Literal["off", "local", "netw
     return (Route("/v1/examples", take, methods=["POST"]),)
 
 
-def _check_sender(request: Request, accepted_from: Literal["local", "network"]) -> None:
+def check_sender(request: Request, accepted_from: Literal["local", "network"]) -> None:
     """Refuse other machines unless the owner lets them, and every web page: its user was not asked."""
     if "origin" in request.headers:
         raise RequestRefused(403, "examples are not taken from web pages", code="forbidden")

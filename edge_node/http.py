@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import ExceptionHandler
 
 from base_model.reference import ResolvedModel
 from edge_node import http_messages as messages
@@ -86,8 +88,13 @@ def application(
             Route("/healthz", node.health, methods=["GET"]),
             *more,
         ],
-        exception_handlers={RequestRefused: _refused, HTTPException: _not_found, ClientDisconnect: _gone},
+        exception_handlers=handlers(),
     )
+
+
+def handlers() -> dict[Any, ExceptionHandler]:
+    """What becomes of faults: an answer that says what is wrong."""
+    return {RequestRefused: _refused, HTTPException: _not_found, ClientDisconnect: _gone}
 
 
 class _Node:
