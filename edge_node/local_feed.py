@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from broker.client import Client
-from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Subscribed
+from broker.events import Disconnected, Message, NetworkThreadDied, Subscribed
 from broker.settings import BrokerSettings
 from edge_node.data_settings import LocalBrokerSettings
 from edge_node.local_data import LocalData
@@ -84,11 +84,11 @@ class LocalFeed:
         match self._client.next_event(1.0):
             case Message() as message:
                 self._take(message)
-            case Connected():
-                log.info("listening to %s on the local broker %s", self._settings.topic, self._settings.address)
             case Disconnected(reason):
                 log.warning("local broker: %s", reason)
-            case Subscribed(topic_filter, reason) if reason is not None:
+            case Subscribed(topic_filter, None):
+                log.info("listening to %s on the local broker %s", topic_filter, self._settings.address)
+            case Subscribed(topic_filter, reason):
                 log.warning("the local broker refused the subscription to %s: %s", topic_filter, reason)
 
     def _take(self, message: Message) -> None:

@@ -15,6 +15,7 @@ from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
+from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
 from edge_node.settings import EdgeSettings, ServingSettings
 from schemas.adapter import LoraConfig
 
@@ -33,6 +34,8 @@ SECTIONS = {
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
     "edge.serving": ServingSettings,
+    "edge.local_data": LocalDataSettings,
+    "edge.local_broker": LocalBrokerSettings,
 }
 
 

@@ -130,7 +130,7 @@ def test_other_machines_may_send_examples_only_where_the_owner_lets_them(
     if taken:
         check_sender(request, accepted_from)
     else:
-        with pytest.raises(RequestRefused, match="set edge.local_data.http"):
+        with pytest.raises(RequestRefused, match=r"set edge\.local_data\.http"):
             check_sender(request, accepted_from)
 
 

@@ -37,7 +37,8 @@ def broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
 class Gateway:
     """A node's feed, a device that publishes, and an observer of all that is said on the broker."""
 
-    def __init__(self, broker: EmbeddedBroker, folder: Path) -> None:
+    def __init__(self, broker: EmbeddedBroker, folder: Path, log: pytest.LogCaptureFixture) -> None:
+        self._log, self._listens = log, 0
         self.name = uuid.uuid4().hex
         self.data = LocalData.open(None, folder / "node", LocalDataSettings(held_out=0))
         self.settings = LocalBrokerSettings(port=broker.settings.port, topic=f"{self.name}/learn/#")
@@ -48,7 +49,15 @@ class Gateway:
     def feed(self) -> LocalFeed:
         feed = LocalFeed(self.settings, f"{self.name}-node", self.data, self.faults.append)
         feed.start()
+        self._listens += 1
+        self._heard_by_then(f"listening to {self.settings.topic}", self._listens)
         return feed
+
+    def _heard_by_then(self, line: str, times: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self._log.text.count(line) < times:
+            assert time.monotonic() < deadline, self._log.text
+            time.sleep(0.02)
 
     def says(self, topic: str, payload: bytes) -> None:
         """Publish, and wait until the broker has it."""
@@ -75,16 +84,15 @@ class Gateway:
 
 
 @pytest.fixture
-def gateway(broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Gateway]:
-    gateway = Gateway(broker, tmp_path)
+def gateway(broker: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Gateway]:
+    caplog.set_level("INFO")
+    gateway = Gateway(broker, tmp_path, caplog)
     yield gateway
     gateway.device.stop(1)
 
 
 def test_what_devices_say_is_kept_and_what_is_no_example_is_counted(gateway: Gateway) -> None:
     feed = gateway.feed()
-    gateway.has()
-    time.sleep(0.5)  # for the subscription to stand: nothing here is retained
     gateway.says("learn/kitchen", LAMP.model_dump_json().encode())
     gateway.says("learn/hall", b"nonsense\n" + FAN.model_dump_json().encode())
     gateway.says("other", b"")
@@ -96,7 +104,6 @@ def test_what_devices_say_is_kept_and_what_is_no_example_is_counted(gateway: Gat
 
 def test_what_is_said_while_the_node_restarts_is_not_lost(gateway: Gateway) -> None:
     feed = gateway.feed()
-    time.sleep(0.5)
     gateway.says("learn/kitchen", LAMP.model_dump_json().encode())
     gateway.has(LAMP)
     feed.stop()
@@ -112,7 +119,6 @@ def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(gateway: Gateway, m
     pages = store.execute("PRAGMA page_count").fetchone()[0]
     store.execute(f"PRAGMA max_page_count = {pages}")
     feed = gateway.feed()
-    time.sleep(0.5)
     long = Example(prompt="long", completion="x" * 8000)
     gateway.says("learn/kitchen", long.model_dump_json().encode())
     with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -126,7 +132,6 @@ def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(gateway: Gateway, m
 
 def test_the_feed_says_nothing_on_its_broker(gateway: Gateway) -> None:
     feed = gateway.feed()
-    time.sleep(0.5)
     gateway.says("learn/kitchen", LAMP.model_dump_json().encode())
     gateway.has(LAMP)
     feed.stop()

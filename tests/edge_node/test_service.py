@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from base_model.reference import ResolvedModel, resolve
 from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Message, Publication
+from edge_node.data_settings import LocalDataSettings
+from edge_node.local_data import LocalData
 from schemas import topics
 from schemas.adapter import Adapter, LoraConfig
 from schemas.chunks import describe, split
@@ -29,6 +32,7 @@ from schemas.messages import (
     CoordinatorState,
     GlobalManifest,
     GlobalPointer,
+    NodeMetrics,
     NodeState,
     Receipt,
     ReleaseReport,
@@ -401,6 +405,80 @@ def test_a_node_answers_with_the_release_while_it_trains_from_the_head(
     assert (version, answer["system_fingerprint"]) == ("1", f"v1-{(first * 1.5).digest[:12]}")
     assert node.is_asked_to_end() == 0
     assert "Traceback" not in node.log
+
+
+def test_examples_come_in_by_every_door_and_none_goes_out(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int, tmp_path: Path
+) -> None:
+    secret = "xyzzy-plugh"
+    (tmp_path / "inbox").mkdir()
+    examples = tuple(Example(prompt=f"{secret} {n}", completion=secret) for n in range(32))
+    save_examples(examples[:30], tmp_path / "inbox" / "a.jsonl")
+    federation = found(broker)
+    with EmbeddedBroker() as devices, Client(broker.settings, "observer", subscriptions=["#"]) as observer:
+        node = start(
+            federation,
+            broker,
+            data=str(tmp_path / "inbox"),
+            serving={"http": f"127.0.0.1:{free_port}"},
+            local_broker={"port": devices.settings.port, "topic": "learn/#"},
+            local_data={"held_out": 0.3, "measured": 4},
+        )
+        node.says("answering on http://")
+        connection = http.client.HTTPConnection("127.0.0.1", free_port, timeout=PATIENCE_S)
+        connection.request("POST", "/v1/examples", examples[30].model_dump_json(), {"Content-Type": "application/json"})
+        assert json.load(connection.getresponse()) == {"added": 1, "duplicates": 0}
+        connection.close()
+        node.says("listening to learn/#")
+        with Client(devices.settings, "device") as device:
+            device.publish(Publication("learn/hall", examples[31].model_dump_json().encode()))
+        federation.announce()
+        federation.publish(0, first)
+        _, manifest, _ = federation.hears_update()
+        assert node.is_asked_to_end() == 0
+        seen = _everything_said(observer, federation)
+    settings = LocalDataSettings(held_out=0.3)
+    summary = LocalData.look(None, tmp_path / "home-1", settings).summary()
+    assert summary.sources == {"file a.jsonl": 30, "http": 1, "mqtt": 1}
+    assert manifest.examples <= summary.training
+    metrics = [NodeMetrics.from_bytes(m.payload) for m in seen if m.topic.endswith("/metrics")]
+    (loss,) = {m.held_out_loss for m in metrics if m.held_out_version == 0}
+    assert loss is not None
+    assert 0 < loss < 100
+    assert secret.encode() not in b"".join(message.topic.encode() + message.payload for message in seen)
+    assert secret not in node.log
+
+
+def _everything_said(observer: Client, federation: Federation) -> list[Message]:
+    """All that was on the federation's broker up to now."""
+    end = b'{"the": "end"}'
+    federation.say(topics.NodeMetricsOf("nobody"), end)
+    seen, deadline = list[Message](), time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        event = observer.next_event(0.5)
+        if isinstance(event, Message):
+            observer.ack(event)
+            if event.payload == end:
+                return seen
+            seen.append(event)
+    raise AssertionError("the observer hears nothing more")
+
+
+def test_an_update_goes_through_a_link_that_is_cut_in_its_midst(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, fault_proxy: Any
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    federation.publish(0, first)
+    proxy = fault_proxy(broker.settings.port)
+    proxy.cuts.extend((1500, 2000))
+    link = SimpleNamespace(settings=broker.settings.model_copy(update={"port": proxy.port}))
+    node = start(federation, link, codec="fp32")
+    update, _, delta = federation.hears_update()
+    assert delta.norm > 0
+    federation.answer("home-1", update, status="accepted")
+    node.says(f"update {update[:8]} accepted")
+    assert proxy.connections >= 3
 
 
 def test_a_node_serves_from_its_disk_while_the_broker_is_away(
