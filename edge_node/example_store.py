@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -127,9 +127,8 @@ class ExampleStore:
 
     def load(self, path: Path) -> None:
         """Take over everything that another store's file holds, without changing it."""
-        with sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True, timeout=_BUSY_S) as other:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as other:
             other.backup(self._database)
-        other.close()
         _prepare(self._database)
 
     def add(self, reading: Reading, mark: FileMark | None = None) -> Added:
@@ -250,14 +249,13 @@ def _count(database: sqlite3.Connection, source: str, outcome: str, lines: int, 
 
 def _make_room(database: sqlite3.Connection, most_bytes: int) -> None:
     """Drop the oldest while there are too many bytes; the newest always stays."""
-    (size, newest) = database.execute("SELECT coalesce(sum(size), 0), max(number) FROM examples").fetchone()
-    if size <= most_bytes:
-        return
-    for number, one in database.execute("SELECT number, size FROM examples ORDER BY number").fetchall():
-        if size <= most_bytes or number == newest:
-            break
+    size, newest = database.execute("SELECT coalesce(sum(size), 0), max(number) FROM examples").fetchone()
+    while size > most_bytes:
+        oldest, one = database.execute("SELECT number, size FROM examples ORDER BY number LIMIT 1").fetchone()
+        if oldest == newest:
+            return
         size -= one
-        database.execute("DELETE FROM examples WHERE number = ?", (number,))
+        database.execute("DELETE FROM examples WHERE number = ?", (oldest,))
         database.execute("UPDATE room SET dropped = dropped + 1")
 
 

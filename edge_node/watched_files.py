@@ -28,7 +28,10 @@ def take_in(store: ExampleStore, watched: Path, now: float) -> tuple[str, ...]:
     files = _files(watched)
     for gone in store.files() - files.keys():
         store.forget(gone)
-    return tuple(fault for source, path in files.items() if (fault := _take_in_file(store, source, path, now)))
+    faults = [fault for source, path in files.items() if (fault := _take_in_file(store, source, path, now))]
+    if len(files) == MOST_FILES:
+        faults.append(f"{watched} has {MOST_FILES} files or more, and no more are read: put several into one")
+    return tuple(faults)
 
 
 def _files(watched: Path) -> dict[str, Path]:

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import binary, lists, sampled_from
 
 from base_model.examples import Example, InvalidExamples, save_examples
 from edge_node.data_settings import LocalDataSettings
@@ -225,6 +228,21 @@ def test_a_reader_that_is_killed_in_the_middle_of_a_file_goes_on_where_it_was(tm
     assert data.examples() == examples
     assert data.summary().duplicates == 0
     assert refused(data) == {"not JSON": 1}
+
+
+@given(parts=lists(sampled_from([line(LAMP), line(FAN), b"{", b"\n", b"\r\n", b"\xff", b"\0"]) | binary(max_size=40)))
+def test_whatever_is_in_a_file_is_no_fault_and_reading_it_in_parts_comes_to_the_same(parts: list[bytes]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "examples.jsonl"
+        in_parts, at_once = (LocalData(ExampleStore(None, 1 << 20, 0), path) for _ in range(2))
+        path.write_bytes(b"")
+        for number, part in enumerate(parts):
+            append(path, part)
+            os.utime(path, ns=(number, number))
+            in_parts.refresh()
+        at_once.refresh()
+    assert in_parts.training() == at_once.training()
+    assert refused(in_parts) == refused(at_once)
 
 
 # the store
