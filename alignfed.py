@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands import adapters, chat, codec, edge, experiments, record, recording, replay, services
+from commands import adapters, chat, codec, edge, experiments, nodes, record, recording, replay, services
 from commands.console import (
     FAILED,
     FAILURE,
@@ -141,6 +141,7 @@ for group in (services, chat, experiments, record, replay):
 app.add_typer(adapters.app, name="adapters", epilog=ending("alignfed adapters list", FAILURE))
 app.add_typer(edge.app, name="edge", epilog=edge.EPILOG)
 app.add_typer(codec.app, name="codec", epilog=ending("alignfed codec list", FAILURE))
+app.add_typer(nodes.app, name="nodes", epilog=ending("alignfed nodes list", FAILURE))
 app.add_typer(recording.app, name="recording", epilog=ending("alignfed recording info incident.rec", FAILURE))
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in header:
-        table.add_column(name, no_wrap=name != "nodes")
+        table.add_column(name, no_wrap=name not in ("nodes", "state", "reason"))
     for row in rows:
         table.add_row(*row)
     Console().print(table)

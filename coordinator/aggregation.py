@@ -7,10 +7,13 @@ of, and the answers so far.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coordinator.background import is_judged, keeps_average, serve_newest, take_background
+from coordinator.background import alarms, is_judged, keeps_average, serve_newest, take_background
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
-from coordinator.questions import Recall, Unanswered, answer_from_bytes, fits
-from coordinator.state import Accepted, Answered, AskModel, Effect, FederationState, Pending, PublishVersion
+from coordinator.ledger import Accepted
+from coordinator.questions import MeasuredLosses, Recall, Unanswered, answer_from_bytes, fits
+from coordinator.robust import standings_after
+from coordinator.stages import finite
+from coordinator.state import Answered, AskModel, Effect, FederationState, Pending, PublishVersion
 from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter
 from schemas.chunks import describe_adapter
@@ -19,9 +22,15 @@ from schemas.messages import (
     MAX_INPUTS,
     GlobalManifest,
     InvalidMessage,
+    ReturnReport,
     VersionInput,
 )
 
+DISTRUST = Objection(
+    "rejected",
+    "distrusted",
+    "it turns against what the coordinator's own examples teach, and was left out: check this node's data and training",
+)
 REMEMBERED_VERSIONS = 100  # for so long after an update would be stale, a late copy is still known as a duplicate
 
 
@@ -37,12 +46,15 @@ def begin_what_is_ready(state: FederationState, at_ns: int) -> Step:
             bases=state.bases,
             participation={node: ledger.participation for node, ledger in state.nodes.items() if ledger.participation},
             folds=state.config.calibration.folds if state.config.calibration else {},
+            standings={node: ledger.standing for node, ledger in state.nodes.items() if ledger.standing},
+            anchors=state.anchors,
+            probation=state.head.version < state.probation_until,
         )
         rest = Buffer.of(*updates[MAX_INPUTS:])
         state, more = _go_on(replace(state, buffer=rest, pending=Pending(flush)), at_ns)
         effects = (*effects, *more)
     if state.finished and state.buffer.groups:  # the operator has moved the last version
-        finished = Objection("stale", f"the federation is finished with version {state.head.version}")
+        finished = Objection("stale", "finished", f"the federation is finished with version {state.head.version}")
         updates = state.buffer.updates
         state, more = discard(replace(state, buffer=Buffer()), updates, finished)
         effects = (*effects, *more)
@@ -61,7 +73,11 @@ def take_answer(state: FederationState, event: Answered) -> Step:
     if not fits(answer, asked.question):
         return drop(state, "answer that does not fit its question", str(event.question_id))
     if state.pending is None or asked is not state.pending.asked:
-        return take_background(state, asked, answer)
+        state, effects = take_background(state, asked, answer)
+        if not isinstance(answer, MeasuredLosses) or not alarms(state, answer):
+            return state, effects
+        state, more = go_back(state, answer, event.at_ns)
+        return state, (*effects, *more)
     pending = replace(state.pending, answers=(*state.pending.answers, answer))
     return _go_on(replace(state, pending=pending), event.at_ns)
 
@@ -69,6 +85,24 @@ def take_answer(state: FederationState, event: Answered) -> Step:
 def ask_anew(state: FederationState) -> Step:
     """Ask again what was asked before a restart."""
     return state, tuple(AskModel(one.id, one.question) for one in state.open_questions)
+
+
+def go_back(state: FederationState, answer: MeasuredLosses, at_ns: int) -> Step:
+    """A version that is what nodes serve, because the newest average is much worse; then updates are on probation."""
+    guard = state.config.strategy.release.guard
+    assert guard is not None
+    served, parent, state = state.served, state.head.digest, take_back(state)
+    # soon after the last return, the probation was too short
+    lasting = state.head.version < state.probation_until + guard.probation_after(state.returns)
+    returns = state.returns + 1 if state.returns and lasting else 1
+    head = GlobalAdapter(state.head.version + 1, served.adapter)
+    state = replace(_advance(state, head, ()), average=served.adapter, anchor=None, returns=returns)
+    state = replace(state, probation_until=head.version + guard.probation_after(returns))
+    before, candidate = map(finite, answer.losses)
+    returned = ReturnReport(version=served.version, variant=served.variant, candidate=candidate, before=before)
+    said = manifest(state, at_ns, parent=parent, returned=returned)
+    state, refusals = refuse_outdated(state)
+    return state, (PublishVersion(said, head.adapter), *refusals)
 
 
 def take_back(state: FederationState) -> FederationState:
@@ -104,6 +138,7 @@ def manifest(
     parent: str | None = None,
     inputs: tuple[VersionInput, ...] = (),
     aggregate: Aggregate | None = None,
+    returned: ReturnReport | None = None,
 ) -> GlobalManifest:
     """What is said of the newest version; the defaults are those of version 0."""
     config = state.config
@@ -119,6 +154,7 @@ def manifest(
         inputs=inputs,
         groups=aggregate.groups if aggregate else (),
         anchor=aggregate.anchor if aggregate else None,
+        returned=returned,
         release=state.release,
         created_at_ns=at_ns,
         body=describe_adapter(state.head.adapter),
@@ -151,8 +187,13 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
     if state.anchor is pending.flush.anchor:  # one that came meanwhile is for the version after this
         state = replace(state, anchor=None)
     if not aggregate.adapter.is_finite:
-        overflow = Objection("rejected", "the updates of this buffer add up to infinite values")
+        overflow = Objection("rejected", "overflow", "the updates of this buffer add up to infinite values")
         return discard(state, updates, overflow)
+    state = _remember(state, updates, aggregate)
+    distrusted = tuple(update for update in updates if update.update_id in aggregate.distrusted)
+    state, refusals = discard(state, distrusted, DISTRUST)
+    if len(distrusted) == len(updates) and aggregate.anchor is None:
+        return state, refusals
     parent, head = state.head.digest, GlobalAdapter(state.head.version + 1, aggregate.adapter)
     inputs = tuple(
         VersionInput(
@@ -163,13 +204,24 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
             weight=weight,
         )
         for update, weight in zip(updates, aggregate.weights, strict=True)
+        if update not in distrusted
     )
-    state = _advance(state, head, updates)
+    state = _advance(state, head, tuple(update for update in updates if update not in distrusted))
     state, served = (state, ()) if is_judged(state) else serve_newest(state)
     said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate)
     receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
-    state, refusals = refuse_outdated(state)
-    return state, (PublishVersion(said, head.adapter), *served, *receipts, *refusals)
+    state, outdated = refuse_outdated(state)
+    return state, (PublishVersion(said, head.adapter), *served, *receipts, *refusals, *outdated)
+
+
+def _remember(state: FederationState, updates: tuple[AdapterUpdate, ...], aggregate: Aggregate) -> FederationState:
+    """Note what was measured of each update in its node's standing, in canonical order."""
+    if not aggregate.measured:
+        return state
+    nodes = dict(state.nodes)
+    known = {update.node: standing for update in updates if (standing := nodes[update.node].standing)}
+    after = standings_after(known, [update.node for update in updates], aggregate.measured)
+    return replace(state, nodes=nodes | {node: replace(nodes[node], standing=after[node]) for node in after})
 
 
 def refuse_outdated(state: FederationState) -> Step:
@@ -177,7 +229,9 @@ def refuse_outdated(state: FederationState) -> Step:
     waiting = state.buffer.updates
     outdated = tuple(update for update in waiting if update.base_version not in state.digests)
     current = Buffer.of(*(update for update in waiting if update.base_version in state.digests))
-    objection = Objection("stale", f"it became too old while it waited: train from version {state.head.version}")
+    objection = Objection(
+        "stale", "stale", f"it became too old while it waited: train from version {state.head.version}"
+    )
     return discard(replace(state, buffer=current), outdated, objection)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from coordinator.intake import Step
 from coordinator.questions import Answer, Fold, MeasuredLosses, MeasureLosses, TrainAnchor, TrainedAnchor
+from coordinator.robust import newest
 from coordinator.stages import finite, passes_gate
 from coordinator.state import Asked, AskModel, FederationState, PublishRelease
 from coordinator.updates import AnchorUpdate, Served
@@ -31,7 +32,9 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     version, state = asked.id[0], replace(state, background=None)
     if isinstance(answer, TrainedAnchor):
         anchor = AnchorUpdate(version, answer.delta, answer.loss_before, answer.loss_after, answer.seconds)
-        return replace(state, anchor=anchor, anchored=version), ()
+        kept = state.config.strategy.kept_anchors
+        anchors = newest({**state.anchors, version: answer.delta}, kept) if kept else {}
+        return replace(state, anchor=anchor, anchored=version, anchors=anchors), ()
     assert isinstance(answer, MeasuredLosses) and isinstance(asked.question, MeasureLosses)
     _, judged = asked.question.adapters
     served = Served(version, "average", judged) if passes_gate(answer) else state.served
@@ -48,6 +51,13 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
             seconds=answer.seconds,
         ),
     )
+
+
+def alarms(state: FederationState, answer: MeasuredLosses) -> bool:
+    """Whether a judgement is so bad that the head must go back to what nodes serve."""
+    guard = state.config.strategy.release.guard
+    before, candidate = answer.losses
+    return guard is not None and not state.finished and guard.alarms(before, candidate)
 
 
 def serve_newest(state: FederationState) -> Step:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from coordinator.aggregation import (
     ask_anew,
     begin_what_is_ready,
+    discard,
     flush_deadline,
     manifest,
     refuse_outdated,
@@ -16,21 +17,25 @@ from coordinator.aggregation import (
     take_back,
 )
 from coordinator.background import ask_in_background, unjudged
-from coordinator.intake import Step, ask_again, next_question, receive
+from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, with_ledger
+from coordinator.ledger import NodeLedger
+from coordinator.orders import Forgive, Quarantine, order_from_bytes
 from coordinator.state import (
     Answered,
     Configured,
     Event,
     FederationConfig,
     FederationState,
+    Ordered,
     PublishRelease,
     PublishVersion,
     Received,
     Started,
     Ticked,
 )
-from coordinator.updates import GlobalAdapter, Served
+from coordinator.updates import Buffer, GlobalAdapter, Served
 from schemas.adapter import Adapter
+from schemas.messages import InvalidMessage
 
 
 def found(config: FederationConfig, adapter: Adapter, at_ns: int) -> Step:
@@ -63,6 +68,8 @@ def step(state: FederationState, event: Event) -> Step:
             state, effects = ask_anew(replace(state, epoch=state.epoch + 1))
         case Configured():
             state, effects = _configure(state, event)
+        case Ordered():
+            state, effects = _obey(state, event)
     state, more = begin_what_is_ready(state, event.at_ns)
     state, questions = ask_in_background(state)
     return state, (*effects, *more, *questions)
@@ -72,6 +79,32 @@ def next_deadline(state: FederationState) -> int | None:
     """When the next tick is due, in ns since 1970; None if time alone changes nothing."""
     due = (next_question(state), flush_deadline(state))
     return min((at_ns for at_ns in due if at_ns is not None), default=None)
+
+
+def _obey(state: FederationState, event: Ordered) -> Step:
+    """Carry out an order, once."""
+    if event.number <= state.orders:
+        return drop(state, "order that was taken already", str(event.number))
+    state = replace(state, orders=event.number)
+    try:
+        order = order_from_bytes(event.payload)
+    except InvalidMessage as error:
+        return drop(state, "order that cannot be read", str(error))
+    match order:
+        case Quarantine():
+            return _quarantine(state, order)
+        case Forgive(node=node):
+            return with_ledger(state, node, state.nodes.get(node, NodeLedger()).forgiven()), ()
+
+
+def _quarantine(state: FederationState, order: Quarantine) -> Step:
+    """Take nothing more from a node; what waits of it is refused, and a version in the making begun anew without."""
+    node = order.node
+    ledger = replace(state.nodes.get(node, NodeLedger()), quarantine=order.reason, partial={})
+    state = take_back(with_ledger(state, node, ledger))
+    waiting = tuple(update for update in state.buffer.updates if update.node == node)
+    others = Buffer.of(*(update for update in state.buffer.updates if update.node != node))
+    return discard(replace(state, buffer=others), waiting, in_quarantine(order.reason))
 
 
 def _configure(state: FederationState, event: Configured) -> Step:
@@ -96,5 +129,8 @@ def _configure(state: FederationState, event: Configured) -> Step:
         background=None,
         anchor=None,
         anchored=-1,
+        anchors={},
+        returns=0,
+        probation_until=0,
     )
     return refuse_outdated(state)

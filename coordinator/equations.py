@@ -7,7 +7,6 @@ the order of sums is the order given.
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median_low
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -115,27 +114,21 @@ def absolute_weights(freshnesses: Sequence[float], participations: Sequence[floa
     return tuple(fresh * share / len(freshnesses) for fresh, share in pairs)
 
 
-def norm_clip_factors(norms: Sequence[float], limit: float) -> tuple[float, ...]:
-    """What to multiply each delta by so that none is longer than `limit` times its group's median norm; at most 1.
-
-    The lower median: of two deltas, the longer one cannot lift the bound for itself.
-    """
-    bound = limit * median_low(norms)
-    return tuple(1.0 if norm <= bound else bound / norm for norm in norms)
-
-
 def cap_shares(nodes: Sequence[str], weights: Sequence[float], cap: float) -> tuple[float, ...]:
     """The weights, lowered where one node's updates would hold more than `cap` of what all weights then sum to.
 
     No weight is raised, and a node's updates are lowered alike. Fewer than 1 / cap nodes cannot all keep to the cap:
-    then each gets as much as the one with the least.
+    then each gets as much as the one with the least. A node without weight does not count.
     """
-    totals = dict.fromkeys(nodes, 0.0)
+    totals = {node: 0.0 for node, weight in zip(nodes, weights, strict=True) if weight > 0}
+    if not totals:
+        return tuple(weights)
     for node, weight in zip(nodes, weights, strict=True):
-        totals[node] += weight
+        if weight > 0:
+            totals[node] += weight
     level = _highest_level(sorted(totals.values(), reverse=True), max(cap, 1 / len(totals)))
     return tuple(
-        weight if totals[node] <= level else weight * level / totals[node]
+        weight if weight <= 0 or totals[node] <= level else weight * level / totals[node]
         for node, weight in zip(nodes, weights, strict=True)
     )
 

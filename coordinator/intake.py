@@ -5,19 +5,19 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from coordinator.equations import staleness
+from coordinator.ledger import Accepted, NodeLedger, PartialUpdate, Refusal
 from coordinator.state import (
-    Accepted,
     Drop,
     Effect,
     FederationConfig,
     FederationState,
     Limits,
-    NodeLedger,
-    PartialUpdate,
+    RaiseAlarm,
     Received,
     SendReceipt,
 )
 from coordinator.updates import AdapterUpdate
+from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk, verify
 from schemas.codec import UPDATE_CODECS, CodecError, decode, largest_body
 from schemas.messages import (
@@ -30,7 +30,7 @@ from schemas.messages import (
     split_body,
     update_id,
 )
-from schemas.products import transplant
+from schemas.products import reach, transplant
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
 
 Step = tuple[FederationState, tuple[Effect, ...]]
@@ -42,9 +42,10 @@ RAISING_RIDGE = 0.01  # where a delta of a lower rank becomes one of the federat
 
 
 class Objection(NamedTuple):
-    """Why an update is not taken."""
+    """Why an update is not taken: the answer, its kind for the ledger, and a reason for the node."""
 
     status: ReceiptStatus
+    kind: Refusal
     reason: str
 
 
@@ -54,7 +55,9 @@ def receive(state: FederationState, event: Received) -> Step:
     if not isinstance(address, UpdateManifestOf | UpdateChunk):
         return drop(state, "unexpected topic", repr(event.topic[:100]))
     if address.node not in state.nodes and len(state.nodes) >= state.config.limits.nodes:
-        return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
+        if (idle := next((node for node, ledger in state.nodes.items() if ledger.is_empty), None)) is None:
+            return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
+        state = replace(state, nodes=without(state.nodes, idle))
     match address:
         case UpdateManifestOf(node, id_):
             return _on_manifest(state, node, id_, event)
@@ -72,7 +75,7 @@ def _on_manifest(state: FederationState, node: str, id_: str, event: Received) -
     try:
         manifest = UpdateManifest.from_bytes(text)
     except InvalidMessage as error:
-        return refuse(state, node, id_, Objection("rejected", str(error)))
+        return refuse(state, node, id_, Objection("rejected", "unreadable", str(error)))
     if objection := _objection(state, node, manifest):
         return refuse(state, node, id_, objection, manifest)
     if not manifest.body.chunks:
@@ -111,6 +114,8 @@ def _on_chunk(state: FederationState, node: str, id_: str, index: int, event: Re
     ledger = _ledger(state, node)
     if id_ in ledger.accepted:
         return state, ()
+    if ledger.quarantine is not None:
+        return drop(state, "chunk of a node in quarantine", f"{node} {id_}")
     if id_ in ledger.refused:
         return drop(state, "chunk of a refused update", f"{node} {id_}")
     before = ledger.partial.get(id_) or PartialUpdate(event.at_ns, event.at_ns)
@@ -171,8 +176,16 @@ def _question_due(arriving: PartialUpdate, limits: Limits) -> int:
 def _objection(state: FederationState, node: str, manifest: UpdateManifest) -> Objection | None:
     """Why this update cannot be taken, whatever its body says; None if nothing speaks against it."""
     if manifest.node != node:
-        return Objection("rejected", f"the manifest says it is from {manifest.node}: publish under your own name")
+        reason = f"the manifest says it is from {manifest.node}: publish under your own name"
+        return Objection("rejected", "another node", reason)
+    if (why := _ledger(state, node).quarantine) is not None:
+        return in_quarantine(why)
     return _mismatch(state.config, manifest) or _untimely(state, node, manifest)
+
+
+def in_quarantine(why: str) -> Objection:
+    """The answer to a node whose updates the operator does not want."""
+    return Objection("rejected", "quarantined", f"this node is in quarantine: {why}; ask the federation's operator")
 
 
 def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection | None:
@@ -181,6 +194,7 @@ def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection |
     if manifest.base_model != config.base_model:
         return Objection(
             "rejected",
+            "another federation",
             f"this federation trains {config.base_model_name} ({config.base_model[:12]}), the update is for "
             f"{manifest.base_model[:12]}: configure the same base model",
         )
@@ -188,15 +202,19 @@ def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection |
         ranks = ", ".join(str(known.lora.rank) for known in config.node_layouts.values())
         return Objection(
             "rejected",
+            "another federation",
             f"the adapter's shape {manifest.layout[:12]} is none of this federation's, which takes rank {ranks} of "
             f"{config.layout.digest[:12]}",
         )
     if codec not in UPDATE_CODECS:
-        return Objection("rejected", f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}")
+        reason = f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}"
+        return Objection("rejected", "unreadable", reason)
     if size > (largest := largest_body(layout, codec)):
-        return Objection("rejected", f"a body of {size} bytes; this layout needs {largest} at most")
+        return Objection("rejected", "too large", f"a body of {size} bytes; this layout needs {largest} at most")
     if size > (largest := min(config.limits.partial_bytes_per_node, config.limits.partial_bytes)):
-        return Objection("rejected", f"a body of {size} bytes; the coordinator's limit for a node is {largest}")
+        return Objection(
+            "rejected", "too large", f"a body of {size} bytes; the coordinator's limit for a node is {largest}"
+        )
     return None
 
 
@@ -204,19 +222,28 @@ def _untimely(state: FederationState, node: str, manifest: UpdateManifest) -> Ob
     """What makes the update come from the wrong version, or at the wrong time."""
     strategy, head, base = state.config.strategy, state.head, manifest.base_version
     if base > head.version:
-        return Objection("rejected", f"base version {base} is unknown; the newest is {head.version}")
+        reason = f"base version {base} is unknown; the newest is {head.version}"
+        return Objection("rejected", "unknown version", reason)
     if state.finished:
-        return Objection("stale", f"the federation is finished with version {head.version}")
+        return Objection("stale", "finished", f"the federation is finished with version {head.version}")
     tau = staleness(head.version, base)
     if tau > strategy.max_staleness or base not in state.digests:
         most = min(strategy.max_staleness, len(state.digests) - 1)
-        return Objection("stale", f"trained from version {base}, {tau} versions ago; at most {most}")
+        return Objection("stale", "stale", f"trained from version {base}, {tau} versions ago; at most {most}")
     if manifest.base_digest != state.digests[base]:
-        return Objection("rejected", f"version {base} is another adapter here: fetch the head again")
-    if strategy.one_update_per_version and any(update.node == node for update in _waiting(state)):
-        return Objection("stale", f"version {head.version + 1} has an update of this node already: wait for it")
+        reason = f"version {base} is another adapter here: fetch the head again"
+        return Objection("rejected", "unknown version", reason)
+    waiting = sum(update.node == node for update in _waiting(state))
+    if strategy.one_update_per_version and waiting:
+        reason = f"version {head.version + 1} has an update of this node already: wait for it"
+        return Objection("stale", "quota", reason)
+    if waiting >= (most := state.config.limits.updates_per_version):
+        reason = f"version {head.version + 1} has {waiting} updates of this node, the most is {most}: wait for it"
+        return Objection("rejected", "quota", reason)
     if len(state.buffer.updates) >= MAX_INPUTS:
-        return Objection("stale", f"{MAX_INPUTS} updates wait for the base model on the coordinator: try again later")
+        return Objection(
+            "stale", "quota", f"{MAX_INPUTS} updates wait for the base model on the coordinator: try again later"
+        )
     return None
 
 
@@ -230,18 +257,18 @@ def _accept(
     state: FederationState, node: str, id_: str, manifest: UpdateManifest, read: Callable[[], bytes], at_ns: int
 ) -> Step:
     # checked once more: the head may have moved while chunks were on their way
-    if objection := _objection(state, node, manifest):
+    if objection := _objection(state, node, manifest) or _too_often(state, node, at_ns):
         return refuse(state, node, id_, objection, manifest)
+    state = with_ledger(state, node, _ledger(state, node).with_decoded(at_ns))
     try:
         delta = decode(read(), state.config.node_layouts[manifest.layout], manifest.body.codec)
     except (CorruptChunk, CodecError) as error:
-        return refuse(state, node, id_, Objection("rejected", str(error)), manifest)
-    if (norm := delta.norm) > (most := state.config.limits.delta_norm):
-        objection = Objection("rejected", f"the delta's norm is {norm:.3g}; at most {most:g}: train with smaller steps")
-        return refuse(state, node, id_, objection, manifest)
-    if delta.layout != state.config.layout:  # from here on all deltas are alike
+        return refuse(state, node, id_, Objection("rejected", "unreadable", str(error)), manifest)
+    if delta.norm <= state.config.limits.delta_norm and delta.layout != state.config.layout:
         base = state.bases[manifest.base_version]
-        delta = transplant(base, base, delta, RAISING_RIDGE)
+        delta = transplant(base, base, delta, RAISING_RIDGE)  # from here on all deltas are alike
+    if objection := _too_long(state, delta):
+        return refuse(state, node, id_, objection, manifest)
     update = AdapterUpdate(
         node=node,
         update_id=id_,
@@ -254,6 +281,7 @@ def _accept(
     ledger = _ledger(state, node)
     ledger = replace(
         ledger,
+        overclaimed=ledger.overclaimed + (manifest.participation > ledger.participation),
         participation=ledger.participation + 1,
         accepted={**ledger.accepted, id_: Accepted(manifest.base_version)},
         partial=without(ledger.partial, id_),
@@ -262,15 +290,38 @@ def _accept(
     return state, (receipt(node, id_, "accepted", manifest=manifest),)
 
 
+def _too_often(state: FederationState, node: str, at_ns: int) -> Objection | None:
+    """Whether the node has used up its hour, by recorded time: decoding costs more than sending."""
+    most = state.config.limits.updates_per_hour
+    if _ledger(state, node).decoded_in(at_ns) < most:
+        return None
+    return Objection("rejected", "quota", f"{most} updates of this node came within an hour: train longer for each")
+
+
+def _too_long(state: FederationState, delta: Adapter) -> Objection | None:
+    """Whether the delta is beyond what any training makes: as it is, or in what it does to the head's products."""
+    limits = state.config.limits
+    if (norm := delta.norm) > limits.delta_norm:
+        reason = f"the delta's norm is {norm:.3g}; at most {limits.delta_norm:g}: train with smaller steps"
+        return Objection("rejected", "too large", reason)
+    if (far := reach(state.head.adapter, delta).whole) > limits.delta_reach:
+        reason = f"the delta moves products B A by {far:.3g}; at most {limits.delta_reach:g}: train with smaller steps"
+        return Objection("rejected", "too large", reason)
+    return None
+
+
 def refuse(
     state: FederationState, node: str, id_: str, objection: Objection, manifest: UpdateManifest | None = None
 ) -> Step:
-    """Answer with the objection, and remember of a node that is known not to collect the update's late chunks."""
-    if node in state.nodes:
-        ledger = _ledger(state, node)
-        refused = (*(other for other in ledger.refused if other != id_), id_)[-REMEMBERED_REFUSALS:]
-        state = with_ledger(state, node, replace(ledger, refused=refused, partial=without(ledger.partial, id_)))
-    return state, (receipt(node, id_, objection.status, objection.reason, manifest=manifest),)
+    """Answer with the objection, note it in the node's ledger, and collect none of the update's late chunks."""
+    before = _ledger(state, node)
+    refused = (*(other for other in before.refused if other != id_), id_)[-REMEMBERED_REFUSALS:]
+    after = replace(before, refused=refused, partial=without(before.partial, id_))
+    if objection.kind != "finished":  # nothing speaks against a node that has not heard of the end
+        after = after.with_refusal(objection.kind, objection.reason[:MAX_SENTENCE])
+    state = with_ledger(state, node, after)
+    answer = receipt(node, id_, objection.status, objection.reason, manifest=manifest)
+    return state, (answer, RaiseAlarm(node, after)) if after.alarm and not before.alarm else (answer,)
 
 
 # --- small changes of the state ---
@@ -290,9 +341,10 @@ def _counted(state: FederationState, reason: str) -> FederationState:
 
 
 def with_ledger(state: FederationState, node: str, ledger: NodeLedger) -> FederationState:
-    """The state with one node's ledger replaced; a node that left no trace makes room for others."""
+    """The state with one node's ledger replaced; a node that left no trace at all is forgotten."""
     held = state.partial_bytes - _ledger(state, node).partial_bytes + ledger.partial_bytes
-    nodes = without(state.nodes, node) if ledger.is_empty else {**state.nodes, node: ledger}
+    gone = ledger.is_empty and not ledger.refusals
+    nodes = without(state.nodes, node) if gone else {**state.nodes, node: ledger}
     return replace(state, nodes=nodes, partial_bytes=held)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
+from coordinator.ledger import NodeReport, report_of
 from coordinator.state import (
     Answered,
     Configured,
@@ -20,6 +21,7 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    Ordered,
     PublishVersion,
     Received,
     SendReceipt,
@@ -31,6 +33,7 @@ from schemas.messages import GlobalManifest, InvalidMessage
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
 ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
+ORDER = "$journal/order/"  # followed by the order's number
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
@@ -53,6 +56,10 @@ CREATE TABLE IF NOT EXISTS updates (
     manifest_size INTEGER NOT NULL,
     received_at_ns INTEGER NOT NULL,
     PRIMARY KEY (node, update_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS nodes (
+    node TEXT PRIMARY KEY,
+    report TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
 
@@ -103,7 +110,18 @@ def record(connection: sqlite3.Connection, row: Row, effects: tuple[Effect, ...]
     _record_effects(connection, append(connection, row), row.received_at_ns, effects)
 
 
-def row_of_event(event: Ticked | Answered | Started | Configured) -> Row:
+def record_nodes(connection: sqlite3.Connection, before: FederationState | None, after: FederationState) -> None:
+    """Write what has changed of the nodes' ledgers between two states, within a transaction; all without a before."""
+    old = before.nodes if before else {}
+    if after.nodes is old:
+        return
+    changed = [(node, ledger) for node, ledger in after.nodes.items() if ledger is not old.get(node)]
+    rows = [(node, report_of(node, ledger).model_dump_json()) for node, ledger in changed]
+    connection.executemany("INSERT OR REPLACE INTO nodes VALUES (?, ?)", rows)
+    connection.executemany("DELETE FROM nodes WHERE node = ?", [(node,) for node in old.keys() - after.nodes.keys()])
+
+
+def row_of_event(event: Ticked | Answered | Started | Configured | Ordered) -> Row:
     """The row of an event that is not a message."""
     match event:
         case Ticked():
@@ -112,6 +130,8 @@ def row_of_event(event: Ticked | Answered | Started | Configured) -> Row:
             return Row(at_ns, f"{ANSWER}{version}/{index}", payload)
         case Started():
             return Row(event.at_ns, START, b"")
+        case Ordered(at_ns, number, payload):
+            return Row(at_ns, f"{ORDER}{number}", payload)
         case Configured():
             return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
 
@@ -176,10 +196,22 @@ def event_of_row(row: Row) -> Event:
         case topic if topic.startswith(ANSWER):
             version, index = topic.removeprefix(ANSWER).split("/")
             return Answered(row.received_at_ns, (int(version), int(index)), row.payload)
+        case topic if topic.startswith(ORDER):
+            return Ordered(row.received_at_ns, int(topic.removeprefix(ORDER)), row.payload)
         case topic if topic == CONFIG:
             return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
         case _:
             return Received(row.received_at_ns, row.topic, row.payload)
+
+
+def read_nodes(path: Path) -> list[NodeReport]:
+    """Every node's ledger as it stands, by name. Raises RecordingError."""
+    with reading(path) as connection:
+        try:
+            rows = connection.execute("SELECT report FROM nodes ORDER BY node").fetchall()
+        except sqlite3.OperationalError:
+            raise RecordingError(f"{path} has no table of nodes yet: start its coordinator once") from None
+    return [NodeReport.model_validate_json(report) for (report,) in rows]
 
 
 def _record_effects(connection: sqlite3.Connection, seq: int, at_ns: int, effects: tuple[Effect, ...]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.recording import RecordingError, Row, read_rows, reading, transaction, write_recording
-from coordinator.journal import ADAPTER, ANSWER, CONFIG, START, TICK, open_journal
+from coordinator.journal import ADAPTER, ANSWER, CONFIG, ORDER, START, TICK, open_journal
 from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
 from schemas.reading import Reading, address_of, read, summary
 from schemas.topics import CoordinatorStateOf, GlobalAverageChunk, GlobalChunk, GlobalHead, GlobalManifestOf
@@ -93,6 +93,8 @@ def read_row(row: Row) -> Reading:
                 return Reading(kind, content=json.loads(row.payload))
             case topic if topic in (TICK, START):
                 return Reading(kind)
+            case topic if topic.startswith(ORDER):
+                return Reading(kind, content=json.loads(row.payload))
             case topic if topic.startswith(ANSWER):
                 version, index = topic.removeprefix(ANSWER).split("/")
                 head, bodies = split_body(row.payload)

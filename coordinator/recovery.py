@@ -5,7 +5,7 @@ import sqlite3
 from broker.recording import path_of, transaction
 from coordinator.core import step
 from coordinator.intake import Step
-from coordinator.journal import fold, record, record_founding, row_of_event
+from coordinator.journal import fold, record, record_founding, record_nodes, row_of_event
 from coordinator.registry import Registry
 from coordinator.state import (
     AskModel,
@@ -45,6 +45,8 @@ def restore(
         with transaction(journal):
             record(journal, row_of_event(event), more)
         _keep(registry, more)
+    with transaction(journal):
+        record_nodes(journal, None, state)
     # versions and decisions are in the registry, and all that is retained is published when the broker is there; a
     # receipt that is missed here is given again when its update comes again. A start asks again what is open
     return state, tuple(effect for effect in more if isinstance(effect, AskModel))

@@ -34,10 +34,10 @@ from broker.events import (
 )
 from broker.recording import RecordingError, row_of, transaction
 from broker.settings import BrokerSettings
-from coordinator import publisher
+from coordinator import orders, publisher
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
-from coordinator.journal import open_journal, record, row_of_event
+from coordinator.journal import open_journal, record, record_nodes, row_of_event
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
 from coordinator.publisher import PhasedPublisher, PublishRefused, kept_versions
 from coordinator.recovery import FederationDiffers, restore
@@ -51,8 +51,10 @@ from coordinator.state import (
     Effect,
     FederationConfig,
     FederationState,
+    Ordered,
     PublishRelease,
     PublishVersion,
+    RaiseAlarm,
     Received,
     SendReceipt,
     Ticked,
@@ -175,7 +177,7 @@ class Service:
     ) -> None:
         self.state = state
         self.federation = state.config.federation
-        self.keep = settings.keep_versions
+        self.keep, self.data_dir = settings.keep_versions, settings.data_dir
         self.journal = journal
         self.registry = registry
         self.model = model
@@ -208,6 +210,7 @@ class Service:
         if batch:
             self._take(batch)
         self._listen_to_model()
+        self._listen_to_operator()
         deadline = next_deadline(self.state)
         if deadline is not None and time.time_ns() >= deadline:
             self._happen(Ticked(time.time_ns()))
@@ -236,6 +239,7 @@ class Service:
                 state, more = step(state, event)
                 record(self.journal, row_of(message), more)
                 effects += more
+            record_nodes(self.journal, self.state, state)
         self.state = state
         self._carry_out(effects)
         for message in messages:
@@ -246,11 +250,18 @@ class Service:
         if self.model is not None and (answer := self.model.answer()) is not None:
             self._happen(Answered(time.time_ns(), *answer))
 
-    def _happen(self, event: Ticked | Answered) -> None:
+    def _listen_to_operator(self) -> None:
+        """Take in the orders that were given since the last one."""
+        for number, payload in orders.given(self.data_dir, self.state.orders):
+            log.info("order %d: %s", number, payload.decode(errors="replace"))
+            self._happen(Ordered(time.time_ns(), number, payload))
+
+    def _happen(self, event: Ticked | Answered | Ordered) -> None:
         """Journal and decide on something that is not a message, then act."""
         state, effects = step(self.state, event)
         with transaction(self.journal):
             record(self.journal, row_of_event(event), effects)
+            record_nodes(self.journal, self.state, state)
         self.state = state
         self._carry_out(effects)
 
@@ -272,6 +283,10 @@ class Service:
                     self.model.ask(question_id, question)
                 case Drop(reason, detail):
                     self._log_drop(reason, detail)
+                case RaiseAlarm(node, ledger):
+                    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(ledger.refusals.items()))
+                    log.warning("alarm: %.0f %% of the updates of %s are refused (%s), last because %s",
+                                100 * ledger.refused_share, node, counts, ledger.last_refusal)  # fmt: skip
 
     def _log_drop(self, reason: str, detail: str) -> None:
         """Warn of the 1st, 2nd, 4th, 8th ... of a kind: a flood of messages must not become a flood of lines."""

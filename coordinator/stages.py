@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import anchor_share, anchored_step, ema_decay, freshness
 from coordinator.questions import Fold, MeasuredLosses
+from coordinator.robust import HeadGuard
 from coordinator.updates import Aggregate, AnchorUpdate, Flush
 from schemas.adapter import Adapter, weighted_sum
 from schemas.messages import AnchorReport, Variant
@@ -48,6 +49,9 @@ class ReleaseStage(BaseModel):
         default="head", description="gated: the average, if its loss on the gate fold is no worse than what is served"
     )
     decay: float = Field(default=0.6, ge=0, lt=1, description="of the running average; less in the first versions")
+    guard: HeadGuard | None = Field(
+        default=None, description="where gated: take the head back to what is served when the average gets much worse"
+    )
 
     @property
     def variant(self) -> Variant:

@@ -8,18 +8,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from base_model.settings import TrainingConfig
+from coordinator.ledger import NodeLedger
 from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
-from schemas.chunks import Assembly
 from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, ReleaseReport, Sha256, UpdateManifest
 from schemas.topics import Name
 
 QuestionId = tuple[int, int]
 
 _MIB = 1 << 20
-_CHUNK_OVERHEAD = 200  # bytes that a chunk, or its hash in a manifest, takes beside its content
 
 
 class Limits(BaseModel):
@@ -36,6 +35,11 @@ class Limits(BaseModel):
         default=5, gt=0, description="silence before missing chunks are asked for; it doubles with every question"
     )
     delta_norm: float = Field(default=10_000, gt=0, description="an update with a larger Euclidean norm is refused")
+    delta_reach: float = Field(
+        default=100_000, gt=0, description="so is one that may move the products B A of the head further than this"
+    )
+    updates_per_version: int = Field(default=32, ge=1, description="of one node, for the version that is being made")
+    updates_per_hour: int = Field(default=3600, ge=1, description="of one node, that are decoded")
 
 
 class CalibrationTerms(BaseModel):
@@ -76,51 +80,6 @@ class FederationConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class PartialUpdate:
-    """An update that is still arriving; chunks may come before their manifest."""
-
-    started_at_ns: int
-    touched_at_ns: int
-    assembly: Assembly = field(default_factory=Assembly)
-    manifest: UpdateManifest | None = None
-    asked: int = 0  # questions for missing chunks since the last one arrived
-
-    @property
-    def held(self) -> int:
-        """Bytes of memory that this takes, overhead included."""
-        announced = len(self.manifest.body.chunks) if self.manifest else 0
-        return self.assembly.held + _CHUNK_OVERHEAD * (1 + announced + len(self.assembly.parts))
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What became of an accepted update; `version` is None while it waits in the buffer."""
-
-    base_version: int
-    version: int | None = None
-
-
-@dataclass(frozen=True)
-class NodeLedger:
-    """The coordinator's own count of one node's doings; nothing in it is taken from a claim."""
-
-    participation: int = 0
-    accepted: Mapping[str, Accepted] = field(default_factory=dict)
-    partial: Mapping[str, PartialUpdate] = field(default_factory=dict)
-    refused: tuple[str, ...] = ()  # the latest few ids, so that their late chunks are not collected
-
-    @property
-    def partial_bytes(self) -> int:
-        """Bytes of memory held for this node's incomplete updates."""
-        return sum(partial.held for partial in self.partial.values())
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing would be lost by forgetting this node."""
-        return not (self.participation or self.accepted or self.partial)
-
-
-@dataclass(frozen=True)
 class Asked:
     """A question to the base model that waits for its answer.
 
@@ -158,9 +117,13 @@ class FederationState:
     questions: int = 0  # asked since the head came out
     anchor: AnchorUpdate | None = None  # for the next version
     anchored: int = -1  # the last version that an anchor was trained from
+    anchors: Mapping[int, Adapter] = field(default_factory=dict)  # the latest ones by version, if the strategy asks
+    returns: int = 0  # of the head, one soon after the other
+    probation_until: int = 0  # the version up to which updates have to prove themselves
     nodes: Mapping[str, NodeLedger] = field(default_factory=dict)
     partial_bytes: int = 0  # of all nodes
     dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
+    orders: int = 0  # the number of the last one taken
 
     @property
     def finished(self) -> bool:
@@ -212,6 +175,15 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Ordered:
+    """The operator has given an order, raw; numbers of orders rise by one."""
+
+    at_ns: int
+    number: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class Configured:
     """The operator changed the strategy, the limits, the calibration set or the final version."""
 
@@ -219,7 +191,7 @@ class Configured:
     config: FederationConfig
 
 
-Event = Received | Ticked | Answered | Started | Configured
+Event = Received | Ticked | Answered | Started | Configured | Ordered
 
 
 @dataclass(frozen=True)
@@ -263,4 +235,12 @@ class Drop:
     detail: str
 
 
-Effect = SendReceipt | PublishVersion | PublishRelease | AskModel | Drop
+@dataclass(frozen=True)
+class RaiseAlarm:
+    """So many of a node's updates are refused that somebody should find out why."""
+
+    node: str
+    ledger: NodeLedger
+
+
+Effect = SendReceipt | PublishVersion | PublishRelease | AskModel | Drop | RaiseAlarm

@@ -8,6 +8,7 @@ from typing import Self
 
 from coordinator.equations import staleness
 from coordinator.questions import Fold
+from coordinator.robust import Measured, Standing
 from schemas.adapter import Adapter
 from schemas.messages import AnchorReport, GroupReport, Variant
 
@@ -109,6 +110,9 @@ class Flush:
         default_factory=dict
     )  # accepted updates of every known node, these included
     folds: Mapping[Fold, int] = field(default_factory=dict)  # examples in each fold of the calibration set
+    standings: Mapping[str, Standing] = field(default_factory=dict)  # of every node with an update in a version
+    anchors: Mapping[int, Adapter] = field(default_factory=dict)  # earlier ones by base version, if the strategy asks
+    probation: bool = False  # the head was taken back not long ago
 
     def staleness(self, update: AdapterUpdate) -> int:
         """Versions that passed since the one this update started from."""
@@ -123,3 +127,5 @@ class Aggregate:
     weights: tuple[float, ...]
     groups: tuple[GroupReport, ...] = ()
     anchor: AnchorReport | None = None
+    measured: tuple[Measured, ...] = ()  # of each update in canonical order, where the strategy measures them
+    distrusted: frozenset[str] = frozenset()  # ids of the updates that were left out for what was measured

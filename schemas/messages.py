@@ -158,6 +158,15 @@ class AnchorReport(Message):
     seconds: float = Field(description="processor time that the base model took")
 
 
+class ReturnReport(Message):
+    """Why a version is one that was there before: the average made since was clearly worse on the gate fold."""
+
+    version: Version = Field(description="whose adapter it is again")
+    variant: Variant
+    candidate: Loss | None = Field(description="gate loss of the average that raised the alarm; none if it is infinite")
+    before: Loss | None = Field(description="gate loss of what nodes serve, and now train from")
+
+
 class ReleaseReport(Message):
     """What nodes serve, and how that was decided: the last version that was judged may have been turned down."""
 
@@ -188,6 +197,7 @@ class GlobalManifest(Message):
     inputs: tuple[VersionInput, ...] = Field(max_length=MAX_INPUTS)
     groups: tuple[GroupReport, ...] = Field(default=(), max_length=MAX_INPUTS, description="the inputs by base version")
     anchor: AnchorReport | None = None
+    returned: ReturnReport | None = Field(default=None, description="set where the head went back; there are no inputs")
     release: ReleaseReport = Field(description="what nodes serve when this version is made")
     created_at_ns: TimestampNs
     body: Body = Field(description="the head: what nodes train from")

@@ -40,6 +40,18 @@ class Aim(NamedTuple):
     near: Product
 
 
+class Reach(NamedTuple):
+    """Bounds on how far a delta can move products: c times the delta moves them by at most c linear + c^2 square."""
+
+    linear: float
+    square: float
+
+    @property
+    def whole(self) -> float:
+        """Of the delta as it is."""
+        return self.linear + self.square
+
+
 Reader = Callable[[str], Product]
 
 
@@ -102,6 +114,22 @@ def stack(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
     rank = sum(adapter.layout.lora.rank for adapter, _ in parts)
     sums = {m: _joined(*(_scaled(product_of(m), w) for product_of, w in weighted)) for m in _modules(layout)}
     return _adapter(layout.with_rank(rank), sums)
+
+
+def reach(head: Adapter, delta: Adapter) -> Reach:
+    """How far a delta can move the products of `head`: Frobenius norms of B dA + dB A and of dB dA, over all modules.
+
+    Both adapters have one layout; a delta that overflows reaches infinitely far.
+    """
+    head_of, delta_of = _reader(head), _reader(delta)
+    linear = product = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for module in _modules(head.layout):
+            now, change = head_of(module), delta_of(module)
+            linear += _square(_joined(Product(now.left, change.right), Product(change.left, now.right)))
+            product += _square(change)
+    parts = (math.sqrt(part) if math.isfinite(part) else math.inf for part in (linear, product))
+    return Reach(*parts)
 
 
 def product_distance(x: Adapter, y: Adapter) -> float:

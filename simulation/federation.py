@@ -20,9 +20,11 @@ from coordinator.state import (
     Effect,
     Event,
     FederationConfig,
+    FederationState,
     PublishRelease,
     PublishVersion,
     QuestionId,
+    RaiseAlarm,
     Received,
     SendReceipt,
     Ticked,
@@ -143,6 +145,11 @@ class Federation:
         self._waiting: list[str] = []  # nodes that may not train again from the version they hold
         self._step_seconds = 0.0
 
+    @property
+    def state(self) -> FederationState:
+        """What the coordinator knows, from the beginning of the run on."""
+        return self._state
+
     def run(self, first: Adapter, updates: int | None, until: float | None) -> str:
         """Found the federation on its first adapter and let it happen; says why it ended.
 
@@ -253,6 +260,8 @@ class Federation:
                     self._release(effect)
                 case SendReceipt() if effect.receipt.status != "aggregated":  # that comes later, with a version
                     self.traffic.receipts[effect.receipt.status] += 1
+                case RaiseAlarm():
+                    pass  # nobody watches
                 case Drop():
                     raise RuntimeError(f"the coordinator dropped a message: {effect.reason}: {effect.detail}")
 

@@ -59,18 +59,22 @@ class Learner:
 
     def work(self, job: Job, examples: tuple[Example, ...]) -> tuple[Message, ...]:
         """Do a job; the messages with its update, or none when the training diverged, as a node would not send it."""
-        start = self.works_with(job.node, job.start.adapter)
-        training = self.training.model_copy(update={"seed": seed_of(self.seed, job.node, "job", job.number)})
         begun = time.process_time()
-        result = train(self.model, start, examples, training, _unheard)
+        delta, result = self.learn(job, examples)
         self.cpu_seconds.append(time.process_time() - begun)
-        delta = result.adapter - start
         if not delta.is_finite or not math.isfinite(result.mean_loss):
             return ()
         shared = self.config.strategy.shared_factors
         if self._keeps is not None:
             self.own[job.node] = result.adapter.only(self._keeps)
         return self._messages(job, delta if shared == "both" else delta.only(shared), result, len(examples))
+
+    def learn(self, job: Job, examples: tuple[Example, ...]) -> tuple[Adapter, TrainingResult]:
+        """What a job's training learns: the delta that the node sends, and the training's result."""
+        start = self.works_with(job.node, job.start.adapter)
+        training = self.training.model_copy(update={"seed": seed_of(self.seed, job.node, "job", job.number)})
+        result = train(self.model, start, examples, training, _unheard)
+        return result.adapter - start, result
 
     def works_with(self, node: str, adapter: Adapter) -> Adapter:
         """What a node makes of a global adapter: it cuts it to its rank, and puts in what it keeps to itself."""

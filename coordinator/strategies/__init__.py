@@ -3,9 +3,10 @@
 A strategy says `is_ready(buffer)` and `aggregate(flush, ask)`, where `ask` lets the base model answer (questions.py).
 It states some facts: `timeout_s` (aggregate anyway after this wait), `max_staleness` (what is older is refused),
 `one_update_per_version` (nodes wait for the next version before they train again), `needs_base_adapters` (the flush
-then has the adapter of each base version), `anchor` and `release` (its stages, see stages.py), `trained_factors` and
-`shared_factors` (which of A and B nodes train, and which of them are global). Deltas are averaged factor by factor, A
-and B each on its own, unless a strategy says otherwise.
+then has the adapter of each base version), `kept_anchors` (of how many versions, to compare updates with), `anchor`
+and `release` (its stages, see stages.py), `trained_factors` and `shared_factors` (which of A and B nodes train, and
+which of them are global). Deltas are averaged factor by factor, A and B each on its own, unless a strategy says
+otherwise.
 """
 
 from typing import Annotated

@@ -17,10 +17,10 @@ from coordinator.equations import (
     cap_shares,
     consensus,
     freshness,
-    norm_clip_factors,
     participation_factor,
 )
 from coordinator.questions import AlignDeltas, Ask
+from coordinator.robust import HeadGuard, Measured, TrustStage, clip_factor, size_of, standings_after, usual_size
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies.buffered import Buffered
 from coordinator.updates import Aggregate, Flush, VersionGroup
@@ -29,8 +29,8 @@ from schemas.messages import GroupReport
 from schemas.products import transplant
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"release": {"choose": "gated"}},
-    "patient": {"wait": True, "release": {"choose": "gated"}},
+    "fast": {"release": {"choose": "gated", "guard": {}}},
+    "patient": {"wait": True, "release": {"choose": "gated", "guard": {}}},
     "unlabelled": {"anchor": None, "release": {"choose": "average"}},
 }
 
@@ -56,13 +56,16 @@ class AlignFed(Buffered):
     )
     participation: bool = Field(default=True, description="weigh nodes more that were heard less")
     norm_limit: float | None = Field(
-        default=2.0, ge=1, description="deltas longer than so many medians of their group are shortened"
+        default=2.0, ge=1, description="deltas longer than so many times the fleet's median are shortened"
     )
     largest_share: float | None = Field(
         default=0.5, gt=0, le=1, description="of the weights of a version, for one node"
     )
+    trust: TrustStage | None = Field(default=TrustStage(), description="leave out nodes that turn against the anchor")
     anchor: AnchorStage | None = Field(default=AnchorStage(), description="train on the calibration set as well")
-    release: ReleaseStage = Field(default=ReleaseStage(choose="gated"), description="what nodes serve")
+    release: ReleaseStage = Field(
+        default=ReleaseStage(choose="gated", guard=HeadGuard()), description="what nodes serve"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +88,11 @@ class AlignFed(Buffered):
         """Only alignment looks back."""
         return self.align != "none"
 
+    @property
+    def kept_anchors(self) -> int:  # type: ignore[override]
+        """Trust compares stale updates with anchors that are as old."""
+        return self.trust.anchors if self.trust and self.anchor else 0
+
     def aggregate(self, flush: Flush, ask: Ask) -> Aggregate:
         """head + step * (B / (B + a) * sum_i w_i d_i' + a / (B + a) * d_anchor), a being the anchor's freshness."""
         aligned: list[Adapter] = []
@@ -93,10 +101,11 @@ class AlignFed(Buffered):
             deltas, report = self._align(flush, group, ask)
             aligned += deltas
             groups.append(report)
-        weights = self._weigh(flush)
+        measured = self._measure(flush, aligned)
+        weights = self._weigh(flush, measured)
         mean = weighted_sum(aligned, weights)
         aggregate = self.conclude(flush, mean, weights)
-        return replace(aggregate, groups=tuple(groups))
+        return replace(aggregate, groups=tuple(groups), measured=measured, distrusted=self._distrusted(flush, measured))
 
     def _align(self, flush: Flush, group: VersionGroup, ask: Ask) -> tuple[Sequence[Adapter], GroupReport]:
         """The group's deltas, carried over to the head if they are stale, and what is to be said of them."""
@@ -118,8 +127,31 @@ class AlignFed(Buffered):
         is_better = answer.residual_after < answer.residual_before
         return answer.deltas if is_better else deltas, report.model_copy(update=residuals)
 
-    def _weigh(self, flush: Flush) -> tuple[float, ...]:
-        """Freshness times participation over B, less for overlong deltas and for a node that would dominate."""
+    def _measure(self, flush: Flush, aligned: Sequence[Adapter]) -> tuple[Measured, ...]:
+        """Size after alignment, and cosine to the anchor of its base version as the node sent it."""
+        measured = []
+        for update, delta in zip(flush.buffer.updates, aligned, strict=True):
+            anchor = flush.anchors.get(update.base_version) if self.trust else None
+            cosine = update.delta.cosine(anchor) if anchor is not None else None
+            measured.append(Measured(size_of(flush.head.adapter, delta), cosine))
+        return tuple(measured)
+
+    def _trusted(self, flush: Flush, measured: Sequence[Measured]) -> list[float]:
+        """What trust leaves of each update's weight."""
+        if self.trust is None:
+            return [1.0] * len(measured)
+        nodes = [update.node for update in flush.buffer.updates]
+        standings = standings_after(flush.standings, nodes, measured)
+        return [
+            self.trust.factor(standings[node], one, flush.probation) for node, one in zip(nodes, measured, strict=True)
+        ]
+
+    def _distrusted(self, flush: Flush, measured: Sequence[Measured]) -> frozenset[str]:
+        factors = zip(flush.buffer.updates, self._trusted(flush, measured), strict=True)
+        return frozenset(update.update_id for update, factor in factors if factor == 0)
+
+    def _weigh(self, flush: Flush, measured: Sequence[Measured]) -> tuple[float, ...]:
+        """Freshness times participation over B; less for long or hostile deltas, and for a node that would dominate."""
         updates = flush.buffer.updates
         mean_count = fmean(flush.participation.values()) if flush.participation else 0.0
         heard = [
@@ -129,12 +161,11 @@ class AlignFed(Buffered):
         fresh = [freshness(flush.staleness(u), self.staleness_exponent) for u in updates]
         weights = absolute_weights(fresh, heard)
         if self.norm_limit is not None:
-            clips = [
-                clip
-                for group in flush.buffer.groups
-                for clip in norm_clip_factors([update.delta.norm for update in group.updates], self.norm_limit)
-            ]
+            sizes = [one.size for one in measured]
+            usual = usual_size(flush.standings, [update.node for update in updates], sizes)
+            clips = [clip_factor(size, usual, self.norm_limit) for size in sizes]
             weights = tuple(weight * clip for weight, clip in zip(weights, clips, strict=True))
+        weights = tuple(w * factor for w, factor in zip(weights, self._trusted(flush, measured), strict=True))
         if self.largest_share is not None:
             weights = cap_shares([update.node for update in updates], weights, self.largest_share)
         return weights

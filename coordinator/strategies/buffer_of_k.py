@@ -23,6 +23,7 @@ class BufferOfK(BaseModel):
 
     one_update_per_version: ClassVar[bool] = False
     needs_base_adapters: ClassVar[bool] = False
+    kept_anchors: ClassVar[int] = 0
     trained_factors: ClassVar[Factors] = "both"
     shared_factors: ClassVar[Factors] = "both"
 

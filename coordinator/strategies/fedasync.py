@@ -27,6 +27,7 @@ class FedAsync(BaseModel):
     timeout_s: ClassVar[float | None] = None
     one_update_per_version: ClassVar[bool] = False
     needs_base_adapters: ClassVar[bool] = True
+    kept_anchors: ClassVar[int] = 0
     trained_factors: ClassVar[Factors] = "both"
     shared_factors: ClassVar[Factors] = "both"
 

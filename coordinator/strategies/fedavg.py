@@ -29,6 +29,7 @@ class FedAvg(BaseModel):
 
     one_update_per_version: ClassVar[bool] = True
     needs_base_adapters: ClassVar[bool] = False
+    kept_anchors: ClassVar[int] = 0
     trained_factors: ClassVar[Factors] = "both"
     shared_factors: ClassVar[Factors] = "both"
     max_staleness: ClassVar[int] = 0

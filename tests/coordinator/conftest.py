@@ -29,7 +29,16 @@ from coordinator.updates import AdapterUpdate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode
-from schemas.messages import GlobalManifest, GlobalPointer, Receipt, UpdateManifest, Variant, join_body, update_id
+from schemas.messages import (
+    MAX_INPUTS,
+    GlobalManifest,
+    GlobalPointer,
+    Receipt,
+    UpdateManifest,
+    Variant,
+    join_body,
+    update_id,
+)
 from schemas.topics import (
     GlobalAverageChunk,
     GlobalChunk,
@@ -92,7 +101,7 @@ def config() -> MakeConfig:
             base_model_name="tiny",
             layout=LAYOUT,
             strategy=strategy or FedBuff(buffer_size=2),
-            limits=Limits(nodes=10),
+            limits=Limits(nodes=10, updates_per_version=MAX_INPUTS),
         ).model_copy(update=changes)
 
     return make

@@ -47,6 +47,7 @@ Step = tuple[FederationState, tuple[Effect, ...]]
 
 SECOND = 1_000_000_000
 PLAIN: dict[str, object] = {
+    "norm_limit": None,
     "participation": False,
     "anchor": None,
     "release": ReleaseStage(),

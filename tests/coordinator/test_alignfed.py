@@ -13,6 +13,7 @@ from coordinator.questions import (
     Recall,
     Unanswered,
 )
+from coordinator.robust import Standing, size_of
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies import AlignFed, AlignFedLiteral, FedBuff, Strategy
 from coordinator.updates import AdapterUpdate, Aggregate, AnchorUpdate, Flush, GlobalAdapter
@@ -28,6 +29,7 @@ PLAIN = AlignFed(
     participation=False,
     norm_limit=None,
     largest_share=None,
+    trust=None,
     anchor=None,
     release=ReleaseStage(),
 )  # every stage off
@@ -144,22 +146,25 @@ def test_alignfed_weighs_a_node_more_that_was_heard_less(
     assert aggregate.adapter == adapter(1 + 8 / 4)
 
 
-def test_alignfed_shortens_a_delta_that_is_much_longer_than_its_group(
+def test_alignfed_shortens_a_delta_that_is_much_longer_than_what_the_fleet_sends(
     update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
 ) -> None:
     strategy = PLAIN.model_copy(update={"norm_limit": 2.0})
-    given = flush(GlobalAdapter(0, adapter(0)), update("a", 1), update("b", 1), update("c", 8))
+    # on a large head what a delta does to products is linear, as its norm is
+    given = flush(GlobalAdapter(0, adapter(1e6)), update("a", 1), update("b", 1), update("c", 8))
     aggregate = made(strategy, given)
-    assert aggregate.weights == pytest.approx((1 / 3, 1 / 3, 1 / 3 * 2 / 8))
-    assert aggregate.adapter.values == pytest.approx([4 / 3, 4 / 3])
+    assert aggregate.weights == pytest.approx((1 / 3, 1 / 3, 1 / 3 * 2 / 8), rel=1e-4)
+    assert aggregate.adapter.values == pytest.approx([1e6 + 4 / 3, 1e6 + 4 / 3])
 
 
-def test_alignfed_measures_a_long_delta_against_its_own_base_version(
+def test_alignfed_remembers_what_the_fleet_sends_when_a_buffer_is_one_long_delta(
     update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
 ) -> None:
-    strategy = PLAIN.model_copy(update={"norm_limit": 2.0, "staleness_exponent": 0.0})
-    given = flush(GlobalAdapter(1, adapter(0)), update("a", 8, 0), update("b", 1, 1), update("c", 1, 1))
-    assert made(strategy, given).weights == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    strategy = PLAIN.model_copy(update={"norm_limit": 2.0})
+    head = GlobalAdapter(0, adapter(1e6))
+    standings = {node: Standing(size_of(head.adapter, adapter(1))) for node in "abd"}
+    assert made(strategy, flush(head, update("c", 8), standings=standings)).weights == pytest.approx((1 / 4,), rel=1e-4)
+    assert made(strategy, flush(head, update("c", 8))).weights == (1,)
 
 
 def test_alignfed_gives_no_node_more_than_its_share(update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush) -> None:

@@ -75,7 +75,9 @@ def test_updates_that_add_up_to_infinity_make_no_version(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:
     huge = [message("a", 3e38), message("b", 3e38)]
-    state, effects = play(config(FedBuff(buffer_size=2, step=2), limits=Limits(delta_norm=1e39)), adapter(0), huge)
+    state, effects = play(
+        config(FedBuff(buffer_size=2, step=2), limits=Limits(delta_norm=1e39, delta_reach=1e90)), adapter(0), huge
+    )
     assert versions(effects) == [0]
     assert statuses(effects) == ["accepted", "accepted", "rejected", "rejected"]
     assert not state.buffer.groups
@@ -88,7 +90,7 @@ KINDS = [kind for kind in get_args(get_args(Strategy)[0]) if kind is not Calibra
 def test_the_largest_deltas_there_are_make_a_version_that_can_be_sent_or_none(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, kind: type[Strategy]
 ) -> None:
-    state, effects = found(config(kind(), limits=Limits(delta_norm=1e39)), adapter(0), 0)
+    state, effects = found(config(kind(), limits=Limits(delta_norm=1e39, delta_reach=1e90)), adapter(0), 0)
     told = list(effects)
     for number in range(8):
         state, effects = step(state, message("abcd"[number % 4], 3e38, sequence=number))

@@ -13,7 +13,6 @@ from coordinator.equations import (
     cap_shares,
     exponential_freshness,
     freshness,
-    norm_clip_factors,
     participation_factor,
 )
 
@@ -80,19 +79,6 @@ def test_what_else_is_in_the_buffer_does_not_change_a_weight(entries: list[tuple
 
 
 # --- bounds ---
-
-
-def test_a_delta_longer_than_the_limit_times_the_median_is_shortened_to_it() -> None:
-    assert norm_clip_factors([1, 2, 12], limit=3) == (1, 1, 6 / 12)
-    assert norm_clip_factors([1, 2, 12], limit=1) == (1, 1, 2 / 12)
-
-
-def test_of_two_deltas_the_shorter_one_is_the_measure() -> None:
-    assert norm_clip_factors([1, 100], limit=2) == (1, 2 / 100)
-
-
-def test_deltas_that_are_all_zero_need_no_clipping() -> None:
-    assert norm_clip_factors([0, 0, 0], limit=1) == (1, 1, 1)
 
 
 def test_a_node_with_most_of_the_weight_is_cut_to_its_share_of_what_is_left() -> None:

@@ -1,0 +1,138 @@
+"""`alignfed nodes`: what the coordinator keeps of each node, and what an operator can do about one."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.console import FAILED, FAILURE, Config, DataDir, Json, configuration, ending, fail, note, print_table
+
+if TYPE_CHECKING:
+    from coordinator.journal import UpdateRow
+    from coordinator.ledger import NodeReport
+    from coordinator.orders import Order
+
+MOST_SHOWN = 10  # of a node's refusals, the latest
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name.")]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at nodes, shut one out, let it in again.")
+
+
+@app.command("list", epilog=ending("alignfed nodes list --data-dir alignfed-data/coordinator", FAILURE))
+def list_nodes(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List every node that the coordinator has heard.
+
+    In the column `agreement` is the mean cosine of a node's updates to what the coordinator's own examples teach: it is
+    above zero for a node that learns the same. An alarm means that over a fifth of a node's updates are refused.
+    """
+    reports = _reports(_folder(config, data_dir))
+    if as_json:
+        print(json.dumps([report.model_dump(mode="json") for report in reports], indent=2))
+        return
+    rows = [
+        [
+            r.node,
+            str(r.participation),
+            str(sum(r.refusals.values())),
+            f"{r.refused_share:.0%}",
+            _agreement(r),
+            _state(r),
+        ]
+        for r in reports
+    ]
+    print_table(["node", "accepted", "refused", "share", "agreement", "state"], rows)
+
+
+@app.command("show", epilog=ending("alignfed nodes show kitchen", "1  there is no such node"))
+def show_node(node: Node, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show what the coordinator keeps of one node: what it took, what it refused, and why."""
+    folder = _folder(config, data_dir)
+    report = next((report for report in _reports(folder) if report.node == node), None)
+    if report is None:
+        fail(f"the coordinator has not heard of {node}; `alignfed nodes list` names all", FAILED)
+    refused = _refused(folder, node)
+    if as_json:
+        latest = [vars(update) for update in refused]
+        print(json.dumps({**report.model_dump(mode="json"), "latest_refused": latest}, indent=2))
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.refusals.items()) or "none"
+    print(f"node        {report.node}: {_state(report)}")
+    print(f"accepted    {report.participation} updates, {report.waiting} of them wait for a version")
+    print(f"refused     {kinds} ({report.refused_share:.0%} of all)")
+    print(f"agreement   {_agreement(report)}, over {report.compared} updates")
+    if report.norm is not None:
+        print(f"latest      norm {report.norm:.3g}, moves products by up to {report.reach:.3g}")
+    if report.overclaimed:
+        print(f"claims      {report.overclaimed} updates claimed more participation than is counted here")
+    if refused:
+        rows = [[u.update_id, str(u.base_version), u.status, u.reason or ""] for u in refused]
+        print_table(["refused", "base version", "status", "reason"], rows)
+
+
+@app.command(epilog=ending('alignfed nodes quarantine kitchen --reason "sends noise"', FAILURE))
+def quarantine(
+    node: Node,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the node is told.")] = "the operator shut it out",
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Take nothing from a node any more.
+
+    A running coordinator obeys within a second, another one when it starts. What is in published versions stays there:
+    `alignfed replay --without NODE` shows the versions as they would be without it.
+    """
+    from coordinator.orders import Quarantine
+
+    _give(Quarantine(node=node, reason=reason), config, data_dir, as_json)
+
+
+@app.command(epilog=ending("alignfed nodes forgive kitchen", FAILURE))
+def forgive(node: Node, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """End a node's quarantine, and forget what speaks against it: its refusals and how its updates agreed."""
+    from coordinator.orders import Forgive
+
+    _give(Forgive(node=node), config, data_dir, as_json)
+
+
+def _give(order: "Order", config: Path | None, data_dir: Path | None, as_json: bool) -> None:
+    from coordinator.orders import give
+
+    folder = _folder(config, data_dir)
+    number = give(folder, order)
+    if as_json:
+        print(json.dumps({"order": number, **order.model_dump(mode="json")}, indent=2))
+    note(f"order {number} is given: {order.kind} {order.node}; a running coordinator obeys within a second")
+
+
+def _folder(config: Path | None, data_dir: Path | None) -> Path:
+    folder = data_dir or configuration(config).coordinator.data_dir
+    if not (folder / "journal.db").exists():
+        fail(f"there is no coordinator's journal in {folder}; name the coordinator's folder by --data-dir", FAILED)
+    return folder
+
+
+def _reports(folder: Path) -> "list[NodeReport]":
+    from coordinator.journal import read_nodes
+
+    return read_nodes(folder / "journal.db")
+
+
+def _refused(folder: Path, node: str) -> "list[UpdateRow]":
+    from coordinator.journal import read_updates
+
+    updates = read_updates(folder / "journal.db")
+    return [u for u in updates if u.node == node and u.status in ("rejected", "stale")][-MOST_SHOWN:]
+
+
+def _agreement(report: "NodeReport") -> str:
+    return "-" if report.agreement is None else f"{report.agreement:+.2f}"
+
+
+def _state(report: "NodeReport") -> str:
+    """A node's state in words."""
+    if report.quarantine is not None:
+        return f"quarantined: {report.quarantine}"
+    return f"alarm: {report.last_refusal}" if report.alarm else "well"

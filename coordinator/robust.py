@@ -1,0 +1,139 @@
+"""What keeps one update, or one node, from deciding too much: bounds, trust, and the way back from a bad head. Pure.
+
+Everything here is measured against what the coordinator holds itself: the sizes of what it has taken from all nodes,
+the anchors it has trained on its own examples, and the gate fold. Nothing is taken from a claim.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.adapter import Adapter
+from schemas.products import Reach, reach
+
+
+class DeltaSize(NamedTuple):
+    """How long a delta is, and how far it can move the products B A of a head."""
+
+    norm: float
+    reach: Reach
+
+
+class Measured(NamedTuple):
+    """What was measured of one update when a version was made of it; no cosine without an anchor to compare with."""
+
+    size: DeltaSize
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the coordinator remembers of a node's updates: the size of the latest, and how they agree with anchors."""
+
+    size: DeltaSize
+    agreement: float = 0.0  # mean cosine to the anchors of the same base versions
+    compared: int = 0  # updates in that mean
+
+    def after(self, measured: Measured) -> "Standing":
+        """The standing with one more update in it; the mean forgets, so that a node can mend its ways."""
+        if measured.cosine is None:
+            return Standing(measured.size, self.agreement, self.compared)
+        count = min(self.compared + 1, REMEMBERED)
+        return Standing(measured.size, self.agreement + (measured.cosine - self.agreement) / count, self.compared + 1)
+
+
+REMEMBERED = 8  # updates that a node's agreement is the mean of, about
+Standings = Mapping[str, Standing]
+
+
+class TrustStage(BaseModel):
+    """Updates that turn against what the coordinator's own examples teach count for less, or not at all.
+
+    A node's updates are compared with the anchors of the same base versions: against those of another version an honest
+    stale update looks hostile. One update says little, a node's mean over several is what excludes it. While the head
+    is on probation every update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    anchors: int = Field(default=16, ge=1, le=1000, description="of the latest versions, kept to compare updates with")
+    after: int = Field(default=2, ge=1, le=1000, description="updates of a node that are compared before it can be out")
+    least: float = Field(
+        default=-0.05, ge=-1, le=1, description="mean cosine under which a node's updates are not used"
+    )
+    caution: float = Field(default=0.3, gt=0, le=1, description="weight on probation of what cannot be compared")
+
+    def factor(self, standing: Standing, measured: Measured, probation: bool) -> float:
+        """What to multiply an update's weight by; `standing` is its node's with this update in it."""
+        if standing.compared >= self.after and standing.agreement < self.least:
+            return 0.0
+        if not probation:
+            return 1.0
+        if measured.cosine is None:
+            return self.caution
+        return max(0.0, measured.cosine)
+
+
+class HeadGuard(BaseModel):
+    """When the head goes back to what nodes serve: the gate found the newest average clearly worse."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rise: float = Field(default=0.05, ge=0, le=10, description="of the gate loss, relative to what is served")
+    slack: float = Field(default=0.01, ge=0, le=10, description="nats on top of that")
+    probation: int = Field(
+        default=4, ge=1, le=10_000, description="versions after a return for which updates have to prove themselves"
+    )
+
+    def alarms(self, before: float, candidate: float) -> bool:
+        """Whether a candidate is so much worse than what is served that the head cannot be trusted."""
+        return math.isfinite(before) and not candidate <= (1 + self.rise) * before + self.slack
+
+    def probation_after(self, returns: int) -> int:
+        """Versions of probation after so many returns: it doubles each time, up to 64 times."""
+        return self.probation << min(max(returns - 1, 0), 6)
+
+
+def size_of(head: Adapter, delta: Adapter) -> DeltaSize:
+    """A delta's norm, and how far it can move the products of the head."""
+    return DeltaSize(delta.norm, reach(head, delta))
+
+
+def usual_size(standings: Standings, nodes: Sequence[str], sizes: Sequence[DeltaSize]) -> tuple[float, float]:
+    """The lower medians over all nodes of their latest delta's norm and reach, those in the buffer included.
+
+    One vote for each node, however often it sends: a buffer of few updates can be full of attackers, a fleet cannot.
+    """
+    latest = {node: standing.size for node, standing in standings.items()} | dict(zip(nodes, sizes, strict=True))
+    return median_low(size.norm for size in latest.values()), median_low(size.reach.whole for size in latest.values())
+
+
+def clip_factor(size: DeltaSize, usual: tuple[float, float], limit: float) -> float:
+    """What to multiply a delta by so that neither its norm nor its reach is over `limit` times the usual; at most 1."""
+    norm, whole = (limit * length for length in usual)
+    by_norm = 1.0 if size.norm <= norm else norm / size.norm
+    return by_norm if size.reach.whole <= whole else min(by_norm, _share_within(size.reach, whole))
+
+
+def _share_within(reach: Reach, bound: float) -> float:
+    """The c with c linear + c^2 square = bound."""
+    root = math.sqrt(reach.linear**2 + 4 * reach.square * bound)
+    return 2 * bound / (reach.linear + root)
+
+
+def standings_after(standings: Standings, nodes: Sequence[str], measured: Sequence[Measured]) -> dict[str, Standing]:
+    """Every node's standing with these updates, in the order given, in it."""
+    after = dict(standings)
+    for node, one in zip(nodes, measured, strict=True):
+        before = after.get(node) or Standing(one.size)
+        after[node] = before.after(one)
+    return after
+
+
+def newest(anchors: Mapping[int, Adapter], count: int) -> dict[int, Adapter]:
+    """The anchors of the latest so many versions that have one."""
+    return {version: anchors[version] for version in sorted(anchors)[-count:]}
