@@ -343,7 +343,7 @@ def _counted(state: FederationState, reason: str) -> FederationState:
 def with_ledger(state: FederationState, node: str, ledger: NodeLedger) -> FederationState:
     """The state with one node's ledger replaced; a node that left no trace at all is forgotten."""
     held = state.partial_bytes - _ledger(state, node).partial_bytes + ledger.partial_bytes
-    gone = ledger.is_empty and not ledger.refusals
+    gone = ledger.is_empty and not (ledger.refusals or ledger.decoded)
     nodes = without(state.nodes, node) if gone else {**state.nodes, node: ledger}
     return replace(state, nodes=nodes, partial_bytes=held)
 

@@ -1,4 +1,4 @@
-"""The head goes back to what nodes serve when the gate finds the newest average much worse; then nodes are on probation.
+"""The head goes back to what nodes serve when the gate finds the newest average much worse; then comes probation.
 
 The model is not on the critical path: versions come out while it judges, and a return is one more version.
 """
