@@ -160,15 +160,19 @@ class AlignFed(Buffered):
         ]
         fresh = [freshness(flush.staleness(u), self.staleness_exponent) for u in updates]
         weights = absolute_weights(fresh, heard)
-        if self.norm_limit is not None:
-            sizes = [one.size for one in measured]
-            usual = usual_size(flush.standings, [update.node for update in updates], sizes)
-            clips = [clip_factor(size, usual, self.norm_limit) for size in sizes]
-            weights = tuple(weight * clip for weight, clip in zip(weights, clips, strict=True))
         weights = tuple(w * factor for w, factor in zip(weights, self._trusted(flush, measured), strict=True))
         if self.largest_share is not None:
             weights = cap_shares([update.node for update in updates], weights, self.largest_share)
-        return weights
+        # last: an overlong delta must not make its node look light, and the others' shares look large
+        return tuple(weight * clip for weight, clip in zip(weights, self._clips(flush, measured), strict=True))
+
+    def _clips(self, flush: Flush, measured: Sequence[Measured]) -> list[float]:
+        """What to shorten each delta to."""
+        if self.norm_limit is None:
+            return [1.0] * len(measured)
+        sizes = [one.size for one in measured]
+        usual = usual_size(flush.standings, [update.node for update in flush.buffer.updates], sizes)
+        return [clip_factor(size, usual, self.norm_limit) for size in sizes]
 
 
 def _agreement(deltas: Sequence[Adapter]) -> float | None:

@@ -13,7 +13,7 @@ from coordinator.questions import (
     Recall,
     Unanswered,
 )
-from coordinator.robust import Standing, size_of
+from coordinator.robust import HeadGuard, Standing, TrustStage, size_of
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies import AlignFed, AlignFedLiteral, FedBuff, Strategy
 from coordinator.updates import AdapterUpdate, Aggregate, AnchorUpdate, Flush, GlobalAdapter
@@ -265,3 +265,34 @@ def test_only_a_patient_alignfed_makes_nodes_wait_and_only_an_aligning_one_looks
         True,
         True,
     ]
+
+
+def test_a_huge_delta_is_shortened_and_takes_no_weight_from_the_others(
+    update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
+) -> None:
+    strategy = PLAIN.model_copy(update={"norm_limit": 1.0, "largest_share": 0.5})
+    given = flush(GlobalAdapter(0, adapter(1e6)), update("a", 1), update("m", -1000))
+    assert made(strategy, given).weights == pytest.approx((1 / 2, 1 / 2 / 1000), rel=1e-3)
+
+
+def test_alignfed_measures_a_stale_update_against_the_anchor_of_its_own_base_version(
+    update: MakeUpdate, adapter: MakeAdapter, flush: MakeFlush
+) -> None:
+    strategy = PLAIN.model_copy(update={"trust": TrustStage(after=1)})
+    anchors = {0: adapter(1, 0), 1: adapter(-1, 0)}
+    updates = update("a", adapter(3, 0), 0), update("b", adapter(3, 0), 1)
+    aggregate = made(strategy, flush(GlobalAdapter(1, adapter(1)), *updates, anchors=anchors))
+    assert aggregate.distrusted == {updates[1].update_id}
+    assert [one.cosine for one in aggregate.measured] == pytest.approx([1, -1])
+    assert aggregate.weights[0] > 0 and aggregate.weights[1] == 0
+
+
+def test_only_a_trusting_alignfed_with_an_anchor_keeps_anchors() -> None:
+    assert AlignFed().kept_anchors == 16
+    assert AlignFed(trust=None).kept_anchors == AlignFed(anchor=None).kept_anchors == 0
+
+
+def test_the_gated_presets_guard_the_head_and_half_a_release_keeps_the_guard() -> None:
+    assert AlignFed().release.guard == AlignFed(preset="patient").release.guard == HeadGuard()
+    assert AlignFed.model_validate({"release": {"decay": 0.5}}).release.guard == HeadGuard()
+    assert AlignFed(preset="unlabelled").release.guard is None

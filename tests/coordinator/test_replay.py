@@ -22,7 +22,7 @@ from coordinator.replay import replay_journal
 from coordinator.source import NotReplayable, open_source
 from coordinator.stages import AnchorStage
 from coordinator.state import Answered, AskModel, CalibrationTerms, Event, FederationConfig, PublishVersion, Received
-from coordinator.strategies import FedAsync, FedBuff, FedEx
+from coordinator.strategies import AlignFed, FedAsync, FedBuff, FedEx
 from coordinator.summary import summary
 from coordinator.what_if import Change, strategy_named, what_if
 from schemas.adapter import Adapter
@@ -252,6 +252,31 @@ def test_without_a_node_versions_are_made_of_the_others(journal: MakeJournal) ->
     assert len(result.versions) == 1 + 4  # eight updates remain
     assert result.receipts == {"accepted": 8, "aggregated": 8}
     assert [version.version for version in result.versions] == list(range(5))
+
+
+def test_without_a_node_every_version_is_bit_for_bit_what_it_would_have_been_had_the_node_never_sent_anything(
+    tmp_path: Path, config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    strategy = AlignFed(preset="unlabelled", buffer_size=2, timeout_s=None)
+
+    def run(path: Path, nodes: str) -> list[str]:
+        """Every node in turn trains from the newest head; the digests of the versions that are made."""
+        with closing(open_journal(path)) as journal:
+            state, _ = restore(journal, Registry(path.parent / nodes), config(strategy), adapter(0.5), SECOND)
+            for turn in range(24):
+                if (node := "abx"[turn % 3]) in nodes:
+                    delta = adapter(0.1 * (turn % 5 + 1), -0.3) * (-50 if node == "x" else 1)
+                    event = message(node, delta, state.head.version, state.head.digest, turn, at_ns=(turn + 2) * SECOND)
+                    state, effects = step(state, event)
+                    with transaction(journal):
+                        record(journal, Row(event.at_ns, event.topic, event.payload), effects)
+        return [digest for digest, _ in recorded_digests(path).values()]
+
+    without = run(tmp_path / "without.db", "ab")
+    spoilt = run(tmp_path / "with.db", "abx")
+    result = what_if(open_source(tmp_path / "with.db"), Change(without=("x",)))
+    assert [version.digest for version in result.versions] == without
+    assert spoilt[: len(without)] != without
 
 
 def test_updates_count_from_the_version_that_was_the_head_here(journal: MakeJournal) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from coordinator.core import found, next_deadline, step
+from coordinator.orders import Forgive, Quarantine
 from coordinator.questions import (
     AlignDeltas,
     AlignedDeltas,
@@ -33,8 +34,10 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    Ordered,
     PublishRelease,
     PublishVersion,
+    RaiseAlarm,
     Received,
     SendReceipt,
     Started,
@@ -170,6 +173,12 @@ class Teller:
         version, index = map(int, id.split(".")) if id else asked
         return self._step(Answered(self._now(), (version, index), payload))
 
+    def _order(self, kind: str, node: str, reason: str = "") -> list[str]:
+        """The operator orders something about a node."""
+        order = Quarantine(node=node, reason=reason) if kind == "quarantine" else Forgive(node=node)
+        assert self.state is not None
+        return self._step(Ordered(self._now(), self.state.orders + 1, order.to_bytes()))
+
     def _garbage(self, topic: str, payload: str = "") -> list[str]:
         return self._receive(topic, payload.encode())
 
@@ -222,6 +231,8 @@ class Teller:
                 ]
                 made_of += [f"the anchor x {_fraction(manifest.anchor.weight)}"] if manifest.anchor else []
                 value = f"version {manifest.version} is {_value(adapter)}"
+                if manifest.returned:
+                    return f"{value}: back to version {manifest.returned.version}'s {manifest.returned.variant}"
                 return f"{value} = {' + '.join(made_of)}" if made_of else value
             case PublishRelease(report, adapter):
                 return _served(report, adapter)
@@ -229,6 +240,8 @@ class Teller:
                 return f"asks {version}.{index}: {_asked(question)}"
             case Drop(reason, _):
                 return f"dropped: {reason}"
+            case RaiseAlarm(node, ledger):
+                return f"alarm: {ledger.refused_share:.0%} of {node}'s updates are refused"
 
 
 def _served(report: ReleaseReport, adapter: Adapter) -> str:
