@@ -54,8 +54,9 @@ class TrustStage(BaseModel):
     """Updates that turn against what the coordinator's own examples teach count for less, or not at all.
 
     A node's updates are compared with the anchors of the same base versions: against those of another version an honest
-    stale update looks hostile. One update says little, a node's mean over several is what excludes it. While the head
-    is on probation every update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
+    stale update looks hostile. One update says little, a node's mean over several is what excludes it, and only where
+    the anchor is a measure that most nodes agree with: where it is not, the calibration set is unlike the fleet. While
+    the head is on probation every update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,17 +66,28 @@ class TrustStage(BaseModel):
     least: float = Field(
         default=-0.05, ge=-1, le=1, description="mean cosine under which a node's updates are not used"
     )
+    fleet: float = Field(
+        default=0.05, ge=-1, le=1, description="median agreement of all nodes under which the anchor measures nothing"
+    )
     caution: float = Field(default=0.3, gt=0, le=1, description="weight on probation of what cannot be compared")
 
-    def factor(self, standing: Standing, measured: Measured, probation: bool) -> float:
-        """What to multiply an update's weight by; `standing` is its node's with this update in it."""
-        if standing.compared >= self.after and standing.agreement < self.least:
+    def factors(
+        self, standings: Standings, nodes: Sequence[str], measured: Sequence[Measured], probation: bool
+    ) -> list[float]:
+        """What to multiply each update's weight by; `standings` are those of all nodes without these updates."""
+        after = standings_after(standings, nodes, measured)
+        is_measure = agreement_of_all(after) >= self.fleet
+        return [
+            self._factor(after[node], one.cosine if is_measure else None, is_measure, probation)
+            for node, one in zip(nodes, measured, strict=True)
+        ]
+
+    def _factor(self, standing: Standing, cosine: float | None, is_measure: bool, probation: bool) -> float:
+        if is_measure and standing.compared >= self.after and standing.agreement < self.least:
             return 0.0
         if not probation:
             return 1.0
-        if measured.cosine is None:
-            return self.caution
-        return max(0.0, measured.cosine)
+        return self.caution if cosine is None else max(0.0, cosine)
 
 
 class HeadGuard(BaseModel):
@@ -132,6 +144,11 @@ def standings_after(standings: Standings, nodes: Sequence[str], measured: Sequen
         before = after.get(node) or Standing(one.size)
         after[node] = before.after(one)
     return after
+
+
+def agreement_of_all(standings: Standings) -> float:
+    """The lower median of the nodes' agreements, so that between two the doubt is the anchor's; -1 without any."""
+    return median_low([standing.agreement for standing in standings.values() if standing.compared] or [-1.0])
 
 
 def newest(anchors: Mapping[int, Adapter], count: int) -> dict[int, Adapter]:

@@ -20,7 +20,7 @@ from coordinator.equations import (
     participation_factor,
 )
 from coordinator.questions import AlignDeltas, Ask
-from coordinator.robust import HeadGuard, Measured, TrustStage, clip_factor, size_of, standings_after, usual_size
+from coordinator.robust import HeadGuard, Measured, TrustStage, clip_factor, size_of, usual_size
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies.buffered import Buffered
 from coordinator.updates import Aggregate, Flush, VersionGroup
@@ -141,10 +141,7 @@ class AlignFed(Buffered):
         if self.trust is None:
             return [1.0] * len(measured)
         nodes = [update.node for update in flush.buffer.updates]
-        standings = standings_after(flush.standings, nodes, measured)
-        return [
-            self.trust.factor(standings[node], one, flush.probation) for node, one in zip(nodes, measured, strict=True)
-        ]
+        return self.trust.factors(flush.standings, nodes, measured, flush.probation)
 
     def _distrusted(self, flush: Flush, measured: Sequence[Measured]) -> frozenset[str]:
         factors = zip(flush.buffer.updates, self._trusted(flush, measured), strict=True)

@@ -280,11 +280,11 @@ def test_alignfed_measures_a_stale_update_against_the_anchor_of_its_own_base_ver
 ) -> None:
     strategy = PLAIN.model_copy(update={"trust": TrustStage(after=1)})
     anchors = {0: adapter(1, 0), 1: adapter(-1, 0)}
-    updates = update("a", adapter(3, 0), 0), update("b", adapter(3, 0), 1)
+    updates = update("a", adapter(3, 0), 0), update("c", adapter(3, 0), 0), update("b", adapter(3, 0), 1)
     aggregate = made(strategy, flush(GlobalAdapter(1, adapter(1)), *updates, anchors=anchors))
-    assert aggregate.distrusted == {updates[1].update_id}
-    assert [one.cosine for one in aggregate.measured] == pytest.approx([1, -1])
-    assert aggregate.weights[0] > 0 and aggregate.weights[1] == 0
+    assert aggregate.distrusted == {updates[2].update_id}
+    assert [one.cosine for one in aggregate.measured] == pytest.approx([1, 1, -1])
+    assert aggregate.weights[1] > 0 and aggregate.weights[2] == 0
 
 
 def test_only_a_trusting_alignfed_with_an_anchor_keeps_anchors() -> None:

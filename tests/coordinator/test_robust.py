@@ -81,24 +81,35 @@ def test_a_share_of_a_delta_moves_products_by_no_more_than_its_size_says(adapter
 
 # --- trust ---
 
+FLEET = {node: Standing(sized(1), agreement=0.5, compared=3) for node in "abcd"}
+
+
+def factor(standings: dict[str, Standing], cosine: float | None, probation: bool = False, **settings: float) -> float:
+    """What is left of the weight of one more update of x."""
+    (left,) = TrustStage(**settings).factors(standings, ["x"], [seen(cosine)], probation)  # type: ignore[arg-type]
+    return left
+
 
 def test_a_node_that_always_turns_against_the_anchor_is_left_out_from_its_second_update_on() -> None:
-    trust = TrustStage()
-    first = Standing(sized(1)).after(seen(-0.6))
-    assert trust.factor(first, seen(-0.6), probation=False) == 1
-    assert trust.factor(first.after(seen(-0.5)), seen(-0.5), probation=False) == 0
+    assert factor(FLEET, -0.6) == 1
+    assert factor(FLEET | {"x": Standing(sized(1)).after(seen(-0.6))}, -0.5) == 0
 
 
 def test_one_update_that_turns_against_the_anchor_is_forgiven_a_node_that_learns_the_same() -> None:
-    standing = Standing(sized(1)).after(seen(0.6)).after(seen(-0.3))
-    assert TrustStage().factor(standing, seen(-0.3), probation=False) == 1
+    assert factor(FLEET | {"x": Standing(sized(1)).after(seen(0.6))}, -0.3) == 1
+
+
+def test_where_most_nodes_turn_against_the_anchor_the_anchor_is_in_doubt_and_no_node() -> None:
+    against = {node: Standing(sized(1), agreement=-0.5, compared=3) for node in "xyz"}
+    assert factor({"a": FLEET["a"], "b": FLEET["b"]} | against, -0.5) == 1
+    assert factor(against, -0.5, probation=True, caution=0.25) == 0.25
 
 
 def test_a_node_that_was_left_out_can_mend_its_ways() -> None:
     standing, updates = Standing(sized(1)), 0
     for _ in range(20):
         standing = standing.after(seen(-0.5))
-    while TrustStage().factor(standing, seen(0.5), probation=False) == 0:
+    while factor(FLEET | {"x": standing}, 0.5) == 0:
         standing, updates = standing.after(seen(0.5)), updates + 1
     assert 1 < updates <= 8
 
@@ -106,12 +117,11 @@ def test_a_node_that_was_left_out_can_mend_its_ways() -> None:
 def test_without_an_anchor_of_its_base_version_nothing_is_held_against_an_update() -> None:
     standing = Standing(sized(1)).after(seen(None)).after(seen(None))
     assert standing.compared == 0
-    assert TrustStage().factor(standing, seen(None), probation=False) == 1
+    assert factor(FLEET | {"x": standing}, None) == 1
 
 
 def test_on_probation_an_update_counts_by_its_own_cosine_and_cautiously_where_there_is_none() -> None:
-    trust, standing = TrustStage(caution=0.25), Standing(sized(1))
-    assert [trust.factor(standing, seen(cosine), probation=True) for cosine in (0.6, -0.2, None)] == [0.6, 0, 0.25]
+    assert [factor(FLEET, cosine, probation=True, caution=0.25) for cosine in (0.6, -0.2, None)] == [0.6, 0, 0.25]
 
 
 def test_standings_grow_in_the_order_given_and_leave_other_nodes_alone() -> None:
