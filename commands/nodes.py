@@ -98,7 +98,7 @@ def forgive(node: Node, config: Config = None, data_dir: DataDir = None, as_json
 
 
 def _give(order: "Order", config: Path | None, data_dir: Path | None, as_json: bool) -> None:
-    from coordinator.orders import give
+    from coordinator.order_file import give
 
     folder = _folder(config, data_dir)
     number = give(folder, order)

@@ -34,7 +34,7 @@ from broker.events import (
 )
 from broker.recording import RecordingError, row_of, transaction
 from broker.settings import BrokerSettings
-from coordinator import orders, publisher
+from coordinator import order_file, publisher
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
 from coordinator.journal import open_journal, record, record_nodes, row_of_event
@@ -252,7 +252,7 @@ class Service:
 
     def _listen_to_operator(self) -> None:
         """Take in the orders that were given since the last one."""
-        for number, payload in orders.given(self.data_dir, self.state.orders):
+        for number, payload in order_file.given(self.data_dir, self.state.orders):
             log.info("order %d: %s", number, payload.decode(errors="replace"))
             self._happen(Ordered(time.time_ns(), number, payload))
 

@@ -10,7 +10,8 @@ import pytest
 from broker.recording import transaction
 from coordinator.core import step
 from coordinator.journal import fold, open_journal, read_nodes, record, record_nodes, row_of_event
-from coordinator.orders import FILE, Forgive, Quarantine, give, given, order_from_bytes
+from coordinator.order_file import FILE, give, given
+from coordinator.orders import Forgive, Quarantine, order_from_bytes
 from coordinator.recovery import restore
 from coordinator.registry import Registry
 from coordinator.state import FederationConfig, Ordered

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
+from coordinator.robust import HeadGuard, TrustStage
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
@@ -28,7 +29,9 @@ SECTIONS = {
     "coordinator": CoordinatorSettings,
     "coordinator.lora": LoraConfig,
     "coordinator.strategy.anchor": AnchorStage,
+    "coordinator.strategy.trust": TrustStage,
     "coordinator.strategy.release": ReleaseStage,
+    "coordinator.strategy.release.guard": HeadGuard,
     "coordinator.calibration": CalibrationSettings,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
