@@ -33,7 +33,6 @@ from simulation.comparison.regimes import TaskSpec
 from simulation.federation import Released, Version
 from simulation.judge import Judge
 from simulation.methods import OLDEST, TIMEOUT
-from simulation.record import Record
 from simulation.run import make_federation
 from simulation.seeds import generator_of
 from simulation.settings import Measuring, SimulationConfig
@@ -102,23 +101,26 @@ def run(model: LanguageModel, size: Size, case: Case) -> dict[str, Any]:
             known[adapter.digest] = loss if math.isfinite(loss) else math.inf
         return known[adapter.digest]
 
-    record = Record(gate_loss, every=1)
     manifests: list[GlobalManifest] = []
+    heads: list[float] = []
+    served: list[float] = []
+    released: list[Adapter] = []
 
     def hear(news: Version | Released) -> None:
-        record.hear(news)
         if isinstance(news, Version):
             manifests.append(news.manifest)
+            heads.append(gate_loss(news.head))
+        else:
+            released.append(news.served)
+            served.append(gate_loss(news.served))
 
     federation = make_federation(model, config, strategy, task, hear, lambda updates, now: None)
     liars = _liars(task, case)
     if liars:
         federation.learner = LyingLearner(**vars(federation.learner), attack=case.attack, liars=liars)  # type: ignore[arg-type]
     federation.run(model.initial_adapter(config.lora, config.seed), config.updates, None)
-    record.measure_newest()
     judge = Judge(model, task, config.measuring, federation.learner.works_with)
-    final = judge.final(record.served, federation.fleet.presences)
-    served, heads = [point.loss for point in record.points], [point.head_loss for point in record.points]
+    final = judge.final(released[-1], federation.fleet.presences)
     return {
         "start": judge.loss(model.initial_adapter(config.lora, config.seed)),
         "loss": _sayable(final.loss),

@@ -150,6 +150,9 @@ def _how_it_was_made(manifest: Any, decision: "ReleaseReport | None") -> Iterato
         )
         took = f", {group.seconds:.1f} s" if group.seconds else ""
         yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}{took}"
+    if (returned := manifest.returned) is not None:
+        losses = f"loss of the average made since {_loss(returned.candidate)}, before {_loss(returned.before)}"
+        yield "returned", f"to the {returned.variant} of version {returned.version}, {losses}"
     if (anchor := manifest.anchor) is not None:
         losses = f"loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
         yield (

@@ -143,6 +143,8 @@ def _made_of_its_inputs(seen: _Seen, manifest: GlobalManifest, head: Adapter) ->
     digest, parent = seen.heads.get(manifest.version - 1, (None, None))
     if digest is not None and manifest.parent != digest:
         return "differs", "its parent is not the version before"
+    if manifest.returned is not None:
+        return "unchecked", f"it goes back to the {manifest.returned.variant} of version {manifest.returned.version}"
     deltas = [_delta(seen, manifest, head, given) for given in manifest.inputs]
     if digest is None or parent is None:
         return "unchecked", "the version before it is not in the recording"

@@ -170,7 +170,7 @@ def _versions(view: FleetView, rows: int, now_ns: int) -> RenderableType:
 
 def _made_of(version: VersionView) -> Text:
     if not version.inputs:
-        return Text("first adapter, from the seed", style="dim")
+        return Text("no update in it" if version.version else "first adapter, from the seed", style="dim")
     words = Text(no_wrap=True, overflow="ellipsis")
     for node, base_version in version.inputs:
         late = base_version < version.version - 1

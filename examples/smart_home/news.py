@@ -52,7 +52,7 @@ def _of_versions(before: FleetView, after: FleetView) -> Iterator[str]:
 
 def _made_of(version: VersionView) -> str:
     if not version.inputs:
-        return "(the first adapter: no change to the model yet)"
+        return "of no update" if version.version else "(the first adapter: no change to the model yet)"
     return f"from {inputs_in_words(version)}"
 
 
