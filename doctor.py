@@ -5,6 +5,7 @@ The packages find out facts; here they are judged. Checks come one by one, cheap
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -16,19 +17,24 @@ import psutil
 from base_model.examples import InvalidExamples
 from base_model.reference import resolve
 from base_model.wheel import BaseModelError
-from broker.preflight import BrokerAbilities, BrokerUnreachable, probe
+from broker.preflight import BrokerAbilities, BrokerUnreachable, look, probe
+from broker.recording import RecordingError, reading
 from broker.settings import BrokerSettings
 from configuration import Configuration
+from coordinator.calibration import CalibrationSet
+from coordinator.settings import CalibrationSettings
 from edge_node.local_data import LocalData
 from edge_node.settings import EdgeSettings
-from schemas.messages import MAX_CHUNK_SIZE
-from schemas.topics import NodeMetricsOf, route
+from schemas.messages import MAX_CHUNK_SIZE, CoordinatorState, InvalidMessage, NodeState
+from schemas.topics import CoordinatorStateOf, NodeMetricsOf, NodeStateOf, ReceiptFor, route, topic_filter
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALLEST_PACKET = MAX_CHUNK_SIZE + 8 * 1024  # a chunk or an inline body, with manifest and headers
 LITTLE_DISK, NO_DISK = GIB, 100 * MIB
 LITTLE_MEMORY = 2 * GIB  # a node that trains the default base model, with room to spare
 LATEST_YEAR = 2100
+REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "fuse.rclone", "fuse.glusterfs", "9p", "afs", "ceph"}
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 class Check(NamedTuple):
@@ -44,13 +50,24 @@ def examine(configuration: Configuration) -> Iterator[Check]:
     """Every check of what this configuration needs, as soon as it is made. The base model is fetched if need be."""
     # below its own name is where a node may publish on a broker with access rules
     node = configuration.edge.node if configuration.edge else "doctor"
-    yield from check_broker(configuration.broker, route(configuration.federation, NodeMetricsOf(node)).topic)
+    broker_checks = list(check_broker(configuration.broker, route(configuration.federation, NodeMetricsOf(node)).topic))
+    yield from broker_checks
+    if broker_checks[0].status == "ok":
+        yield from check_federation(configuration)
     yield check_clock(time.time())
     for folder in data_folders(configuration):
         yield check_disk(folder)
+        yield check_file_system(folder)
+    for name, http in addresses(configuration).items():
+        yield check_port(name, http)
+    for path in secrets(configuration):
+        yield check_secret(path)
+    yield from check_journal(configuration.coordinator.data_dir / "journal.db")
     yield check_memory(psutil.virtual_memory().available)
     if configuration.edge is not None:
         yield check_examples(configuration.edge)
+    if (calibration := configuration.coordinator.calibration) is not None:
+        yield check_calibration(calibration)
     yield check_base_model(configuration.base_model.name, configuration.base_model.cache)
     yield check_torch()
     yield check_onnxruntime()
@@ -78,6 +95,126 @@ def check_packet_limit(abilities: BrokerAbilities) -> Check:
         return Check("packet limit", "ok", f"{limit} bytes; {SMALLEST_PACKET} are needed")
     advice = f"raise the broker's packet limit to at least {SMALLEST_PACKET} bytes (mosquitto: max_packet_size)"
     return Check("packet limit", "fail", f"{limit} bytes are too few for one chunk", advice)
+
+
+def check_federation(configuration: Configuration) -> Iterator[Check]:
+    """Whether a coordinator is there on our terms, and nobody goes by our node's name."""
+    federation, edge = configuration.federation, configuration.edge
+    filters = [topic_filter(federation, CoordinatorStateOf)]
+    if edge is not None:
+        filters += [topic_filter(federation, kind, node=edge.node) for kind in (NodeStateOf, ReceiptFor)]
+    try:
+        retained, refused = look(configuration.broker, filters)
+    except BrokerUnreachable as fault:
+        yield Check("coordinator", "fail", str(fault), "look at the broker's log: it let this client in a moment ago")
+        return
+    for topic, why in refused.items():
+        advice = "the broker's access rules must let this client read there"
+        yield Check("access", "fail", f"the broker refused the subscription to {topic}: {why}", advice)
+    yield check_coordinator(retained.get(filters[0]), federation)
+    if edge is not None:
+        yield check_node_name(retained.get(filters[1]), edge.node)
+
+
+def check_coordinator(said: bytes | None, federation: str) -> Check:
+    """Whether the federation has a coordinator that is online."""
+    advice = f"start one with `alignfed coordinator --federation {federation}`, or check the name of the federation"
+    if not said:
+        return Check("coordinator", "warn", f"none was ever on this broker for the federation {federation}", advice)
+    try:
+        state = CoordinatorState.from_bytes(said)
+    except InvalidMessage as fault:
+        advice = "another release, or another program, publishes there: run the same release everywhere"
+        return Check("coordinator", "fail", f"what it says of itself cannot be read: {fault}", advice)
+    if not state.online:
+        return Check("coordinator", "warn", "it is offline; nodes work on, and their updates wait", advice)
+    return Check("coordinator", "ok", f"online, {state.strategy} on {state.base_model_name}, epoch {state.epoch}")
+
+
+def check_node_name(said: bytes | None, node: str) -> Check:
+    """Whether another process goes by this node's name: they would push each other off the broker."""
+    try:
+        is_online = bool(said) and NodeState.from_bytes(said or b"").online
+    except InvalidMessage:
+        is_online = False
+    if not is_online:
+        return Check("node name", "ok", f"nobody else is online as {node}")
+    advice = "if that is not this very node, already running, give one of them another name: --node"
+    return Check("node name", "warn", f"{node} is online already", advice)
+
+
+def check_file_system(folder: Path) -> Check:
+    """Whether the folder is on a local disk: over a network, SQLite's locks and flushes cannot be trusted."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = next((mounts[path] for path in (folder.absolute(), *folder.absolute().parents) if path in mounts), "")
+    name = f"file system of {folder}"
+    if kind not in REMOTE:
+        return Check(name, "ok", kind or "local")
+    advice = "set a folder on a local disk: a crash may lose what was acknowledged"
+    return Check(name, "fail", f"{kind} is a network file system", advice)
+
+
+def addresses(configuration: Configuration) -> dict[str, str]:
+    """Where processes of this configuration would listen, by whose it is."""
+    edge = configuration.edge
+    found = {
+        "coordinator's page": configuration.coordinator.http,
+        "node's answers": edge.serving.http if edge else None,
+    }
+    return {name: http for name, http in found.items() if http is not None}
+
+
+def check_port(name: str, http: str) -> Check:
+    """Whether this address can be listened on."""
+    host, _, port = http.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as fault:
+        advice = "it may be running already; else set another port, above 1023 for an ordinary user"
+        return Check(name, "warn", f"{http} cannot be listened on: {fault.strerror or fault}", advice)
+    if host.strip("[]") in LOOPBACK:
+        return Check(name, "ok", f"{http} is free, and reached from this machine only")
+    return Check(name, "ok", f"{http} is free; it asks for no password, so mind who can reach it")
+
+
+def secrets(configuration: Configuration) -> list[Path]:
+    """Files that nobody else should be able to read."""
+    broker = configuration.broker
+    return [path for path in (broker.password_file, broker.key_file) if path is not None]
+
+
+def check_secret(path: Path) -> Check:
+    """Whether a secret can be read by us, and by nobody else."""
+    name = f"secret {path}"
+    if not os.access(path, os.R_OK):
+        return Check(name, "fail", "it cannot be read", "check that it is there and who owns it")
+    if path.stat().st_mode & 0o077:
+        return Check(name, "warn", "others on this machine can read or write it", f"chmod 600 {path}")
+    return Check(name, "ok", "only its owner can read it")
+
+
+def check_journal(path: Path) -> Iterator[Check]:
+    """Whether the journal, if there is one, is whole."""
+    if not path.exists():
+        return
+    try:
+        with reading(path) as journal:
+            [(rows,)] = journal.execute("SELECT count(*) FROM messages").fetchall()
+    except RecordingError as fault:
+        yield Check("journal", "fail", str(fault), "restore it from a copy; nodes send again what has no receipt yet")
+        return
+    yield Check("journal", "ok", f"{rows} rows in {path}, {_size(path.stat().st_size)}")
+
+
+def check_calibration(settings: CalibrationSettings) -> Check:
+    """Whether the coordinator's own examples can be read and are enough."""
+    try:
+        found = CalibrationSet.load(settings.data, settings.anchor_examples, settings.gate_examples)
+    except (InvalidExamples, OSError) as fault:
+        return Check("calibration set", "fail", str(fault), "mend the file, or lower anchor_examples or gate_examples")
+    parts = ", ".join(f"{count} for the {fold}" for fold, count in found.folds.items())
+    return Check("calibration set", "ok", f"{parts} in {settings.data}")
 
 
 def check_clock(now: float) -> Check:

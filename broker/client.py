@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from paho.mqtt import client as paho
@@ -33,6 +34,7 @@ from broker.events import (
     Publication,
     Published,
     Subscribed,
+    Traffic,
     check_filter,
 )
 from broker.inbox import Inbox
@@ -77,6 +79,7 @@ class Client:
         self._subscribing: dict[int, dict[str, int]] = {}  # by packet id, until the broker answers
         self._unsubscribing: dict[int, list[str]] = {}
         self._connected = False
+        self._traffic = Traffic()  # written by the network thread alone
         self._last_words: str | None = None  # why the connection ends, when the broker or paho said so
         self._reported: str | None = None
         self._seen_alive = time.monotonic()
@@ -178,6 +181,11 @@ class Client:
     def dropped(self) -> int:
         """How many QoS 0 messages were dropped because the caller fell behind."""
         return self._inbox.dropped
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has been carried so far."""
+        return replace(self._traffic, waiting=len(self._outgoing))
 
     def _check_alive(self) -> bool:
         """Whether events may still come; a thread that died or hangs makes the inbox raise."""
@@ -294,6 +302,8 @@ class Client:
         info = self._paho.publish(p.topic, p.payload, p.qos, p.retain, properties)
         while info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # the packet id came round while still in flight
             info = self._paho.publish(p.topic, p.payload, p.qos, p.retain, properties)
+        before, size = self._traffic, len(p.payload)
+        self._traffic = replace(before, messages_out=before.messages_out + 1, bytes_out=before.bytes_out + size)
         if p.qos:
             self._outgoing.sent(outgoing, info.mid)
         else:
@@ -361,6 +371,8 @@ class Client:
             self._inbox.put(Published(token, refusal, heard=reason.value != _NO_MATCHING_SUBSCRIBERS))
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        before, size = self._traffic, len(message.payload)
+        self._traffic = replace(before, messages_in=before.messages_in + 1, bytes_in=before.bytes_in + size)
         self._inbox.put(_message(message, self._inbox.generation))
 
 

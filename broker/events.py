@@ -121,6 +121,17 @@ class Published:
     heard: bool = True
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What a client has carried since it was made, payloads alone, and how many publications wait for the broker."""
+
+    messages_in: int = 0
+    bytes_in: int = 0
+    messages_out: int = 0
+    bytes_out: int = 0
+    waiting: int = 0
+
+
 Event = Message | Connected | Disconnected | Subscribed | Published
 
 

@@ -5,7 +5,7 @@ Leaves no message and no session behind. Raises BrokerUnreachable where there is
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -51,6 +51,35 @@ def probe(settings: BrokerSettings, topic: str, timeout_s: float = 10) -> Broker
         retained_fault=_fault(_try_retained, settings, topic, timeout_s),
         session_fault=_fault(_try_session, settings, topic, timeout_s),
     )
+
+
+def look(
+    settings: BrokerSettings, filters: Sequence[str], timeout_s: float = 10, quiet_s: float = 1
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """What is retained on these topics, and why the broker refused any of them; both by filter.
+
+    `filters` are plain topics. What does not come within `quiet_s` of the last answer is not there.
+    """
+    retained, refused, answered = dict[str, bytes](), dict[str, str](), set[str]()
+    with _client(settings, "look", *filters) as client:
+        _connected(client, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            event = client.next_event(quiet_s if len(answered) == len(filters) else timeout_s)
+            match event:
+                case Subscribed(topic, reason):
+                    answered.add(topic)
+                    refused |= {} if reason is None else {topic: reason}
+                case Message(topic=topic, payload=payload, retain=True):
+                    retained[topic] = payload
+                    client.ack(event)
+                case Message():
+                    client.ack(event)
+                case Disconnected(reason=reason):
+                    raise BrokerUnreachable(reason)
+                case None:
+                    break
+    return retained, refused
 
 
 def _try_retained(settings: BrokerSettings, topic: str, timeout_s: float) -> None:

@@ -41,12 +41,11 @@ def configuration(
         fail(str(error), USAGE)
 
 
-def log(level: str) -> None:
-    import logging
+def log(level: str, **always: str) -> None:
+    """Log from this level on; what is in `always` is said in every line that programs read."""
+    import logs
 
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logs.set_up(level, **always)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -67,7 +67,7 @@ def edge(
     settings = configuration(config, federation, broker, edge=node_settings)
     if settings.edge is None:
         fail(NO_NODE, USAGE)
-    log(log_level)
+    log(log_level, node=settings.edge.node)
     from edge_node import service
 
     service.run(settings.federation, settings.base_model, settings.broker, settings.edge)

@@ -44,6 +44,9 @@ def coordinator(
     config: Config = None,
     broker: Broker = None,
     federation: Federation = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Show there what goes on: page and /metrics.")
+    ] = None,
     data_dir: DataDir = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -51,7 +54,7 @@ def coordinator(
 
     It runs until Ctrl-C or SIGTERM. Started again with the same folder, it continues the federation.
     """
-    settings = configuration(config, federation, broker, coordinator={"data_dir": data_dir})
+    settings = configuration(config, federation, broker, coordinator={"data_dir": data_dir, "http": http})
     log(log_level)
     from coordinator import service
 

@@ -321,6 +321,7 @@ def refuse(
         after = after.with_refusal(objection.kind, objection.reason[:MAX_SENTENCE])
     state = with_ledger(state, node, after)
     answer = receipt(node, id_, objection.status, objection.reason, manifest=manifest)
+    answer = replace(answer, cause=objection.kind)
     return state, (answer, RaiseAlarm(node, after)) if after.alarm and not before.alarm else (answer,)
 
 

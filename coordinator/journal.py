@@ -13,6 +13,7 @@ from pathlib import Path
 
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
+from coordinator.history import History, observe
 from coordinator.ledger import NodeReport, report_of
 from coordinator.state import (
     Answered,
@@ -154,6 +155,15 @@ def fold_rows(path: Path) -> Iterator[tuple[Row, FederationState, tuple[Effect, 
     for row in rows:
         state, effects = step(state, event_of_row(row))
         yield row, state, effects
+
+
+def fold_history(path: Path) -> Iterator[tuple[FederationState, History, tuple[Effect, ...]]]:
+    """The same, with the history of all rows so far in place of the row."""
+    history = History()
+    for row, state, effects in fold_rows(path):
+        event = None if row.topic == ADAPTER else event_of_row(row)
+        history = observe(history, event, effects, row.received_at_ns)
+        yield state, history, effects
 
 
 def read_versions(path: Path) -> list[GlobalManifest]:

@@ -4,7 +4,6 @@ Questions and answers cross a pipe, one at a time. The child ends when the pipe 
 however that dies. What is in the child is coordinator/calibrator.py; this file loads no PyTorch.
 """
 
-import logging
 import multiprocessing
 import signal
 from collections import deque
@@ -13,13 +12,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+import logs
 from base_model.reference import ResolvedModel
 from coordinator.calibration import CalibrationSet
 from coordinator.questions import Question, answer_to_bytes
 from coordinator.settings import CalibrationSettings
 from coordinator.state import QuestionId
-
-log = logging.getLogger(__name__)
 
 STOP_S = 2.0
 LISTENING = "listening"  # what the child says once the model is loaded
@@ -63,6 +61,11 @@ class ModelProcess:
         if len(self._questions) == 1 and self._is_listening:
             self._send()
 
+    @property
+    def waiting(self) -> int:
+        """Questions without an answer, the one in work included."""
+        return len(self._questions)
+
     def answer(self) -> tuple[QuestionId, bytes] | None:
         """An answer if there is one by now; raises ModelProcessDied when there will never be one."""
         try:
@@ -101,7 +104,7 @@ class ModelProcess:
 
 def _serve(pipe: Connection, job: ModelJob) -> None:
     """The child: answer until the parent hangs up."""
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
+    logs.set_up("info")
     from coordinator.calibrator import Calibrator  # imports PyTorch
 
     calibrator = Calibrator.load(job.resolved, job.calibration, job.settings)

@@ -212,6 +212,12 @@ def answer_from_bytes(layout: Layout, payload: bytes) -> Answer:
     raise InvalidMessage(f"an answer of kind {head.kind} with {len(figures)} figures and {len(deltas)} deltas")
 
 
+def work_of(payload: bytes) -> tuple[Kind, float]:
+    """What kind of answer a payload is, and the processor time that it took, without its deltas; or InvalidMessage."""
+    head = _Head.from_bytes(split_body(payload)[0])
+    return head.kind, head.seconds
+
+
 def _payload(
     kind: Literal["anchor", "losses", "aligned"],
     figures: tuple[float, ...],

@@ -1,11 +1,13 @@
 """From what is on disk to a running federation: fold the journal, mend the registry, take over."""
 
 import sqlite3
+from typing import NamedTuple
 
 from broker.recording import path_of, transaction
 from coordinator.core import step
+from coordinator.history import History, observe
 from coordinator.intake import Step
-from coordinator.journal import fold, record, record_founding, record_nodes, row_of_event
+from coordinator.journal import fold_history, record, record_founding, record_nodes, row_of_event
 from coordinator.registry import Registry
 from coordinator.state import (
     AskModel,
@@ -24,19 +26,34 @@ class FederationDiffers(RuntimeError):
     """The journal belongs to another federation than the one that was configured."""
 
 
+class Restored(NamedTuple):
+    """A federation that goes on: its state, what is to be done now, and what has happened so far."""
+
+    state: FederationState
+    questions: tuple[Effect, ...]
+    history: History
+
+
 def restore(
     journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
 ) -> Step:
-    """The state after everything recorded, under the terms of `config`, in a new epoch, and what is to be done now.
+    """The state after everything recorded, and what is to be done now; see `restore_with_history`."""
+    return restore_with_history(journal, registry, config, adapter, at_ns)[:2]
+
+
+def restore_with_history(
+    journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
+) -> Restored:
+    """The state after everything recorded, under the terms of `config`, in a new epoch.
 
     An empty journal founds the federation with `adapter` as version 0. A version that a crash kept out of the registry
     is put there. Raises FederationDiffers when the journal is that of another federation.
     """
-    state = _folded(journal, registry)
+    state, history = _folded(journal, registry)
     if state is None:
         with transaction(journal):
             record_founding(journal, config, adapter, at_ns)
-        state = _folded(journal, registry)
+        state, history = _folded(journal, registry)
         assert state is not None
     _check_same_federation(state.config, config)
     events: list[Configured | Started] = [] if state.config == config else [Configured(at_ns, config)]
@@ -45,19 +62,20 @@ def restore(
         with transaction(journal):
             record(journal, row_of_event(event), more)
         _keep(registry, more)
+        history = observe(history, event, more, at_ns)
     with transaction(journal):
         record_nodes(journal, None, state)
     # versions and decisions are in the registry, and all that is retained is published when the broker is there; a
     # receipt that is missed here is given again when its update comes again. A start asks again what is open
-    return state, tuple(effect for effect in more if isinstance(effect, AskModel))
+    return Restored(state, tuple(effect for effect in more if isinstance(effect, AskModel)), history)
 
 
-def _folded(journal: sqlite3.Connection, registry: Registry) -> FederationState | None:
-    state = None
-    for folded, effects in fold(path_of(journal)):
+def _folded(journal: sqlite3.Connection, registry: Registry) -> tuple[FederationState | None, History]:
+    last: tuple[FederationState | None, History] = None, History()
+    for state, history, effects in fold_history(path_of(journal)):
         _keep(registry, effects)
-        state = folded
-    return state
+        last = state, history
+    return last
 
 
 def _keep(registry: Registry, effects: tuple[Effect, ...]) -> None:

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,15 +32,18 @@ from broker.events import (
     Published,
     Subscribed,
 )
-from broker.recording import RecordingError, row_of, transaction
+from broker.recording import RecordingError, path_of, row_of, transaction
 from broker.settings import BrokerSettings
-from coordinator import order_file, publisher
+from coordinator import home_assistant, order_file, publisher
+from coordinator.board import Board
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
+from coordinator.fleet import Fleet, hear, is_of_nodes
+from coordinator.history import observe
 from coordinator.journal import open_journal, record, record_nodes, row_of_event
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
 from coordinator.publisher import PhasedPublisher, PublishRefused, kept_versions
-from coordinator.recovery import FederationDiffers, restore
+from coordinator.recovery import FederationDiffers, Restored, restore_with_history
 from coordinator.registry import Registry, RegistryError
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.state import (
@@ -50,7 +53,6 @@ from coordinator.state import (
     Drop,
     Effect,
     FederationConfig,
-    FederationState,
     Ordered,
     PublishRelease,
     PublishVersion,
@@ -59,15 +61,27 @@ from coordinator.state import (
     SendReceipt,
     Ticked,
 )
+from coordinator.status import Facts, ProcessStatus
 from schemas.adapter import Adapter
 from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
-from schemas.topics import CoordinatorStateOf, ReceiptFor, UpdateChunk, UpdateManifestOf, topic_filter
+from schemas.topics import (
+    CoordinatorStateOf,
+    NodeMetricsOf,
+    NodeStateOf,
+    ReceiptFor,
+    UpdateChunk,
+    UpdateManifestOf,
+    parse,
+    topic_filter,
+)
 
 log = logging.getLogger("coordinator")
 
+UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk
 SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
+MOST_WAITING = 500  # publications, before figures for others are held back
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 ANSWER_S = 0.02  # the same while the base model is asked
 EXPECTED = (
@@ -94,10 +108,15 @@ def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, 
             calibration = _calibration_set(settings.calibration)
             config, adapter = terms(federation, base_model.name, resolved, settings, calibration)
             registry = Registry(settings.data_dir / "adapters")
-            state, questions = restore(journal, registry, config, adapter, time.time_ns())
-            with _stop_signals() as stopping, _model(resolved, calibration, config, settings) as model:
-                service = Service(state, broker, settings, journal, registry, model)
-                service.run_until(stopping, questions)
+            restored = restore_with_history(journal, registry, config, adapter, time.time_ns())
+            board = Board()
+            with (
+                _stop_signals() as stopping,
+                _model(resolved, calibration, config, settings) as model,
+                _watching(settings, federation, board),
+            ):
+                service = Service(restored, broker, settings, journal, registry, model, board)
+                service.run_until(stopping, restored.questions)
     except KeyboardInterrupt:
         return 0
     except EXPECTED as error:
@@ -163,29 +182,45 @@ def _model(
         model.stop()
 
 
+def _watching(settings: CoordinatorSettings, federation: str, board: Board) -> AbstractContextManager[None]:
+    """Whoever may look while this lasts, if the operator wants that."""
+    if settings.http is None:
+        return nullcontext()
+    from coordinator.http import watching  # nobody else needs its memory
+
+    return watching(settings.http, settings.data_dir, federation, board)
+
+
 class Service:
     """One coordinator process: a journal, the state folded from it, and a connection to the broker."""
 
     def __init__(
         self,
-        state: FederationState,
+        restored: Restored,
         broker: BrokerSettings,
         settings: CoordinatorSettings,
         journal: sqlite3.Connection,
         registry: Registry,
         model: ModelProcess | None,
+        board: Board,
     ) -> None:
-        self.state = state
+        state = self.state = restored.state
+        self.history = restored.history
+        self.fleet: Fleet = {}
+        self.board = board
+        self.home_assistant, self.told, self.tell_at = settings.home_assistant, dict[str, bytes](), 0.0
+        self.started_at_ns, self.is_connected = time.time_ns(), False
         self.federation = state.config.federation
         self.keep, self.data_dir = settings.keep_versions, settings.data_dir
-        self.journal = journal
+        self.journal, self.journal_file = journal, path_of(journal)
         self.registry = registry
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
         self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
-        filters = [topic_filter(self.federation, kind) for kind in (UpdateManifestOf, UpdateChunk)]
+        heard = (*UPDATES, *((NodeStateOf, NodeMetricsOf) if settings.listens_to_nodes else ()))
+        filters = [topic_filter(self.federation, kind) for kind in heard]
         self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
         self.publisher = PhasedPublisher(self.client)
 
@@ -195,7 +230,9 @@ class Service:
         with self.client:
             try:
                 while not stopping.is_set:
+                    self._show()
                     self._turn()
+                    self._tell_home_assistant()
             finally:
                 log.info("stopping at version %d", self.state.head.version)
                 self._announce(online=False)
@@ -221,9 +258,11 @@ class Service:
                     f"{SMALLEST_PACKET_LIMIT}: raise the broker's limit, in mosquitto.conf by max_packet_size"
                 )
             case Connected():
+                self.is_connected = True
                 log.info("connected to the broker; publishing version %d", self.state.head.version)
                 self._reassert()
             case Disconnected(reason):
+                self.is_connected = False
                 log.warning("%s", reason)
             case Subscribed(refused, reason) if reason is not None:
                 log.error("the broker refused the subscription to %s: %s; check the access rights", refused, reason)
@@ -232,18 +271,27 @@ class Service:
 
     def _take(self, messages: list[Message]) -> None:
         """Journal and decide on a batch in one transaction, then act, then acknowledge."""
-        state, effects = self.state, list[Effect]()
+        state, history, effects = self.state, self.history, list[Effect]()
         with transaction(self.journal):
             for message in messages:
+                if self._listens_to_node(message):
+                    continue
                 event = Received(message.received_at_ns, message.topic, message.payload)
                 state, more = step(state, event)
                 record(self.journal, row_of(message), more)
+                history = observe(history, event, more, event.at_ns)
                 effects += more
             record_nodes(self.journal, self.state, state)
-        self.state = state
+        self.state, self.history = state, history
         self._carry_out(effects)
         for message in messages:
             self.client.ack(message)
+
+    def _listens_to_node(self, message: Message) -> bool:
+        """Whether a message is what a node says of itself, which is shown and never journalled."""
+        address = parse(self.federation, message.topic)
+        self.fleet = hear(self.fleet, address, message.payload, message.received_at_ns, self.state.config.limits.nodes)
+        return is_of_nodes(address)
 
     def _listen_to_model(self) -> None:
         """Take in the base model's answer, if there is one."""
@@ -262,8 +310,38 @@ class Service:
         with transaction(self.journal):
             record(self.journal, row_of_event(event), effects)
             record_nodes(self.journal, self.state, state)
-        self.state = state
+        self.state, self.history = state, observe(self.history, event, effects, event.at_ns)
         self._carry_out(effects)
+
+    def _show(self) -> None:
+        """Let others see what is known by now."""
+        traffic = self.client.traffic
+        process = ProcessStatus(
+            boot_id=self.boot_id,
+            started_at_ns=self.started_at_ns,
+            connected=self.is_connected,
+            messages_in=traffic.messages_in,
+            bytes_in=traffic.bytes_in,
+            messages_out=traffic.messages_out,
+            bytes_out=traffic.bytes_out,
+            publications_waiting=traffic.waiting,
+            questions_waiting=self.model.waiting if self.model is not None else 0,
+            journal_bytes=self.journal_file.stat().st_size,
+        )
+        self.board.show(Facts(self.state, self.history, self.fleet, process, time.time_ns()))
+
+    def _tell_home_assistant(self) -> None:
+        """Publish what has changed since it was last published."""
+        now, settings = time.monotonic(), self.home_assistant
+        if settings is None or now < self.tell_at or not self.is_connected or (status := self.board.status()) is None:
+            return
+        self.tell_at = now + settings.every_s
+        for publication in home_assistant.publications(status, settings.prefix):
+            if self.client.traffic.waiting > MOST_WAITING:
+                return  # the rest when the broker has taken these
+            if self.told.get(publication.topic) != publication.payload:
+                self.told[publication.topic] = publication.payload
+                self.client.publish(publication)
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -271,7 +349,10 @@ class Service:
                 case SendReceipt(node, receipt):
                     self._send(ReceiptFor(node), receipt.to_bytes())
                     level = logging.WARNING if receipt.reason else logging.DEBUG
-                    log.log(level, "%s %s of %s: %s", receipt.status, receipt.update_id[:8], node, receipt.reason)
+                    about: dict[str, str | int] = {"node": node, "update": receipt.update_id}
+                    about |= {} if receipt.version is None else {"version": receipt.version}
+                    text = "%s %s of %s: %s"
+                    log.log(level, text, receipt.status, receipt.update_id[:8], node, receipt.reason, extra=about)
                 case PublishVersion(manifest, adapter):
                     self.registry.add(manifest, adapter)
                     self._publish_version(manifest)
@@ -296,7 +377,8 @@ class Service:
         log.log(level, "dropped: %s, %d so far (%s)", reason, count, detail)
 
     def _publish_version(self, manifest: GlobalManifest) -> None:
-        log.info("version %d (%s) from %d updates", manifest.version, manifest.digest[:12], len(manifest.inputs))
+        text, about = "version %d (%s) from %d updates", {"version": manifest.version}
+        log.info(text, manifest.version, manifest.digest[:12], len(manifest.inputs), extra=about)
         self.publisher.add(
             publisher.bodies(self.federation, self.registry, [manifest]),
             [publisher.head_pointer(self.federation, manifest, self.state.epoch)],
@@ -308,7 +390,8 @@ class Service:
 
     def _publish_release(self, report: ReleaseReport) -> None:
         taken = "" if report.is_taken else f"; version {report.judged} was turned down"
-        log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken)
+        about = {"version": report.version}
+        log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken, extra=about)
         bodies: list[Iterator[Publication]] = []
         if report.is_taken:
             bodies.append(publisher.average_of(self.federation, self.registry, report))
@@ -331,6 +414,7 @@ class Service:
 
     def _reassert(self) -> None:
         """Publish everything that is retained again: the broker may have lost any of it."""
+        self.told.clear()
         newest, release = self.state.head.version, self.state.release
         kept = kept_versions(newest, release.version, self.keep)
         # a crash may have cut deletions short: repeat those of the last few versions

@@ -9,6 +9,7 @@ from base_model.settings import TrainingConfig
 from coordinator.state import Limits
 from coordinator.strategies import AlignFed, Strategy
 from schemas.adapter import LoraConfig
+from schemas.topics import Name
 
 
 class CalibrationSettings(BaseModel):
@@ -29,6 +30,15 @@ class CalibrationSettings(BaseModel):
     threads: int = Field(default=1, ge=1, le=1024, description="processor threads of the base model")
 
 
+class HomeAssistantSettings(BaseModel):
+    """The `[coordinator.home_assistant]` section: every node appears there as a device, over the same broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: Name = Field(default="homeassistant", description="of discovery topics, as Home Assistant has it set")
+    every_s: float = Field(default=10, ge=1, le=3600, description="figures that changed are published so often")
+
+
 class CoordinatorSettings(BaseModel):
     """The `[coordinator]` section of alignfed.toml."""
 
@@ -43,10 +53,23 @@ class CoordinatorSettings(BaseModel):
     )
     final_version: int | None = Field(default=None, ge=1, description="stop after this version; never when unset")
     keep_versions: int = Field(default=3, ge=1, le=1000, description="newest versions whose bodies stay on the broker")
+    http: str | None = Field(
+        default=None,
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
+        description="HOST:PORT of the page, /metrics and /healthz; they ask for no password, so mind who can reach it",
+    )
+    home_assistant: HomeAssistantSettings | None = Field(
+        default=None, description="without it nothing is published for Home Assistant"
+    )
     calibration: CalibrationSettings | None = Field(
         default=None, description="without it there is no anchor and no gate"
     )
     limits: Limits = Field(default=Limits(), description="bounds on what strangers can make the coordinator hold")
+
+    @property
+    def listens_to_nodes(self) -> bool:
+        """Whether somebody wants to know what nodes say of themselves."""
+        return self.http is not None or self.home_assistant is not None
 
     @model_validator(mode="after")
     def _has_what_the_strategy_needs(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from base_model.settings import TrainingConfig
-from coordinator.ledger import NodeLedger
+from coordinator.ledger import NodeLedger, Refusal
 from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
@@ -201,6 +201,7 @@ class SendReceipt:
     node: str
     receipt: Receipt
     manifest: UpdateManifest | None = None
+    cause: Refusal | None = None  # of a refusal, for counting; the receipt says it to people
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from edge_node.chat_tokens import ChatRefused, ChatTokens, Turn
 from edge_node.generation import Cancelled, Sampling, generate
 from edge_node.inference import AdapterSlot, Inference
 from edge_node.memory import give_back_memory
+from edge_node.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,17 @@ class Pending:
 class Answering:
     """`parallel` threads that answer, and room for `waiting` questions before them."""
 
-    def __init__(self, inference: Inference, chat: ChatTokens, parallel: int, waiting: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        chat: ChatTokens,
+        parallel: int,
+        waiting: int,
+        timeout_s: float,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._inference, self._chat, self._timeout_s = inference, chat, timeout_s
+        self.metrics = metrics or Metrics()
         self._questions: queue.Queue[Pending] = queue.Queue(waiting)
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._work, name=f"answer-{n}", daemon=True) for n in range(parallel)]
@@ -98,7 +108,7 @@ class Answering:
 
     def ask(self, question: Question, tell: Callable[[News], None]) -> Pending:
         """Queue a question; `tell` is called from another thread. Raises Overloaded when there is no room."""
-        pending = Pending(question, tell, time.monotonic() + self._timeout_s)
+        pending = Pending(question, _noted(self.metrics, tell), time.monotonic() + self._timeout_s)
         if self._stopped.is_set():
             raise Overloaded
         try:
@@ -167,6 +177,29 @@ class Answering:
 
 
 _STOPPED = Failed("stopped", "the node is shutting down")
+
+
+def _noted(metrics: Metrics, tell: Callable[[News], None]) -> Callable[[News], None]:
+    """What tells somebody the news of an answer, and notes how it goes; the clock begins now."""
+    asked, has_begun = time.monotonic(), False
+
+    def tell_and_note(news: News) -> None:
+        nonlocal has_begun
+        match news:
+            case Begun(prompt_tokens=tokens):
+                metrics.tokens.labels("prompt").inc(tokens)
+            case Piece() if not has_begun:
+                has_begun = True
+                metrics.first_token_seconds.observe(time.monotonic() - asked)
+            case Ended(tokens=tokens):
+                metrics.tokens.labels("answer").inc(tokens)
+                metrics.answers.labels("whole").inc()
+                metrics.answer_seconds.observe(time.monotonic() - asked)
+            case Failed(kind):
+                metrics.answers.labels(kind).inc()
+        tell(news)
+
+    return tell_and_note
 
 
 class _Counted:

@@ -87,7 +87,13 @@ def next_deadline(state: EdgeState) -> float | None:
 def node_state(state: EdgeState) -> NodeState:
     """What this node tells about itself."""
     version = state.held.pointer.version if state.held is not None else None
-    return NodeState(online=True, boot_id=state.identity.boot_id, base_model=state.identity.base_model, version=version)
+    return NodeState(
+        online=True,
+        boot_id=state.identity.boot_id,
+        base_model=state.identity.base_model,
+        version=version,
+        serving=state.served.version if state.served is not None else None,
+    )
 
 
 def node_metrics(state: EdgeState) -> NodeMetrics:

@@ -45,7 +45,7 @@ def trim(state: EdgeState) -> tuple[EdgeState, Effects]:
         outbox = tuple(update for update in outbox if update is not oldest)
         effects += [
             DropUpdate(oldest.update_id),
-            Warn(f"update {_short(oldest.update_id)} dropped: the outbox is full"),
+            Warn(f"update {_short(oldest.update_id)} dropped: the outbox is full", oldest.update_id),
         ]
     return replace(state, outbox=outbox), tuple(effects)
 
@@ -114,19 +114,19 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
     rest = replace(state, outbox=tuple(other for other in state.outbox if other is not update))
     if receipt.status in ("stale", "rejected"):
         why = f"{name} {receipt.status}: {receipt.reason or 'no reason given'}"
-        return _refused(rest, at, receipt), (DropUpdate(update.update_id), Warn(why))
+        return _refused(rest, at, receipt), (DropUpdate(update.update_id), Warn(why, update.update_id))
     memory = replace(rest.memory, participation=rest.memory.participation + 1)
     rest = replace(rest, memory=memory, updates_accepted=rest.updates_accepted + 1)
-    return rest, (SettleUpdate(update.update_id), Note(f"{name} accepted"))
+    return rest, (SettleUpdate(update.update_id), Note(f"{name} accepted", update.update_id))
 
 
 def _on_late_answer(state: EdgeState, at: float, receipt: Receipt, name: str) -> tuple[EdgeState, Effects]:
     """What became of an update that was accepted before, and forgotten then."""
     if receipt.status == "aggregated" and receipt.version is not None:
-        return state, (Note(f"{name} went into version {receipt.version}"),)
+        return state, (Note(f"{name} went into version {receipt.version}", receipt.update_id, receipt.version),)
     if receipt.status in ("stale", "rejected"):
         why = f"{name} was accepted, and now is {receipt.status}: {receipt.reason or 'no reason given'}"
-        return _refused(state, at, receipt), (Warn(why),)
+        return _refused(state, at, receipt), (Warn(why, receipt.update_id),)
     return state, ()
 
 

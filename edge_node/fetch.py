@@ -142,12 +142,12 @@ def _hold(state: EdgeState, at: float, body: bytes) -> tuple[EdgeState, Effects]
         return _refuse(state, pointer, fault)
     state = replace(state, held=GlobalAdapter(pointer, adapter), newer_until=at)
     state, mark = _raise_mark(state, (pointer.epoch, pointer.version))
-    return state, (KeepVersion(pointer, body), *mark, Note(f"version {pointer.version} held"))
+    return state, (KeepVersion(pointer, body), *mark, Note(f"version {pointer.version} held", version=pointer.version))
 
 
 def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:
     """Give a version up; it is tried again only when a pointer to it is heard again."""
-    return replace(state, head=None), (Warn(f"refused version {pointer.version}: {fault}"),)
+    return replace(state, head=None), (Warn(f"refused version {pointer.version}: {fault}", version=pointer.version),)
 
 
 def _raise_mark(state: EdgeState, mark: tuple[int, int]) -> tuple[EdgeState, Effects]:

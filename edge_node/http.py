@@ -25,6 +25,7 @@ from edge_node import http_messages as messages
 from edge_node.answering import Answering, Begun, Ended, Failed, News, Overloaded, Pending, Piece, Question
 from edge_node.http_messages import ADAPTED, BASE, JSON, ChatRequest, RequestRefused
 from edge_node.inference import AdapterSlot, Inference
+from edge_node.metrics import CONTENT_TYPE
 
 MOST_BODY_BYTES = 256 << 10
 BODY_TIMEOUT_S = 10.0
@@ -44,6 +45,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             log_config=None,
+            log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=FAREWELL_S,
@@ -86,6 +88,7 @@ def application(
             Route("/v1/models", node.models, methods=["GET"]),
             Route("/v1/models/{name}", node.model, methods=["GET"]),
             Route("/healthz", node.health, methods=["GET"]),
+            Route("/metrics", node.metrics, methods=["GET"]),
             *more,
         ],
         exception_handlers=handlers(),
@@ -135,6 +138,9 @@ class _Node:
         return JSONResponse(
             {"status": "ok", "adapter": _adapter(self._inference.current), "waiting": self._answering.waiting}
         )
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._answering.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
     def _described(self, name: str) -> JSON:
         slot = self._inference.current if name == ADAPTED else None

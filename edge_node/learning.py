@@ -90,7 +90,8 @@ def on_finished(state: EdgeState, event: TrainingFinished) -> tuple[EdgeState, E
     if not delta.is_finite or _sayable(event.loss) is None:
         return _rest(state, event.at, f"{name} diverged and was dropped; try a smaller learning_rate")
     update = _update(state, start, delta, event)
-    done = Note(f"{name}: {event.steps} steps, loss {event.loss:.3g}, {event.seconds:.1f} s")
+    text = f"{name}: {event.steps} steps, loss {event.loss:.3g}, {event.seconds:.1f} s"
+    done = Note(text, update.update_id, start.pointer.version)
     state, effects = delivery.store(replace(state, training=None, failures=0, last_loss=event.loss), update)
     return state, (done, *effects)
 

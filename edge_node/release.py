@@ -143,7 +143,9 @@ def _take_up(state: EdgeState, pointer: GlobalPointer, body: bytes) -> tuple[Edg
 
 def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:
     """Give a release up; it is tried again only when a pointer to it is heard again."""
-    return replace(state, release=None), (Warn(f"refused to serve version {pointer.version}: {fault}"),)
+    return replace(state, release=None), (
+        Warn(f"refused to serve version {pointer.version}: {fault}", version=pointer.version),
+    )
 
 
 def _subscribe(pointer: GlobalPointer) -> Effect:

@@ -149,6 +149,8 @@ class Service:
         now, effects = self._recall()
         refused = self._carry_out(effects)
         while not refused:
+            if self._serving is not None:
+                self._serving.metrics.show(now)
             item = self._next(core.next_deadline(now))
             if isinstance(item, StopRequested):
                 return CLEAN
@@ -218,9 +220,9 @@ class Service:
     def _do(self, effect: state.Effect) -> None:
         match effect:
             case state.Note(text):
-                log.info("%s", text)
+                log.info("%s", text, extra=_about(effect))
             case state.Warn(text):
-                log.warning("%s", text)
+                log.warning("%s", text, extra=_about(effect))
             case state.PublishState(node_state):
                 self._publisher.state(node_state)
             case state.PublishMetrics(metrics):
@@ -279,6 +281,12 @@ class Service:
 
     def _farewell(self) -> NodeState:
         return NodeState(online=False, boot_id=self._identity.boot_id, base_model=self._resolved.digest)
+
+
+def _about(line: state.Note | state.Warn) -> dict[str, str | int]:
+    """Which update and version a line is about, for programs that read logs."""
+    about = {"update": line.update, "version": line.version}
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event) -> None:

@@ -21,6 +21,7 @@ from edge_node.export import ServedModel, export, prepack, usual_precision
 from edge_node.http import HttpServer, application
 from edge_node.inference import AdapterRefused, Inference, ServedVersion
 from edge_node.memory import share_one_heap
+from edge_node.metrics import Metrics
 from edge_node.session import Session
 from edge_node.settings import ServingSettings
 from schemas.adapter import Adapter
@@ -44,6 +45,7 @@ class Serving:
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
         self._routes = routes  # of others, beside those of answering
+        self.metrics = Metrics()
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
         self._thread.start()
@@ -68,7 +70,7 @@ class Serving:
         share_one_heap()
         chat = ChatTokens(self._resolved.path)
         settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
-        answering = Answering(inference, chat, settings.parallel, settings.waiting, settings.timeout_s)
+        answering = Answering(inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self.metrics)
         app = application(inference, answering, self._resolved, settings.max_tokens, self._routes)
         try:
             server = HttpServer(app, *_address(settings.http))
@@ -79,7 +81,7 @@ class Serving:
         log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
         try:
             while (given := self._adapters.get()) is not None:
-                _take_up(inference, *given)
+                _take_up(inference, self.metrics, *given)
         finally:
             answering.stop()
             server.stop()
@@ -94,7 +96,7 @@ class Serving:
             return portable
 
 
-def _take_up(inference: Inference, pointer: GlobalPointer, adapter: Adapter) -> None:
+def _take_up(inference: Inference, metrics: Metrics, pointer: GlobalPointer, adapter: Adapter) -> None:
     begun = time.monotonic()
     try:
         slot = inference.prepare(adapter, ServedVersion(pointer.epoch, pointer.version), pointer.digest)
@@ -102,8 +104,10 @@ def _take_up(inference: Inference, pointer: GlobalPointer, adapter: Adapter) -> 
     except AdapterRefused as fault:
         log.warning("version %d is not served: %s", pointer.version, fault)
         return
-    milliseconds = 1e3 * (time.monotonic() - begun)
-    log.info("serving the %s of version %d, ready in %.0f ms", pointer.variant, pointer.version, milliseconds)
+    took_s = time.monotonic() - begun
+    metrics.swap_seconds.observe(took_s)
+    text, about = "serving the %s of version %d, ready in %.0f ms", {"version": pointer.version}
+    log.info(text, pointer.variant, pointer.version, 1e3 * took_s, extra=about)
 
 
 def _address(http: str | None) -> tuple[str, int]:

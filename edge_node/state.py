@@ -393,16 +393,20 @@ class PublishMetrics:
 
 @dataclass(frozen=True)
 class Note:
-    """A line in the log, for the owner's information."""
+    """A line in the log, for the owner's information; which update and version it is about, where it is about one."""
 
     text: str
+    update: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True)
 class Warn:
-    """A line in the log about something that did not go as it should."""
+    """A line in the log about something that did not go as it should; see Note."""
 
     text: str
+    update: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True)

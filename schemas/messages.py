@@ -245,6 +245,7 @@ class NodeState(Message):
     boot_id: UpdateId
     base_model: Sha256
     version: Version | None = Field(default=None, description="global version held")
+    serving: Version | None = Field(default=None, description="global version served; none for a node that only trains")
 
 
 class NodeMetrics(Message):
@@ -264,6 +265,24 @@ class NodeMetrics(Message):
     )
     held_out_version: Version | None = Field(default=None, description="the version that has this loss")
     held_out_examples: Count = Field(default=0, description="how many examples the loss is of")
+
+
+class NodeFigures(Message):
+    """What the coordinator has counted of one node, for home automation and dashboards; nobody else needs it."""
+
+    node: Name
+    version: Version | None = Field(description="global version that it holds")
+    behind: Count | None = Field(description="versions between the head and that one")
+    loss: float | None = Field(description="of its last training step")
+    participation: Count = Field(description="updates accepted since the federation began")
+    contribution: float = Field(ge=0, le=1, description="its share of the weight in the newest versions")
+    staleness: float | None = Field(description="mean over its updates in those, in versions")
+    refused: Count = Field(description="updates refused")
+    outbox: Count | None = Field(description="updates that wait at the node for their receipt")
+    problem: Sentence | None = Field(description="what a person should look at; none when all is well")
+    adapter: dict[Literal["installed_version", "latest_version"], str] = Field(
+        description="version that it serves, or trains from if it serves nothing, and the one that it should"
+    )
 
 
 def join_body(manifest: bytes, body: bytes) -> bytes:

@@ -17,6 +17,7 @@ from schemas.messages import (
     GlobalPointer,
     InvalidMessage,
     Message,
+    NodeFigures,
     NodeMetrics,
     NodeState,
     Receipt,
@@ -33,6 +34,7 @@ from schemas.topics import (
     GlobalHead,
     GlobalManifestOf,
     GlobalRelease,
+    NodeFiguresOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
@@ -49,6 +51,7 @@ MODELS: dict[type[Address], type[Message]] = {
     ReceiptFor: Receipt,
     NodeStateOf: NodeState,
     NodeMetricsOf: NodeMetrics,
+    NodeFiguresOf: NodeFigures,
     CoordinatorStateOf: CoordinatorState,
 }
 OTHER = "other"  # the kind of what is on no topic of ours

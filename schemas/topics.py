@@ -133,6 +133,14 @@ class NodeMetricsOf:
 
 
 @dataclass(frozen=True)
+class NodeFiguresOf:
+    """What the coordinator has counted of a node, where its operator wants that published."""
+
+    node: str
+    spec: ClassVar = TopicSpec("figures/{node}", "coordinator", "NodeFigures", retain=True)
+
+
+@dataclass(frozen=True)
 class CoordinatorStateOf:
     """The coordinator's birth, with the terms of the federation, and its will."""
 
@@ -150,6 +158,7 @@ Address = (
     | ReceiptFor
     | NodeStateOf
     | NodeMetricsOf
+    | NodeFiguresOf
     | CoordinatorStateOf
 )
 ADDRESSES: tuple[type[Address], ...] = (
@@ -163,6 +172,7 @@ ADDRESSES: tuple[type[Address], ...] = (
     ReceiptFor,
     NodeStateOf,
     NodeMetricsOf,
+    NodeFiguresOf,
     CoordinatorStateOf,
 )
 
@@ -185,6 +195,13 @@ def topic_filter(federation: str, kind: type[Address], **fixed: str | int) -> st
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}; it has {', '.join(names)}")
     given = _checked({"federation": federation, **fixed})
     return f"{ROOT}/{federation}/{kind.spec.pattern.format(**(dict.fromkeys(names, '+') | given))}"
+
+
+def home_assistant_topic(prefix: str, object_id: str) -> str:
+    """Where Home Assistant looks for a device's discovery message; ValueError for an id that it would not take."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", object_id) or not re.fullmatch(NAME_PATTERN, prefix):
+        raise ValueError(f"{prefix!r} and {object_id!r} make no discovery topic")
+    return f"{prefix}/device/{object_id}/config"
 
 
 def parse(federation: str, topic: str) -> Address | None:

@@ -4,6 +4,7 @@ It knows programs and signals, not what the programs do. Everything is called fr
 live as long as the fleet: on Linux a child is killed when the thread that started it ends.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -128,7 +129,16 @@ def tail(log: Path, lines: int = 12) -> tuple[str, ...]:
     if not log.exists():
         return ()
     with log.open(encoding="utf-8", errors="replace") as text:
-        return tuple(line.rstrip() for line in deque(text, lines))
+        return tuple(_readable(line.rstrip()) for line in deque(text, lines))
+
+
+def _readable(line: str) -> str:
+    """A line as a person reads it: what our own processes write to files is JSON."""
+    try:
+        said = json.loads(line)
+        return f"{said['level']} {said['message']}"
+    except (ValueError, KeyError, TypeError):  # somebody else's line, such as a traceback's
+        return line
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -40,6 +40,8 @@ COMMANDS = (
     "simulate",
     "compare",
     "chat",
+    "status",
+    "trace",
 )
 
 

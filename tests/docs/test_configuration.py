@@ -12,7 +12,7 @@ from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
 from coordinator.robust import HeadGuard, TrustStage
-from coordinator.settings import CalibrationSettings, CoordinatorSettings
+from coordinator.settings import CalibrationSettings, CoordinatorSettings, HomeAssistantSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
@@ -33,6 +33,7 @@ SECTIONS = {
     "coordinator.strategy.release": ReleaseStage,
     "coordinator.strategy.release.guard": HeadGuard,
     "coordinator.calibration": CalibrationSettings,
+    "coordinator.home_assistant": HomeAssistantSettings,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,

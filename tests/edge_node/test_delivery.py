@@ -60,7 +60,7 @@ def test_an_update_is_forgotten_and_counted_once_it_is_safe(learner: Any, status
     update = learner.learns(2.0)
     effects = learner.is_told(update, status)
     assert SettleUpdate(update.update_id) in effects
-    assert Note(f"update {update.update_id[:8]} accepted") in effects
+    assert Note(f"update {update.update_id[:8]} accepted", update.update_id) in effects
     assert learner.state.outbox == ()
     assert (learner.state.memory.participation, learner.state.updates_accepted) == (1, 1)
 
@@ -70,7 +70,7 @@ def test_an_update_that_nobody_wants_is_forgotten_and_the_log_says_why(learner: 
     update = learner.learns(2.0)
     effects = learner.is_told(update, status, reason="train on a newer version")
     assert DropUpdate(update.update_id) in effects
-    assert Warn(f"update {update.update_id[:8]} {status}: train on a newer version") in effects
+    assert Warn(f"update {update.update_id[:8]} {status}: train on a newer version", update.update_id) in effects
     assert (learner.state.memory.participation, learner.state.updates_rejected) == (0, 1)
 
 
@@ -78,7 +78,9 @@ def test_an_update_that_is_thrown_away_after_it_was_accepted_is_in_the_log(learn
     update = learner.learns(2.0)
     learner.is_told(update, "accepted")
     warning, *_ = learner.is_told(update, "rejected", reason="too large")
-    assert warning == Warn(f"update {update.update_id[:8]} was accepted, and now is rejected: too large")
+    assert warning == Warn(
+        f"update {update.update_id[:8]} was accepted, and now is rejected: too large", update.update_id
+    )
     assert learner.state.updates_rejected == 1
 
 
@@ -88,7 +90,7 @@ def test_a_second_receipt_changes_nothing_but_tells_where_the_update_went(learne
     before = learner.state
     assert learner.is_told(update, "accepted") == ()
     assert learner.is_told(update, "aggregated", version=4) == (
-        Note(f"update {update.update_id[:8]} went into version 4"),
+        Note(f"update {update.update_id[:8]} went into version 4", update.update_id, 4),
     )
     assert learner.state == before
 
@@ -256,7 +258,7 @@ def test_an_outbox_over_its_bytes_drops_the_oldest_base_and_keeps_the_newest(sta
     node.state = replace(node.state, outbox=(replace(waiting, size=small),))
     effects = node.finishes(3.0)
     assert DropUpdate(first.update_id) in effects
-    assert Warn(f"update {first.update_id[:8]} dropped: the outbox is full") in effects
+    assert Warn(f"update {first.update_id[:8]} dropped: the outbox is full", first.update_id) in effects
     assert len(node.state.outbox) == 1
 
 

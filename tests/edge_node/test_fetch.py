@@ -30,7 +30,7 @@ def test_a_version_is_held_once_its_manifest_and_all_chunks_are_here(member: Any
     assert KeepVersion(version.pointer, version.body) in member.asked
     assert RememberMark((1, 3)) in member.asked
     assert EndFetch(3) in member.asked
-    assert Note("version 3 held") in member.asked
+    assert Note("version 3 held", version=3) in member.asked
 
 
 def test_a_small_version_comes_with_its_manifest(member: Any, coordinator: Any) -> None:
@@ -151,7 +151,7 @@ def test_a_version_that_is_not_finite_is_never_held(member: Any, coordinator: An
     values = np.zeros(layout.size, dtype=np.float32)
     values[3] = math.nan
     effects = member.receives(coordinator.version(3, content=Adapter(layout, values).to_safetensors()))
-    assert Warn("refused version 3: the adapter holds NaN or infinite values") in effects
+    assert Warn("refused version 3: the adapter holds NaN or infinite values", version=3) in effects
     assert EndFetch(3) in effects
     assert member.version_held() is None
 

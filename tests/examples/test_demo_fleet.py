@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from examples.smart_home.fleet import MAX_RESTARTS, Fleet, ProcessFailed, Program
+from examples.smart_home.fleet import MAX_RESTARTS, Fleet, ProcessFailed, Program, tail
 from examples.smart_home.memory import memory_of
 
 SLEEP = "import time; time.sleep(600)"
@@ -122,3 +122,9 @@ def test_memory_of_two_processes_is_more_than_of_one(tmp_path, fleet):
     alone, _ = memory_of([own])
     together, _ = memory_of([own, other])
     assert together - alone > 40_000_000
+
+
+def test_the_last_lines_of_a_log_are_told_in_words(tmp_path):
+    lines = '{"level": "error", "message": "the disk is full"}\nValueError: no JSON\n{"a": 1}\n7\n'
+    (tmp_path / "log").write_text(lines)
+    assert tail(tmp_path / "log") == ("error the disk is full", "ValueError: no JSON", '{"a": 1}', "7")

@@ -17,6 +17,7 @@ from schemas.topics import (
     GlobalHead,
     GlobalManifestOf,
     GlobalRelease,
+    NodeFiguresOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
@@ -217,6 +218,7 @@ def test_what_a_late_joiner_needs_is_retained_and_nothing_else() -> None:
         GlobalChunk,
         GlobalAverageChunk,
         NodeStateOf,
+        NodeFiguresOf,
         CoordinatorStateOf,
     }
 
