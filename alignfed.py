@@ -10,7 +10,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands import adapters, chat, codec, edge, experiments, nodes, record, recording, replay, services, status
+from commands import (
+    adapters,
+    chat,
+    codec,
+    deploy,
+    edge,
+    experiments,
+    nodes,
+    record,
+    recording,
+    replay,
+    services,
+    status,
+)
 from commands.console import (
     FAILED,
     FAILURE,
@@ -136,7 +149,7 @@ def _in_words(error: Exception) -> str:
     )
 
 
-for group in (services, status, chat, experiments, record, replay):
+for group in (services, status, chat, experiments, record, replay, deploy):
     app.add_typer(group.app)
 app.add_typer(adapters.app, name="adapters", epilog=ending("alignfed adapters list", FAILURE))
 app.add_typer(edge.app, name="edge", epilog=edge.EPILOG)

@@ -1,6 +1,8 @@
 """`alignfed edge`: a node as a service, and what it has to learn from."""
 
 import json
+import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +22,7 @@ from commands.console import (
     ending,
     fail,
     log,
+    note,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 REFUSED = "3  the federation cannot take this node, for instance for its base model"
 EPILOG = ending("alignfed edge --node kitchen --data kitchen.jsonl", FAILURE, REFUSED)
+INSTALLED = Path("/etc/alignfed/alignfed.toml")
 NO_NODE = "no node is configured: pass --node and --data, or set them in [edge] of the settings file"
 
 Data = Annotated[Path | None, typer.Option(metavar="PATH", help="Its private examples: JSON lines, or a folder.")]
@@ -51,6 +55,9 @@ def edge(
         str | None, typer.Option("--http", metavar="HOST:PORT", help="Answer there, in OpenAI's shape.")
     ] = None,
     data_dir: DataDir = None,
+    identities: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Be the first free node of it, for replicas of a container.")
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run an edge node on its private examples.
@@ -59,9 +66,14 @@ def edge(
     also answers questions, with the newest adapter that the federation releases, and takes examples.
     """
     if context.invoked_subcommand is not None:
-        if any(value is not None for value in (config, node, data, broker, federation, http, data_dir)):
+        if any(value is not None for value in (config, node, data, broker, federation, http, data_dir, identities)):
             fail(f"put the options behind `alignfed edge {context.invoked_subcommand}`", USAGE)
         return
+    log(log_level)
+    if identities is not None:
+        from edge_node.identities import claim
+
+        config = claim(identities, platform.node()).settings
     serving = {"http": http} if http is not None else None
     node_settings = {"node": node, "data": data, "data_dir": data_dir, "serving": serving}
     settings = configuration(config, federation, broker, edge=node_settings)
@@ -101,6 +113,36 @@ def show_data(
     print(*_facts(settings.edge, summary), sep="\n")
     for warning in warnings:
         print(f"\nwarning     {warning.found}\n            {warning.advice}")
+
+
+@app.command(epilog=ending("alignfed edge install --dry-run", FAILURE))
+def install(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The node's settings file.")] = INSTALLED,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where units are.")] = Path("/etc/systemd/system"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit, write nothing.")] = False,
+) -> None:
+    """Make the node a service of this machine.
+
+    Writes a systemd unit that may do little else than run the node, and says how to start it.
+    """
+    from edge_node.unit import NAME, STATE, hidden, unit
+
+    python = Path(sys.executable)
+    try:
+        text = unit(python, config.absolute())
+    except ValueError as error:
+        fail(str(error), USAGE)
+    for path in (python, Path(sys.base_prefix), config.absolute()):
+        if (folder := hidden(path)) is not None:
+            note(f"alignfed: the service will not see {path}: move it out of {folder}, for instance to /opt or /etc")
+    if dry_run:
+        print(text, end="")
+        return
+    if configuration(config).edge is None:
+        fail(f"{config} configures no node: set node and data in its section [edge]", USAGE)
+    (to / NAME).write_text(text, encoding="utf-8")
+    print(f"{to / NAME} is written. Its files will be in {STATE}. Start it, now and after every boot:")
+    print(f"  systemctl daemon-reload && systemctl enable --now {NAME}")
 
 
 def _warnings(

