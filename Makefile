@@ -4,11 +4,11 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/nul
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check golden clean
+.PHONY: help demo test test-docker check golden clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 demo: $(STAMP)  ## run the whole system on this machine on real data
 	$(VENV)/bin/alignfed demo
@@ -21,6 +21,9 @@ check: $(STAMP)  ## check format, lint, types and import rules
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+test-docker: $(STAMP)  ## build the images and try the compose stack: kills, cuts, ledger; needs root
+	$(VENV)/bin/python -m pytest tests/docker -rs
 
 golden: $(STAMP)  ## rewrite golden transcripts and generated documents; read the diff before committing
 	$(VENV)/bin/python -m pytest tests/golden tests/docs --rewrite

@@ -1,7 +1,7 @@
 """`alignfed stack` and `health`: what a deployment in containers needs besides the services themselves."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,22 +40,39 @@ def stack(
     print(f"{nodes} nodes in {folder / 'nodes'}; base model {model.name}, digest {model.digest[:16]}")
 
 
-@app.command(epilog=ending("alignfed health --broker broker.local:1883", "1  there is no coordinator on the broker"))
-def health(config: Config = None, broker: Broker = None, federation: Federation = None) -> None:
-    """Ask the broker whether the coordinator is there.
+@app.command(epilog=ending("alignfed health --broker broker.local:1883", "1  it is not there"))
+def health(
+    of: Annotated[Literal["coordinator", "broker"], typer.Option(help="Whom to look for.")] = "coordinator",
+    config: Config = None,
+    broker: Broker = None,
+    federation: Federation = None,
+) -> None:
+    """Say whether the coordinator is there.
 
-    Reads the coordinator's retained state, as a node does before it trains. Made for health checks: it says little.
+    Reads its retained state from the broker, as a node does before it trains. Made for health checks: it says little.
     """
     settings = configuration(config, federation, broker)
-    from broker.retained import read_retained
-    from schemas.messages import CoordinatorState, InvalidMessage
+    from broker.retained import BrokerAway, read_retained
     from schemas.topics import CoordinatorStateOf, route
 
-    payload = read_retained(settings.broker, route(settings.federation, CoordinatorStateOf()).topic)
     try:
-        state = CoordinatorState.from_bytes(payload)
+        payload = read_retained(settings.broker, route(settings.federation, CoordinatorStateOf()).topic)
+    except BrokerAway as error:
+        fail(str(error), FAILED)
+    if of == "coordinator":
+        _expect_online(payload)
+    print(f"the {of} is there")
+
+
+def _expect_online(payload: bytes | None) -> None:
+    """End the process unless this is the state of a coordinator that is there."""
+    from schemas.messages import CoordinatorState, InvalidMessage
+
+    if payload is None:
+        fail("no coordinator has been on this broker", FAILED)
+    try:
+        online = CoordinatorState.from_bytes(payload).online
     except InvalidMessage as error:
         fail(f"what the broker keeps as the coordinator's state is none: {error}", FAILED)
-    if not state.online:
+    if not online:
         fail("the coordinator is away, says its will", FAILED)
-    print(f"the coordinator is there, in epoch {state.epoch}")

@@ -1,4 +1,4 @@
-"""The systemd unit of an edge node: a service that may read its settings, write its own two folders, and use the network.
+"""The systemd unit of an edge node: it may read its settings, write its own two folders, and use the network.
 
 Pure text. Two usual measures are missing on purpose: MemoryDenyWriteExecute, because PyTorch and ONNX Runtime generate
 machine code, and ProcSubset=pid, because they read the processor's abilities from /proc.

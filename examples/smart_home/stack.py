@@ -6,8 +6,8 @@
 | coordinator/alignfed.toml, coordinator/calibration.jsonl | the coordinator's settings and its own commands |
 | nodes/node-1/alignfed.toml, nodes/node-1/data.jsonl ... | one identity each, with private commands |
 
-What is there already stays as it is, for it may be an owner's own by now. Where the broker is, and which federation this
-is, the containers' environment says.
+What is there already stays as it is, for it may be an owner's own by now. Where the broker is, and which federation
+this is, the containers' environment says.
 """
 
 from pathlib import Path

@@ -46,7 +46,7 @@ def state(online):
 def test_a_coordinator_that_is_there_is_healthy(health, keep):
     keep("there", state(online=True))
     answer = health("there")
-    assert (answer.returncode, answer.stdout) == (0, "the coordinator is there, in epoch 3\n")
+    assert (answer.returncode, answer.stdout) == (0, "the coordinator is there\n")
 
 
 def test_its_will_says_that_it_is_away(health, keep):
@@ -57,14 +57,20 @@ def test_its_will_says_that_it_is_away(health, keep):
 
 
 def test_a_broker_without_a_coordinator_and_a_state_that_is_none(health, keep):
-    assert "keeps nothing" in health("nobody").stderr
+    assert "no coordinator has been" in health("nobody").stderr
     keep("garbage", b"{}")
     answer = health("garbage")
     assert answer.returncode == 1
     assert "is none" in answer.stderr
 
 
-def test_no_broker_is_said_so(alignfed):
-    answer = alignfed("health", "--broker", "127.0.0.1:1")
+def test_a_broker_is_healthy_before_any_coordinator_comes(alignfed, broker):
+    answer = alignfed("health", "--of", "broker", "--broker", broker.address, "--federation", "nobody")
+    assert (answer.returncode, answer.stdout) == (0, "the broker is there\n")
+
+
+@pytest.mark.parametrize("of", ["broker", "coordinator"])
+def test_no_broker_is_said_so(of, alignfed):
+    answer = alignfed("health", "--of", of, "--broker", "127.0.0.1:1")
     assert answer.returncode == 1
     assert "127.0.0.1:1" in answer.stderr
