@@ -1,10 +1,10 @@
-# Five words do everything: demo, test, check, golden, clean. Each but clean sets up .venv first when it has to.
+# A few words do everything; `make help` lists them. Each but clean sets up .venv first when it has to.
 # A fresh machine needs Python 3.11 or newer with pip and venv, and make. Another Python: make demo PYTHON=/path/to/python
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-docker check golden clean
+.PHONY: help demo test test-docker check docs golden clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
@@ -25,11 +25,14 @@ check: $(STAMP)  ## check format, lint, types and import rules
 test-docker: $(STAMP)  ## build the images and try the compose stack: kills, cuts, ledger; needs root
 	$(VENV)/bin/python -m pytest tests/docker -rs
 
+docs: $(STAMP)  ## build the documentation into site/; a link to nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 golden: $(STAMP)  ## rewrite golden transcripts and generated documents; read the diff before committing
 	$(VENV)/bin/python -m pytest tests/golden tests/docs --rewrite
 
 clean:  ## remove the environment and the caches; runs/ and alignfed-data/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an install that was cut off is taken up again, a finished one costs nothing.
@@ -40,5 +43,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv." \
 	       "Or name another Python: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

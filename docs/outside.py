@@ -1,4 +1,4 @@
-"""For the site: links from the documents to files beside them become the files' names, for those are no pages.
+"""For the site: links to files beside the documents become the files' names, and decisions list themselves.
 
 A link to a file that is not there stops the build.
 """
@@ -25,4 +25,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         return f"{link[1]} (`{target.relative_to(ROOT)}`)"
 
-    return LINK.sub(plain, markdown)
+    text = LINK.sub(plain, markdown)
+    return text + _decisions(folder) if page.file.src_path == "decisions/index.md" else text
+
+
+def _decisions(folder: Path) -> str:
+    """A list of the decisions by their titles, so that a new one needs no change elsewhere."""
+    titles = {path.name: path.read_text(encoding="utf-8").splitlines()[0] for path in sorted(folder.glob("0*.md"))}
+    return "".join(f"\n- [{title.lstrip('# ')}]({name})" for name, title in titles.items()) + "\n"

@@ -28,7 +28,7 @@ MODELS = {
 }
 FEDERATION = {"federation": {"description": "who trains together: 1 to 64 letters, digits, '_', '.' and '-'"}}
 HEAD = """\
-# Made from schemas/ by `make golden`; do not change it by hand. docs/protocol.md says in words what this says for tools.
+# Made from schemas/ by `make golden`; do not change it by hand. docs/protocol.md says the same in words.
 """
 
 
