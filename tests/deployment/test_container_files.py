@@ -13,7 +13,7 @@ from configuration import Configuration
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
-OVERLAYS = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(DOCKER.glob("compose.*-*.yaml"))]
+OVERLAYS = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(DOCKER.glob("compose.*.yaml"))]
 LONG_RUNNING = ("broker", "coordinator", "edge")
 
 
