@@ -1,8 +1,8 @@
 """The systemd unit of an edge node: it may read its settings, write its own two folders, and use the network.
 
-Pure text. Three usual measures are missing on purpose: MemoryDenyWriteExecute, because PyTorch and ONNX Runtime generate
-machine code; ProcSubset=pid, because they read the processor's abilities from /proc; and PrivateUsers, because kernels
-of gateways are built without user namespaces, and then the service would not start.
+Pure text. Three usual measures are missing on purpose: MemoryDenyWriteExecute, because PyTorch and ONNX Runtime
+generate machine code; ProcSubset=pid, because they read the processor's abilities from /proc; and PrivateUsers, because
+kernels of gateways are built without user namespaces, and then the service would not start.
 """
 
 from pathlib import Path
