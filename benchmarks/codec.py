@@ -183,7 +183,7 @@ def summary(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown: a line for a codec, with what is kept after each round."""
     rounds = " | ".join(f"kept after {number}" for number in range(1, ROUNDS + 1))
-    header = f"| shape | seeds | codec | bytes a round | smaller | {rounds} | least | encode | decode |"
+    header = f"| shape | codec | bytes a round | smaller | {rounds} | least | encode | decode | seeds |"
     lines = [header, "| " + " | ".join(["---"] * (8 + ROUNDS)) + " |"]
     for shape in SHAPES:
         for way in WAYS:
@@ -197,9 +197,9 @@ def _line(rounds: Sequence[dict[str, Any]]) -> str:
     size, ratio, encode_ms, decode_ms, encode_ratio, decode_ratio = (mean(r[name] for r in rounds) for name in names)
     kept = " | ".join(f"{r['loss_kept_percent']:.2f} ± {r['loss_kept_error']:.2f} %" for r in rounds)
     return (
-        f"| {rounds[0]['shape']} | {rounds[0]['seeds']} | {rounds[0]['codec']} | {size:,.0f} | {ratio:.1f}x "
+        f"| {rounds[0]['shape']} | {rounds[0]['codec']} | {size:,.0f} | {ratio:.1f}x "
         f"| {kept} | {min(r['least_kept_percent'] for r in rounds):.2f} % "
-        f"| {encode_ms:.1f} ms, {encode_ratio:.0f}x | {decode_ms:.1f} ms, {decode_ratio:.0f}x |"
+        f"| {encode_ms:.1f} ms, {encode_ratio:.0f}x | {decode_ms:.1f} ms, {decode_ratio:.0f}x | {rounds[0]['seeds']} |"
     )
 
 
@@ -227,10 +227,15 @@ def _earlier(file: Path | None) -> list[dict[str, Any]]:
     return results
 
 
-def _save(file: Path, results: Sequence[dict[str, Any]]) -> None:
+def _save(results: Sequence[dict[str, Any]], file: Path | None, document: Path | None) -> list[dict[str, Any]]:
+    """Write what there is so far where it is wanted; its summary."""
     rows = list(summary(results))
-    report = {"setting": _setting(), "bar": _bar(rows), "summary": rows, "results": results}
-    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if file is not None:
+        report = {"setting": _setting(), "bar": _bar(rows), "summary": rows, "results": results}
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if document is not None:
+        write(document, table(rows))
+    return rows
 
 
 def _setting() -> dict[str, Any]:
@@ -272,12 +277,9 @@ def main() -> None:
         for result in measure(model, shape, seed):
             results.append(result)
             print(_progress(result), flush=True)
-        if options.json is not None:
-            _save(options.json, results)
-    rows = list(summary(results))
+        _save(results, options.json, options.write)
+    rows = _save(results, options.json, options.write)
     print(table(rows))
-    if options.write is not None:
-        write(options.write, table(rows))
     sys.exit(not _bar(rows)["met"])
 
 
