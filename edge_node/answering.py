@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_node.chat_tokens import ChatRefused, ChatTokens, Turn
@@ -63,7 +63,7 @@ class Ended:
 class Failed:
     """There is no answer, or no more of it; the reason is for who asked."""
 
-    kind: Literal["invalid", "waited", "timeout", "fault", "stopped"]
+    kind: Literal["invalid", "too_long", "waited", "timeout", "fault", "stopped"]
     reason: str
 
 
@@ -78,7 +78,7 @@ class Pending:
     question: Question
     tell: Callable[[News], None]
     deadline: float  # of time.monotonic
-    given_up: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event
 
 
 class Answering:
@@ -106,9 +106,14 @@ class Answering:
         """How many questions nobody has begun to answer."""
         return self._questions.qsize()
 
-    def ask(self, question: Question, tell: Callable[[News], None]) -> Pending:
-        """Queue a question; `tell` is called from another thread. Raises Overloaded when there is no room."""
-        pending = Pending(question, _noted(self.metrics, tell), time.monotonic() + self._timeout_s)
+    def ask(self, question: Question, tell: Callable[[News], None], given_up: threading.Event | None = None) -> Pending:
+        """Queue a question; `tell` is called from another thread. Raises Overloaded when there is no room.
+
+        `given_up` is for who can learn within `tell` that nobody waits any more.
+        """
+        pending = Pending(
+            question, _noted(self.metrics, tell), time.monotonic() + self._timeout_s, given_up or threading.Event()
+        )
         if self._stopped.is_set():
             raise Overloaded
         try:
@@ -162,7 +167,8 @@ class Answering:
         room = session.architecture.context - len(prompt)
         if not prompt or room < 1:
             most = session.architecture.context
-            pending.tell(Failed("invalid", f"{len(prompt)} tokens of prompt do not fit a context of {most}"))
+            kind: Literal["too_long", "invalid"] = "too_long" if prompt else "invalid"
+            pending.tell(Failed(kind, f"{len(prompt)} tokens of prompt do not fit a context of {most}"))
             return
         sampling = replace(question.sampling, max_tokens=min(question.sampling.max_tokens, room))
         pending.tell(Begun(slot, len(prompt)))

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -33,7 +33,7 @@ RETRY_AFTER_S = 1
 MOST_CONNECTIONS = 256  # beyond them 503 at once, so that strangers cannot hold more than 64 MB of bodies
 FAREWELL_S = 5
 VERSION_HEADER = "x-adapter-version"
-STATUS = {"invalid": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
+STATUS = {"invalid": 400, "too_long": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
 
 
 class HttpServer:
@@ -79,9 +79,13 @@ def application(
     resolved: ResolvedModel,
     usual_tokens: int,
     more: Sequence[BaseRoute] = (),
+    mqtt_counts: Callable[[], JSON] | None = None,
 ) -> Starlette:
-    """The routes of one node, and `more`. Answers have at most `usual_tokens` tokens if a request sets no limit."""
-    node = _Node(inference, answering, resolved, usual_tokens)
+    """The routes of one node, and `more`. Answers have at most `usual_tokens` tokens if a request sets no limit.
+
+    `mqtt_counts` says what came of requests over MQTT, for `/healthz`; None where there is no such way.
+    """
+    node = _Node(inference, answering, resolved, usual_tokens, mqtt_counts)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", node.chat, methods=["POST"]),
@@ -103,9 +107,16 @@ def handlers() -> dict[Any, ExceptionHandler]:
 class _Node:
     """What the routes answer from."""
 
-    def __init__(self, inference: Inference, answering: Answering, resolved: ResolvedModel, usual_tokens: int) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        answering: Answering,
+        resolved: ResolvedModel,
+        usual_tokens: int,
+        mqtt_counts: Callable[[], JSON] | None,
+    ) -> None:
         self._inference, self._answering, self._resolved = inference, answering, resolved
-        self._usual_tokens, self._begun_at = usual_tokens, int(time.time())
+        self._usual_tokens, self._mqtt_counts, self._begun_at = usual_tokens, mqtt_counts, int(time.time())
 
     async def chat(self, request: Request) -> Response:
         asked = messages.parse_request(await read_body(request))
@@ -135,8 +146,10 @@ class _Node:
         return JSONResponse(self._described(name))
 
     async def health(self, request: Request) -> Response:
+        counts = self._mqtt_counts() if self._mqtt_counts is not None else None
+        adapter = _adapter(self._inference.current)
         return JSONResponse(
-            {"status": "ok", "adapter": _adapter(self._inference.current), "waiting": self._answering.waiting}
+            {"status": "ok", "adapter": adapter, "waiting": self._answering.waiting, "over_mqtt": counts}
         )
 
     async def metrics(self, request: Request) -> Response:
@@ -275,7 +288,8 @@ def _adapter(slot: AdapterSlot | None) -> JSON | None:
 
 
 def _code(failed: Failed) -> str | None:
-    return {"waited": "overloaded", "timeout": "timeout", "stopped": "stopped"}.get(failed.kind)
+    named = {"too_long": "context_length_exceeded", "waited": "overloaded", "timeout": "timeout", "stopped": "stopped"}
+    return named.get(failed.kind)
 
 
 def _event(value: JSON) -> str:

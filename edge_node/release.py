@@ -89,7 +89,7 @@ def next_due(state: EdgeState) -> float | None:
 
 def _wanted(state: EdgeState) -> GlobalPointer | None:
     wanted = state.release
-    if wanted is None or state.layout is None or state.identity.settings.serving.http is None:
+    if wanted is None or state.layout is None or not state.identity.settings.serving.is_on:
         return None
     return None if state.served is not None and same_version(wanted, state.served) else wanted
 

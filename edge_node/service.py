@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,6 +36,8 @@ from schemas import topics
 from schemas.messages import NodeState
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from edge_node.serving import Serving
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ class Service:
         self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over)
         self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
-        self._serving = _serving(resolved, cache, settings, self._data, self._inbox.put)
+        self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
 
     def serve(self) -> int:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
@@ -317,15 +319,31 @@ def _feed(
 
 
 def _serving(
-    resolved: ResolvedModel, cache: Path, settings: EdgeSettings, data: LocalData, put: Callable[[Any], None]
+    identity: state.Identity,
+    resolved: ResolvedModel,
+    cache: Path,
+    broker: BrokerSettings,
+    data: LocalData,
+    put: Callable[[Any], None],
 ) -> "Serving | None":
     """What answers, if the owner wants that."""
-    if settings.serving.http is None:
+    node, settings = identity.settings.node, identity.settings.serving
+    if not settings.is_on:
         return None
-    from edge_node.example_requests import example_routes
-    from edge_node.serving import Serving  # a node that only trains needs none of its memory
+    from edge_node.mqtt import MqttServer  # a node that only trains needs none of their memory
+    from edge_node.serving import Serving
 
-    return Serving(resolved, cache, settings.serving, put, example_routes(data, settings.local_data.http))
+    mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
+    return Serving(resolved, cache, settings, mqtt, put, _routes(identity.settings, data))
+
+
+def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:
+    """What the node takes over HTTP beside questions."""
+    if settings.serving.http is None:
+        return ()
+    from edge_node.example_requests import example_routes
+
+    return example_routes(data, settings.local_data.http)
 
 
 def _subscriptions(federation: str, node: str) -> tuple[str, ...]:

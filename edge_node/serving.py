@@ -1,6 +1,6 @@
-"""Serving as a thread of the node: it loads the model, answers over HTTP, and takes up each adapter that it is given.
+"""Serving as a thread of the node: it loads the model, answers, and takes up each adapter that it is given.
 
-It does not know which adapter is to be served, or the broker.
+It does not know which adapter is to be served.
 """
 
 import logging
@@ -8,10 +8,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from starlette.routing import BaseRoute
+from typing import TYPE_CHECKING
 
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
@@ -22,10 +22,14 @@ from edge_node.http import HttpServer, application
 from edge_node.inference import AdapterRefused, Inference, ServedVersion
 from edge_node.memory import share_one_heap
 from edge_node.metrics import Metrics
+from edge_node.mqtt import MqttServer
 from edge_node.session import Session
 from edge_node.settings import ServingSettings
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +37,22 @@ STOP_TIMEOUT_S = 12.0
 
 
 class Serving:
-    """Serves from the moment it is made, the base model first; `emit` is given the error that its thread died of."""
+    """Serves from the moment it is made, the base model first; `emit` is given the error that its thread died of.
+
+    `mqtt` takes requests from the broker, None where the owner does not want that.
+    """
 
     def __init__(
         self,
         resolved: ResolvedModel,
         cache: Path,
         settings: ServingSettings,
+        mqtt: MqttServer | None,
         emit: Callable[[Exception], None],
-        routes: Sequence[BaseRoute] = (),
+        routes: Sequence["BaseRoute"] = (),
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
+        self._mqtt = mqtt
         self._routes = routes  # of others, beside those of answering
         self.metrics = Metrics()
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
@@ -67,23 +76,39 @@ class Serving:
 
     def _serve(self) -> None:
         begun = time.monotonic()
-        share_one_heap()
-        chat = ChatTokens(self._resolved.path)
-        settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
-        answering = Answering(inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self.metrics)
-        app = application(inference, answering, self._resolved, settings.max_tokens, self._routes)
-        try:
-            server = HttpServer(app, *_address(settings.http))
-        except OSError as fault:
-            reason = os.strerror(fault.errno) if fault.errno else fault
-            raise OSError(f"cannot answer on {settings.http}: {reason}; choose another --http") from fault
-        server.start()
-        log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
-        try:
+        with ExitStack() as running:
+            if self._mqtt is not None:  # before the model is there: who asks is told to wait
+                self._mqtt.start()
+                running.callback(self._mqtt.stop)
+            share_one_heap()
+            chat = ChatTokens(self._resolved.path)
+            settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
+            answering = Answering(
+                inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self.metrics
+            )
+            if settings.http is not None:
+                running.enter_context(self._answering_http(settings.http, inference, answering))
+                log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
+            if self._mqtt is not None:
+                self._mqtt.serve(inference, answering, settings.max_tokens)
+                log.info("answering over MQTT after %.1f s", time.monotonic() - begun)
+            running.callback(answering.stop)  # before the two faces stop: they pass on what it tells those who wait
             while (given := self._adapters.get()) is not None:
                 _take_up(inference, self.metrics, *given)
+
+    @contextmanager
+    def _answering_http(self, address: str, inference: Inference, answering: Answering) -> Iterator[None]:
+        counts = self._mqtt.counts if self._mqtt is not None else None
+        app = application(inference, answering, self._resolved, self._settings.max_tokens, self._routes, counts)
+        try:
+            server = HttpServer(app, *_address(address))
+        except OSError as fault:
+            reason = os.strerror(fault.errno) if fault.errno else fault
+            raise OSError(f"cannot answer on {address}: {reason}; choose another --http") from fault
+        server.start()
+        try:
+            yield
         finally:
-            answering.stop()
             server.stop()
 
     def _model(self) -> ServedModel:
@@ -110,8 +135,8 @@ def _take_up(inference: Inference, metrics: Metrics, pointer: GlobalPointer, ada
     log.info(text, pointer.variant, pointer.version, 1e3 * took_s, extra=about)
 
 
-def _address(http: str | None) -> tuple[str, int]:
-    host, _, port = (http or "").rpartition(":")
+def _address(http: str) -> tuple[str, int]:
+    host, _, port = http.rpartition(":")
     return host.strip("[]"), int(port)
 
 

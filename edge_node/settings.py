@@ -23,7 +23,10 @@ class ServingSettings(BaseModel):
     http: str | None = Field(
         default=None,
         pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
-        description="HOST:PORT to answer on, in OpenAI's shape; the node serves only when it is set",
+        description="HOST:PORT to answer on, in OpenAI's shape; a node serves when this is set, or mqtt is true",
+    )
+    mqtt: bool | None = Field(
+        default=None, description="answer on the broker's topic infer/{node} too; when unset, if http is set"
     )
     precision: Literal["q41x", "fp32"] | None = Field(
         default=None, description="q41x serves a GGUF file's blocks, fp32 any weights; by the model's files when unset"
@@ -33,6 +36,16 @@ class ServingSettings(BaseModel):
     waiting: int = Field(default=16, ge=1, le=10_000, description="more requests than these are refused with 503")
     timeout_s: float = Field(default=60.0, gt=0, le=3600, description="patience with one answer, waiting included")
     max_tokens: int = Field(default=256, ge=1, le=4096, description="of an answer whose request sets no limit")
+
+    @property
+    def over_mqtt(self) -> bool:
+        """Whether the node answers on the broker."""
+        return self.http is not None if self.mqtt is None else self.mqtt
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the node answers at all."""
+        return self.http is not None or self.over_mqtt
 
 
 class EdgeSettings(BaseModel):

@@ -31,6 +31,9 @@ Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
 Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
+Refusal = Literal["bad_request", "too_long", "overloaded", "loading", "timeout", "stopped", "fault"]
+MAX_TURNS, MAX_ANSWER_TOKENS = 256, 4096
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class InvalidMessage(ValueError):
@@ -283,6 +286,58 @@ class NodeFigures(Message):
     adapter: dict[Literal["installed_version", "latest_version"], str] = Field(
         description="version that it serves, or trains from if it serves nothing, and the one that it should"
     )
+
+
+class ChatTurn(Message):
+    """One turn of a conversation with a node."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class InferenceRequest(Message):
+    """What a device asks of a node; the same in meaning as OpenAI's chat completions."""
+
+    messages: tuple[ChatTurn, ...] = Field(min_length=1, max_length=MAX_TURNS)
+    model: Literal["alignfed", "base"] = Field(
+        default="alignfed", description="with the adapter that is served, or without any"
+    )
+    stream: bool = Field(default=False, description="send the answer piece by piece, a message for each")
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_ANSWER_TOKENS, description="of the answer; the node's own limit when unset"
+    )
+    temperature: float = Field(default=0, ge=0, le=2, description="0 gives the likeliest answer")
+    top_p: float = Field(default=1, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 64, description="for drawing the same answer again")
+    stop: tuple[StopString, ...] = Field(default=(), max_length=4, description="the answer ends before any of these")
+
+
+class InferenceError(Message):
+    """Why there is no answer, or no more of it."""
+
+    code: Refusal = Field(
+        description="overloaded, loading, timeout: ask again later; bad_request, too_long: ask otherwise; "
+        "stopped: the node is shutting down; fault: see its log"
+    )
+    reason: Sentence
+
+
+class InferenceAnswer(Message):
+    """An answer, or one piece of it; always with what made it."""
+
+    index: Count = Field(description="number of this message within the answer, from 0")
+    last: bool = Field(description="no more of this answer comes")
+    text: str = Field(description="the whole text, or the next piece of it")
+    base_model: Sha256
+    epoch: Count | None = Field(default=None, description="of the adapter that made the answer")
+    version: Version | None = Field(default=None, description="the adapter's; none for the base model alone")
+    digest: Sha256 | None = Field(default=None, description="the adapter's")
+    finish: Literal["stop", "length"] | None = Field(
+        default=None, description="with the last: whether it came to its end or to max_tokens"
+    )
+    prompt_tokens: Count | None = Field(default=None, description="with the last: of the conversation")
+    tokens: Count | None = Field(default=None, description="with the last: of the answer")
+    error: InferenceError | None = Field(default=None, description="with the last: why it is not whole")
 
 
 def join_body(manifest: bytes, body: bytes) -> bytes:

@@ -15,6 +15,8 @@ from schemas.messages import (
     CoordinatorState,
     GlobalManifest,
     GlobalPointer,
+    InferenceAnswer,
+    InferenceRequest,
     InvalidMessage,
     Message,
     NodeFigures,
@@ -34,6 +36,8 @@ from schemas.topics import (
     GlobalHead,
     GlobalManifestOf,
     GlobalRelease,
+    InferenceAnswerFor,
+    InferenceRequestTo,
     NodeFiguresOf,
     NodeMetricsOf,
     NodeStateOf,
@@ -53,6 +57,8 @@ MODELS: dict[type[Address], type[Message]] = {
     NodeMetricsOf: NodeMetrics,
     NodeFiguresOf: NodeFigures,
     CoordinatorStateOf: CoordinatorState,
+    InferenceRequestTo: InferenceRequest,
+    InferenceAnswerFor: InferenceAnswer,
 }
 OTHER = "other"  # the kind of what is on no topic of ours
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 ROOT = "alignfed/v1"
 DAY_S = 24 * 3600
+MAX_ANSWER_TOPIC = 256
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", description="letters, digits, '_', '.', '-'; at most 64")]
@@ -21,6 +22,7 @@ Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", description="letters, d
 _FIELD_PATTERNS = {
     "federation": NAME_PATTERN,
     "node": NAME_PATTERN,
+    "device": NAME_PATTERN,
     "update_id": r"[0-9a-f]{32}",
     "version": r"0|[1-9][0-9]{0,8}",
     "index": r"0|[1-9][0-9]{0,4}",
@@ -147,6 +149,23 @@ class CoordinatorStateOf:
     spec: ClassVar = TopicSpec("coordinator/state", "coordinator", "CoordinatorState", retain=True)
 
 
+@dataclass(frozen=True)
+class InferenceRequestTo:
+    """What devices ask a node that serves; the answers go to the request's response topic."""
+
+    node: str
+    spec: ClassVar = TopicSpec("infer/{node}", "device", "InferenceRequest", expiry_s=60)
+
+
+@dataclass(frozen=True)
+class InferenceAnswerFor:
+    """A node's answers to one device, for devices that have no topic of their own."""
+
+    node: str
+    device: str
+    spec: ClassVar = TopicSpec("answer/{node}/{device}", "node", "InferenceAnswer", expiry_s=60)
+
+
 Address = (
     GlobalHead
     | GlobalRelease
@@ -160,6 +179,8 @@ Address = (
     | NodeMetricsOf
     | NodeFiguresOf
     | CoordinatorStateOf
+    | InferenceRequestTo
+    | InferenceAnswerFor
 )
 ADDRESSES: tuple[type[Address], ...] = (
     GlobalHead,
@@ -174,6 +195,8 @@ ADDRESSES: tuple[type[Address], ...] = (
     NodeMetricsOf,
     NodeFiguresOf,
     CoordinatorStateOf,
+    InferenceRequestTo,
+    InferenceAnswerFor,
 )
 
 
@@ -212,6 +235,18 @@ def parse(federation: str, topic: str) -> Address | None:
         if found := pattern.fullmatch(topic):
             return kind(**{name: _typed(name, text) for name, text in found.groupdict().items()})
     return None
+
+
+def may_answer_on(federation: str, node: str, topic: str) -> bool:
+    """Whether a node may answer a stranger's request on this topic.
+
+    A node publishes with its own rights, and whoever asks it must not borrow them: below our root it answers on its own
+    answer topics only, and never on a broker's own topics. What lies outside is the broker's to allow.
+    """
+    if topic.partition("/")[0] == ROOT.partition("/")[0]:
+        address = parse(federation, topic)
+        return isinstance(address, InferenceAnswerFor) and address.node == node
+    return 0 < len(topic) <= MAX_ANSWER_TOPIC and topic.isprintable() and not re.search(r"^\$|[+#]", topic)
 
 
 def _checked(values: Mapping[str, str | int]) -> dict[str, str]:

@@ -11,10 +11,14 @@ from schemas.adapter import LoraConfig
 from schemas.messages import (
     AnchorReport,
     Body,
+    ChatTurn,
     CoordinatorState,
     GlobalManifest,
     GlobalPointer,
     GroupReport,
+    InferenceAnswer,
+    InferenceError,
+    InferenceRequest,
     Message,
     NodeMetrics,
     NodeState,
@@ -36,7 +40,25 @@ INPUT = VersionInput(node="a", update_id=ID, base_version=1, examples=2, weight=
 GROUP = GroupReport(base_version=1, updates=2, cosine=-0.5, residual_before=1.5, residual_after=0.5, seconds=1.5)
 ANCHOR = AnchorReport(base_version=1, weight=0.25, loss_before=2.5, loss_after=1.5, seconds=2.5)
 RELEASE = ReleaseReport(version=1, variant="average", judged=2, candidate=1.5, before=1.25, seconds=0.5)
+TURN = ChatTurn(role="user", content="turn on the lamp")
+ERROR = InferenceError(code="timeout", reason="took too long")
 MESSAGES: list[Message] = [
+    TURN,
+    ERROR,
+    InferenceRequest(messages=(TURN,), stream=True, max_tokens=8, temperature=0.5, top_p=0.9, seed=1, stop=("}",)),
+    InferenceAnswer(
+        index=1,
+        last=True,
+        text="on",
+        base_model=SHA,
+        epoch=1,
+        version=2,
+        digest=SHA,
+        finish="stop",
+        prompt_tokens=3,
+        tokens=4,
+        error=ERROR,
+    ),
     BODY,
     INPUT,
     GROUP,

@@ -17,12 +17,15 @@ from schemas.topics import (
     GlobalHead,
     GlobalManifestOf,
     GlobalRelease,
+    InferenceAnswerFor,
+    InferenceRequestTo,
     NodeFiguresOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
     UpdateChunk,
     UpdateManifestOf,
+    may_answer_on,
     parse,
     route,
     topic_filter,
@@ -31,6 +34,7 @@ from schemas.topics import (
 NAMES = st.from_regex(NAME_PATTERN, fullmatch=True)
 FIELDS: dict[str, st.SearchStrategy[str | int]] = {
     "node": NAMES,
+    "device": NAMES,
     "update_id": st.from_regex(r"[0-9a-f]{32}", fullmatch=True),
     "version": st.integers(0, 10**9 - 1),
     "index": st.integers(0, MAX_CHUNKS - 1),
@@ -177,6 +181,8 @@ def test_a_topic_that_is_not_quite_ours_means_nothing(topic: str) -> None:
         NodeStateOf("a\n"),
         NodeStateOf(".."),
         NodeMetricsOf("é"),
+        InferenceRequestTo("+"),
+        InferenceAnswerFor("kitchen", "a/b"),
         ReceiptFor("a" * 65),
         UpdateManifestOf("a", "xyz"),
         UpdateChunk("a", ID, -1),
@@ -204,6 +210,54 @@ def test_a_filter_fixed_to_nonsense_is_a_bad_call_not_a_wide_subscription() -> N
         topic_filter("home", ReceiptFor, node="#")
     with pytest.raises(ValueError, match="has no field nod; it has node"):
         topic_filter("home", ReceiptFor, nod="a")
+
+
+# --- where a node answers strangers ---
+
+
+@given(NAMES, ANY_ADDRESS)
+def test_of_all_our_topics_a_node_answers_only_on_its_own_answer_topics(federation: str, address: Address) -> None:
+    own = isinstance(address, InferenceAnswerFor) and address.node == "kitchen"
+    assert may_answer_on(federation, "kitchen", route(federation, address).topic) is own
+
+
+@given(NAMES, NAMES)
+def test_a_node_answers_each_device_below_its_own_name(node: str, device: str) -> None:
+    topic = route("home", InferenceAnswerFor(node, device)).topic
+    assert may_answer_on("home", node, topic)
+    assert not may_answer_on("away", node, topic) and not may_answer_on("home", node + "x", topic)
+
+
+@given(st.lists(LEVELS, max_size=9).map("/".join))
+def test_below_our_root_nothing_else_is_answered_on_whatever_it_looks_like(rest: str) -> None:
+    topic = f"alignfed/{rest}"
+    assert not may_answer_on("home", "kitchen", topic) or parse("home", topic) == InferenceAnswerFor(
+        "kitchen", topic.rpartition("/")[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("topic", "allowed"),
+    [
+        ("shop/lamp/said", True),
+        ("lampe/küche", True),
+        ("/alignfed/v1/home/global/head", True),  # another topic than ours
+        ("alignfed", False),
+        ("alignfed/", False),
+        ("", False),
+        ("$SYS/broker/version", False),
+        ("$share/group/shop/lamp", False),
+        ("shop/+/said", False),
+        ("shop/#", False),
+        ("shop/\nlamp", False),
+        ("shop/\0", False),
+        ("shop/\ud800", False),
+        ("a" * 256, True),
+        ("a" * 257, False),
+    ],
+)
+def test_outside_our_root_a_topic_is_the_brokers_to_allow_if_it_is_a_plain_one(topic: str, allowed: bool) -> None:
+    assert may_answer_on("home", "kitchen", topic) is allowed
 
 
 # --- the flags ---
