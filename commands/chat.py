@@ -4,11 +4,14 @@ import http.client
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import FAILED, USAGE, ending, fail
+from commands.console import FAILED, USAGE, Broker, Config, Federation, configuration, ending, fail
+
+if TYPE_CHECKING:
+    from commands.chat_mqtt import Device
 
 app = typer.Typer()
 
@@ -16,24 +19,52 @@ CONNECT_TIMEOUT_S = 120.0
 
 
 @app.command(
-    epilog=ending("alignfed chat --node-url http://127.0.0.1:8000", "1  the node does not answer", "130  interrupted")
+    epilog=ending(
+        "alignfed chat --node-url http://127.0.0.1:8000\n  alignfed chat --mqtt kitchen --broker gateway.local:1883",
+        "1  the node does not answer",
+        "130  interrupted",
+    )
 )
 def chat(
-    node_url: Annotated[str, typer.Option(metavar="URL", help="Where a node answers, its --http address.")],
+    node_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where a node answers over HTTP, its --http address.")
+    ] = None,
+    mqtt: Annotated[str | None, typer.Option("--mqtt", metavar="NODE", help="Node to ask over MQTT instead.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Ask once, then end.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, max=4096, help="Longest answer.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = 0.0,
+    config: Config = None,
+    broker: Broker = None,
+    federation: Federation = None,
 ) -> None:
-    """Talk to a node.
+    """Talk to a node, over HTTP or MQTT.
 
     Every line is a new question: nodes learn commands, not conversations. Answers stream, and each shows the adapter
-    version that made it. Ends with an empty line or Ctrl-D.
+    version that made it. Ends with an empty line or Ctrl-D. --config, --broker and --federation are for --mqtt.
     """
+    questions = [prompt] if prompt is not None else _lines()
     fields = {"model": "base" if base else "alignfed", "temperature": temperature, "max_tokens": max_tokens}
-    address = _address(node_url)
-    for question in [prompt] if prompt is not None else _lines():
-        _ask(address, question, {name: value for name, value in fields.items() if value is not None})
+    given = {name: value for name, value in fields.items() if value is not None}
+    if (node_url is None) == (mqtt is None):
+        fail("name the node by --node-url http://HOST:PORT, or by --mqtt NODE", USAGE)
+    if node_url is not None:
+        address = _address(node_url)
+        for question in questions:
+            _ask(address, question, given)
+        return
+    assert mqtt is not None
+    settings = configuration(config, federation, broker)
+    from commands.chat_mqtt import Unanswered, device_for
+
+    try:
+        with device_for(settings.broker, settings.federation, mqtt) as device:
+            for question in questions:
+                _ask_over_mqtt(device, question, given)
+    except Unanswered as fault:
+        fail(str(fault), FAILED)
+    except ValueError as fault:
+        fail(str(fault), USAGE)
 
 
 def _lines() -> Iterator[str]:
@@ -65,6 +96,22 @@ def _ask(address: tuple[str, int], question: str, fields: dict[str, Any]) -> Non
         fail(f"the node at {host}:{port} does not answer: {fault}. Was it started with --http?", FAILED)
     finally:
         connection.close()
+
+
+def _ask_over_mqtt(device: "Device", question: str, fields: dict[str, Any]) -> None:
+    """The same over MQTT."""
+    from schemas.messages import ChatTurn, InferenceRequest
+
+    request = InferenceRequest(messages=(ChatTurn(role="user", content=question),), stream=True, **fields)
+    for part in device.ask(request):
+        print(part.text, end="", flush=True)
+        if part.error is not None:
+            print(end="\n" if part.index else "", flush=True)
+            fail(f"{'the answer broke off' if part.index else 'the node refused'}: {part.error.reason}", FAILED)
+        if part.last:
+            version = "none" if part.version is None else part.version
+            print(flush=True)
+            print(f"  adapter version {version}", file=sys.stderr, flush=True)
 
 
 def _texts(response: http.client.HTTPResponse) -> Iterator[str]:
