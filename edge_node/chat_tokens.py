@@ -8,15 +8,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from base_model.wheel import BaseModelError
 from edge_node.memory import give_back_memory
+
+if TYPE_CHECKING:  # a node without a model needs none of their memory
+    from jinja2 import Template
+    from tokenizers import Tokenizer
 
 Turn = dict[str, str]
 """One message: its `role` and its `content`."""
@@ -58,12 +57,16 @@ class ChatTokens:
         return until_stop(self._pieces(tokens), stop_strings)
 
     def _pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        from tokenizers.decoders import DecodeStream
+
         stream = DecodeStream(skip_special_tokens=True)
         for token in tokens:
             if piece := stream.step(self._tokenizer, token):  # nothing while a character lacks bytes
                 yield piece
 
     def _templated(self, turns: Sequence[Turn]) -> list[int]:
+        from jinja2 import TemplateError
+
         assert self._template is not None
         try:
             text = self._template.render(messages=turns, add_generation_prompt=True, **self._special)
@@ -103,7 +106,9 @@ def _begun(text: str, stop: str) -> int:
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _tokenizer(folder: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise BaseModelError(
@@ -115,7 +120,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _template(folder: Path, settings: dict[str, Any]) -> Template | None:
+def _template(folder: Path, settings: dict[str, Any]) -> "Template | None":
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
     if isinstance(source, list):  # several, by name
@@ -135,6 +143,8 @@ def _template(folder: Path, settings: dict[str, Any]) -> Template | None:
 
 
 def _raise(reason: str) -> NoReturn:
+    from jinja2 import TemplateError
+
     raise TemplateError(reason)
 
 

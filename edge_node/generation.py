@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_node.inference import AdapterSlot
 from edge_node.session import PIECE, Past, Session
+
+if TYPE_CHECKING:
+    from numpy.random import Generator  # megabytes that a node which always gives the likeliest answer never loads
 
 CANDIDATES = 64  # looked at first for the likeliest tokens; doubled until they hold enough probability
 
@@ -43,7 +47,7 @@ def generate(
     prompt, or one that leaves no room for the answer in the model's context, raises ValueError.
     """
     _check(session, prompt, sampling)
-    random = np.random.default_rng(sampling.seed)
+    random = np.random.default_rng(sampling.seed) if sampling.temperature else None
     logits, past = _read(session, slot, prompt, is_cancelled)
     for count in range(1, sampling.max_tokens + 1):
         token = _choose(logits, sampling, random)
@@ -85,8 +89,8 @@ def _forward(
     return logits[0], past
 
 
-def _choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
-    if sampling.temperature == 0:
+def _choose(logits: NDArray[np.float32], sampling: Sampling, random: "Generator | None") -> int:
+    if random is None:
         return int(logits.argmax())
     scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
     probabilities = np.exp(scaled)

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf, RuntimeException
 
+from edge_node.adapter_file import ONNX_FAULTS, DamagedAdapterFile, Factor, load_factors, write_factors
 from edge_node.architecture import factor_names
 from edge_node.session import Session
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 
 SHARED_MEMORY = Path("/dev/shm")
 DRY_RUN_TOKEN = 0
-ONNX_FAULTS = (Fail, InvalidArgument, InvalidProtobuf, RuntimeException, RuntimeError)
 
 
 class AdapterRefused(ValueError):
@@ -74,9 +71,13 @@ class Inference:
         """
         factors = _factors(adapter)
         self._check(factors)
+        _check_values(adapter, factors)
         with _scratch_file() as path:
             write_factors(factors, path)
-            slot = AdapterSlot(version, digest, *load_factors(path))
+            try:
+                slot = AdapterSlot(version, digest, *load_factors(path))
+            except DamagedAdapterFile as fault:
+                raise AdapterRefused(str(fault)) from fault
         self._try(slot)
         return slot
 
@@ -104,21 +105,19 @@ class Inference:
             (self._current,), self._before = self._before, ()
             return self._current
 
-    def _check(self, factors: dict[str, NDArray[np.float32]]) -> None:
-        for name, values in factors.items():
+    def _check(self, factors: dict[str, Factor]) -> None:
+        for name, (values, _) in factors.items():
             expected = self.session.factor_shapes.get(name)
             if expected is None:
                 raise AdapterRefused(f"the served model takes no factor {name}")
             if any(size not in (None, found) for size, found in zip(expected, values.shape, strict=True)):
                 raise AdapterRefused(f"{name} has shape {values.shape}, and the served model takes {expected}")
-            if not np.isfinite(values).all():
-                raise AdapterRefused(f"{name} holds values that are not finite")
         for module in sorted({name.rpartition(".")[0] for name in factors}):
             a, b = (factors.get(name) for name in factor_names(module))
             if a is None or b is None:
                 raise AdapterRefused(f"{module} has only one of its two factors")
-            if a.shape[1] != b.shape[0]:
-                raise AdapterRefused(f"{module} has factors of ranks {a.shape[1]} and {b.shape[0]}")
+            if a.values.shape[1] != b.values.shape[0]:
+                raise AdapterRefused(f"{module} has factors of ranks {a.values.shape[1]} and {b.values.shape[0]}")
 
     def _try(self, slot: AdapterSlot) -> None:
         try:
@@ -129,41 +128,27 @@ class Inference:
             raise AdapterRefused("with it the model's answers are not finite")
 
 
-def write_factors(factors: dict[str, NDArray[np.float32]], path: Path) -> None:
-    """Write factors as ONNX Runtime's adapter file; an existing file is replaced in one step, never written into."""
-    half = path.with_name(f"{path.name}.half")
-    file = onnxruntime.AdapterFormat()
-    file.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in factors.items()})
-    file.export_adapter(str(half.resolve()))
-    half.replace(path)
+def _check_values(adapter: Adapter, factors: dict[str, Factor]) -> None:
+    """Refuse numbers that are not finite, or are not once they are scaled."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # all at once, for finite numbers are what is to be expected; NaN is the largest wherever there is one
+        largest = max(adapter.values.max(), -adapter.values.min())
+        if np.isfinite(largest * np.float32(max(factor.scale for factor in factors.values()))):
+            return
+        for name, (values, scale) in factors.items():
+            if not np.isfinite(values * np.float32(scale)).all():
+                raise AdapterRefused(f"{name} holds values that are not finite")
 
 
-def load_factors(path: Path) -> tuple[Any, Any]:
-    """A LoraAdapter mapped from the file and the RunOptions that put it to use; hold both or neither.
-
-    A file that is damaged in its structure raises AdapterRefused; its numbers have no checksum.
-    """
-    adapter = onnxruntime.LoraAdapter()
-    try:
-        adapter.Load(str(path.resolve()))
-    except ONNX_FAULTS as fault:
-        raise AdapterRefused(f"ONNX Runtime cannot load it: {fault}") from fault
-    options = onnxruntime.RunOptions()
-    options.add_active_adapter(adapter)
-    return adapter, options
-
-
-def _factors(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """The adapter as the graph takes it: transposed, and with alpha / rank in B."""
+def _factors(adapter: Adapter) -> dict[str, Factor]:
+    """The adapter as the graph takes it: transposed, and with alpha / rank in B. Nothing is copied."""
     lora = adapter.layout.lora
-    scale = np.float32(lora.alpha / lora.rank)
     factors = {}
     for name, values in adapter.tensors().items():
         if name.endswith(A_SUFFIX):
-            factors[factor_names(_module(name, A_SUFFIX))[0]] = np.ascontiguousarray(values.T)
+            factors[factor_names(_module(name, A_SUFFIX))[0]] = Factor(values.T)
         elif name.endswith(B_SUFFIX):
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused afterwards
-                factors[factor_names(_module(name, B_SUFFIX))[1]] = np.ascontiguousarray(values.T * scale)
+            factors[factor_names(_module(name, B_SUFFIX))[1]] = Factor(values.T, lora.alpha / lora.rank)
         else:
             raise AdapterRefused(f"{name} is not a LoRA factor")
     return factors

@@ -137,8 +137,9 @@ def _take_up(state: EdgeState, pointer: GlobalPointer, body: bytes) -> tuple[Edg
         adapter = decode(body, state.layout, "safetensors")
     except CodecError as fault:
         return _refuse(state, pointer, fault)
-    # the fetch ends when pursue finds that nothing more is wanted
-    return replace(state, served=pointer), (KeepRelease(pointer, body), ServeAdapter(pointer, adapter))
+    # the fetch ends when pursue finds that nothing more is wanted. Served first: it is loaded while the disk is busy,
+    # and a node that dies in between has the version before on its disk, and this one from the broker again
+    return replace(state, served=pointer), (ServeAdapter(pointer, adapter), KeepRelease(pointer, body))
 
 
 def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:

@@ -18,7 +18,6 @@ from base_model.wheel import BaseModelError
 from edge_node.answering import Answering
 from edge_node.chat_tokens import ChatTokens
 from edge_node.export import ServedModel, export, prepack, usual_precision
-from edge_node.http import HttpServer, application
 from edge_node.inference import AdapterRefused, Inference, ServedVersion
 from edge_node.memory import share_one_heap
 from edge_node.metrics import Metrics
@@ -98,6 +97,8 @@ class Serving:
 
     @contextmanager
     def _answering_http(self, address: str, inference: Inference, answering: Answering) -> Iterator[None]:
+        from edge_node.http import HttpServer, application  # not needed to answer over MQTT
+
         counts = self._mqtt.counts if self._mqtt is not None else None
         app = application(inference, answering, self._resolved, self._settings.max_tokens, self._routes, counts)
         try:

@@ -8,12 +8,15 @@ it is float64, rounded once at the end. Nothing here knows a strategy or a model
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter, Layout
+
+if TYPE_CHECKING:
+    from numpy.random import Generator  # megabytes that an idle node never loads
 
 Matrix = NDArray[np.floating[Any]]  # float64 throughout
 Update = tuple[Adapter, Adapter, float]  # the adapter that a node started from, its delta, the weight
@@ -199,7 +202,7 @@ def _row_basis(rows: Matrix) -> Matrix:
     return basis
 
 
-def _padded(product: Product, rank: int, generator: np.random.Generator) -> Product:
+def _padded(product: Product, rank: int, generator: "Generator") -> Product:
     (out_features, present), in_features = product.left.shape, product.right.shape[1]
     bound = 1 / math.sqrt(in_features)
     rows = generator.uniform(-bound, bound, (rank - present, in_features))
