@@ -238,7 +238,7 @@ def spread(values: list[float]) -> Result:
 
 
 def memory(served: ServedModel, adapter: Adapter) -> Result:
-    """What a process that only serves this adapter needs, in MiB, and how long it takes to load."""
+    """What a process that only serves this adapter needs, in MB, and how long it takes to load."""
     with tempfile.TemporaryDirectory() as folder:
         body, layout = Path(folder) / "adapter.safetensors", Path(folder) / "layout.json"
         body.write_bytes(adapter.to_safetensors())
@@ -253,15 +253,16 @@ def bars(shapes: Result) -> list[Result]:
     """What must hold, and whether it does."""
     found = []
     for shape, one in shapes.items():
-        memory_mb, swaps = one["memory"]["prepacked"]["serving"], one["swaps"]
+        stages, swaps = one["memory"]["prepacked"], one["swaps"]
         for what, value, most in (
             ("|NLL served - NLL torch|", abs(one["nll"]["adapter"]["difference"]), 0.01),
             ("requests dropped", swaps["dropped"], 0),
             ("requests mixed", swaps["mixed"], 0),
             ("switch, ms, median", swaps["switch_ms"]["median"], 1),
             ("verified to serving, ms, median", swaps["verified_to_serving_ms"]["median"], 100),
-            ("RSS of serving, MiB", memory_mb["rss"], 320),
-            ("anonymous memory of serving, MiB", memory_mb["anonymous"], 80),
+            ("RSS of serving, MB", stages["serving"]["rss"], 320),
+            ("anonymous memory of serving, MB", stages["serving"]["anonymous"], 80),
+            ("RSS of an idle process without a model, MB", stages["idle"]["rss"], 80),
         ):
             found.append({"shape": shape, "what": what, "found": value, "bar": f"<= {most}", "held": value <= most})
         ratio = one["speed"]["decode_ratio"]

@@ -24,18 +24,18 @@ Memory = dict[str, float]
 
 
 def main() -> None:
-    """Load, take up an adapter, answer; print memory in MiB after each."""
+    """Load, take up an adapter, answer; print memory in MB after each."""
     graph, folder, body, layout = map(Path, sys.argv[1:])
     share_one_heap()
-    stages = {"idle": mebibytes()}
+    stages = {"idle": megabytes()}
     begun, processor = time.monotonic(), time.process_time()
     chat = ChatTokens(folder)
     session = Session(ServedModel(ResolvedModel("", folder, ""), "q41x", graph))
     load = {"wall_s": time.monotonic() - begun, "cpu_s": time.process_time() - processor}
-    stages["loaded"] = mebibytes()
+    stages["loaded"] = megabytes()
     inference = Inference(session)
     take_up(inference, layout, body)
-    stages["adapter"] = mebibytes()
+    stages["adapter"] = megabytes()
     turn = [{"role": "user", "content": "turn on the lamp in the kitchen " * 16}]
     stages["answering"], stages["serving"] = answered(inference, chat, turn)
     assert "torch" not in sys.modules
@@ -55,9 +55,9 @@ def answered(inference: Inference, chat: ChatTokens, turns: list[Turn]) -> tuple
         streams = [connection.getresponse() for connection in connections]
         lines = [line for stream in streams for line in iter(stream.readline, b"")][-1:]
         assert lines, "there was no answer"
-    during = mebibytes()
+    during = megabytes()
     time.sleep(1)  # the answering threads give back what they needed
-    after = mebibytes()
+    after = megabytes()
     answering.stop()
     server.stop()
     return during, after
@@ -69,12 +69,12 @@ def take_up(inference: Inference, layout: Path, body: Path) -> None:
     inference.swap(inference.prepare(adapter, ServedVersion(1, 1), adapter.digest))
 
 
-def mebibytes() -> Memory:
-    """Resident and anonymous memory now, and the highest resident so far."""
+def megabytes() -> Memory:
+    """Resident and anonymous memory now, and the highest resident so far, in millions of bytes."""
     rollup = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return {
-        name: round(int(text.split(f"\n{key}:")[1].split()[0]) / 1024, 1)
+        name: round(int(text.split(f"\n{key}:")[1].split()[0]) * 1024 / 1e6, 1)
         for name, key, text in (
             ("rss", "Rss", rollup),
             ("anonymous", "Anonymous", rollup),
