@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from examples.smart_home.answers import by_version, version_name
 from examples.smart_home.outcome import Report
 from simulation.comparison.drawing import for_the_page
 
@@ -163,6 +164,28 @@ def model_time(report: Report) -> str:
         axes.set_xlabel("version")
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter("{x:g} s")
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+
+    return _svg(4.6, 3.0, draw)
+
+
+def answers_by_version(report: Report) -> str:
+    """Share of the answers given during the run that were right, for each version that gave some."""
+
+    def draw(axes: Axes) -> None:
+        rows = by_version(report.interview.answers)
+        places = list(range(len(rows)))
+        axes.bar(places, [100 * row.right_intent for row in rows], width=0.72, color=ACCENT, alpha=0.3)
+        exact = axes.bar(places, [100 * row.exact for row in rows], width=0.72, color=ACCENT)
+        axes.bar_label(
+            exact, labels=[f"{100 * row.exact:.0f}" if row.exact else "" for row in rows], padding=3, color=INK
+        )
+        axes.set_xticks(places, [version_name(row.version) for row in rows])
+        axes.set_xlim(-0.6, max(len(rows), 4) - 0.4)
+        axes.set_ylim(0, 108)
+        axes.set_yticks([0, 50, 100], ["0", "50", "100 %"])
+        axes.set_xlabel("version that answered")
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from examples.smart_home.answers import by_version
 from examples.smart_home.live import ACCENT
 from examples.smart_home.outcome import Report
 from examples.smart_home.stages import LABEL_WIDTH
@@ -93,10 +94,21 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "wire", f"{megabytes(wire.bytes)} for {wire.updates} updates; {megabytes(wire.bytes_fp32)} as fp32{less}"
     if report.is_weighed:
         yield "served", _decisions(report)
+    yield "answers", _answers(report)
     yield "time", duration(report.seconds)
     yield "memory", f"{report.peak_rss_mb:,.0f} MB at the peak, all processes together ({report.peak_memory_is})"
     yield "report", str(report.folder / "report.html")
     yield "adapter", f"{report.folder / 'adapter'}  (for PeftModel.from_pretrained)"
+
+
+def _answers(report: Report) -> str:
+    """What the serving home answered during the run."""
+    told = by_version(report.interview.answers)
+    if not told:
+        return f"{report.interview.node} answered nothing in so short a run"
+    count, lost = len(report.interview.answers), report.interview.unanswered
+    right = f"exact {percent(told[0].exact)} by the first version that answered, {percent(told[-1].exact)} by the last"
+    return f"{count} over MQTT by {report.interview.node} while it learned, {lost} unanswered; {right}"
 
 
 def _decisions(report: Report) -> str:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from base_model.examples import Example
 from base_model.layout import initial_adapter, layout_of
 from base_model.peft_folder import save_peft
 from base_model.settings import BaseModelSettings
@@ -27,12 +28,14 @@ from coordinator.journal import read_updates, read_versions
 from coordinator.registry import Registry, RegistryError
 from coordinator.strategies import AlignFedLiteral
 from examples.smart_home.closing import show_closing
-from examples.smart_home.federation import Ran, Stalled, federate
+from examples.smart_home.federation import FEDERATION, Ran, Stalled, federate, serving_node
 from examples.smart_home.fleet import ProcessFailed
 from examples.smart_home.memory import PeakMemory
 from examples.smart_home.outcome import (
     BaseModelFacts,
     HeldOut,
+    Interview,
+    LiveAnswer,
     NodeFacts,
     Report,
     Sample,
@@ -143,6 +146,7 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
         losses=learned.losses,
         updates=update_outcomes(updates, trained, versions[0].published_at),
         samples=learned.samples,
+        interview=_interview(plan, learned.ran, versions[0].published_at),
         restarts=dict(learned.ran.restarts),
         late=count_of(updates, "stale"),
         rejected=count_of(updates, "rejected"),
@@ -160,7 +164,7 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
 
     layout = layout_of(resolved, plan.recipe.lora)
     before, before_score = question("before", model, initial_adapter(layout, plan.seed), data.held_out, console)
-    broker, ran = _federate(plan, base_model, place, console)
+    broker, ran = _federate(plan, base_model, place, data.held_out[: plan.recipe.asked_examples], console)
     registry = Registry(place.adapters)
     served = served_adapter(registry, layout, registry.release())
     save_peft(served, place.root / "adapter", str(resolved.path))
@@ -177,13 +181,18 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
     )
 
 
-def _federate(plan: Plan, base_model: BaseModelSettings, place: Workplace, console: Console) -> tuple[str, Ran]:
+def _federate(
+    plan: Plan, base_model: BaseModelSettings, place: Workplace, questions: Sequence[Example], console: Console
+) -> tuple[str, Ran]:
     with EmbeddedBroker("auto", place.broker) as broker:
         line(console, "broker", f"{broker.kind} on {broker.settings.address}, MQTT 5")
         for limit in broker.limits:
             line(console, "", limit)
+        node = serving_node(plan)
+        chat = f"alignfed chat --mqtt {node} --broker {broker.settings.address} --federation {FEDERATION}"
+        line(console, "serving", f"{node} answers while it learns: {chat}")
         console.print()
-        ran = federate(plan, place, base_model, broker, console)
+        ran = federate(plan, place, base_model, broker, questions, console)
         console.print()
         return broker.kind, ran
 
@@ -198,6 +207,21 @@ def _node_facts(plan: Plan, data: Data, ran: Ran) -> list[NodeFacts]:
         )
         for node in plan.nodes
     ]
+
+
+def _interview(plan: Plan, ran: Ran, start: datetime) -> Interview:
+    answers = tuple(
+        LiveAnswer(
+            version=heard.version,
+            prompt=heard.example.prompt,
+            expected=heard.example.completion,
+            answer=heard.text.strip(),
+            asked=heard.asked_at_ns / 1e9 - start.timestamp(),
+            waited=heard.waited_s,
+        )
+        for heard in ran.heard
+    )
+    return Interview(node=serving_node(plan), answers=answers, unanswered=ran.unanswered)
 
 
 def _command(plan: Plan, options: DemoOptions) -> str:

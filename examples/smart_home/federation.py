@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
 from rich.console import Console
 
+from base_model.examples import Example
 from base_model.settings import BaseModelSettings
 from broker.client import Client
 from broker.embedded import BrokerFailed, EmbeddedBroker
@@ -20,9 +21,10 @@ from broker.events import Message
 from broker.settings import BrokerSettings
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from edge_node.data_settings import LocalDataSettings
-from edge_node.settings import EdgeSettings
+from edge_node.settings import EdgeSettings, ServingSettings
 from examples.smart_home.fleet import MAX_RESTARTS, Fleet, Program, Restart
 from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe
+from examples.smart_home.interview import Heard, Interviewer
 from examples.smart_home.live import Setting, Show, shown
 from examples.smart_home.plan import NodePlan, Plan
 from examples.smart_home.workplace import Workplace, write_config
@@ -41,17 +43,30 @@ class Stalled(RuntimeError):
 
 @dataclass(frozen=True)
 class Ran:
-    """What was seen from start to end, and which processes had to be started again."""
+    """What was seen from start to end, which processes had to be started again, and what a home answered meanwhile."""
 
     view: FleetView
     restarts: Mapping[str, int]
+    heard: Sequence[Heard]
+    unanswered: int
+
+
+def serving_node(plan: Plan) -> str:
+    """The home that answers during the run: the first that is there from the beginning."""
+    return next(node.name for node in plan.nodes if node.joins_at is None)
 
 
 def federate(
-    plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: EmbeddedBroker, console: Console
+    plan: Plan,
+    place: Workplace,
+    base_model: BaseModelSettings,
+    broker: EmbeddedBroker,
+    questions: Sequence[Example],
+    console: Console,
 ) -> Ran:
     """Run the federation until its final version is out, then stop every process.
 
+    One home answers all the while, and is asked these questions again and again.
     Raises BrokerFailed, NetworkThreadDied, ProcessFailed or Stalled; no process is left in any case.
     """
     _write_configs(plan, place, base_model, broker.settings)
@@ -62,6 +77,7 @@ def federate(
         Fleet(_environment()) as fleet,
         Client(broker.settings, f"{FEDERATION}-bystander", subscriptions=filters, clean_start=True) as client,
         shown(console, setting, first) as show,
+        Interviewer(broker.settings, FEDERATION, serving_node(plan), questions, plan.recipe.ask_every_s) as interviewer,
     ):
         site = _Site(plan, place, broker, fleet, console)
         try:
@@ -69,7 +85,7 @@ def federate(
         except KeyboardInterrupt:
             console.print("stopping the processes; once more to kill them", style="yellow", highlight=False)
             raise
-        return Ran(view, dict(site.restarts))
+        return Ran(view, dict(site.restarts), *interviewer.result())
 
 
 @dataclass(frozen=True)
@@ -171,6 +187,7 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
             training=recipe.training,
             # commands of other homes measure the demo, so that each home learns from all it has
             local_data=LocalDataSettings(held_out=0),
+            serving=ServingSettings(mqtt=node.name == serving_node(plan)),
         )
         write_config(place.config(node.name), FEDERATION, shared | {"edge": edge})
 

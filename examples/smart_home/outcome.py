@@ -124,6 +124,25 @@ class Sample(Value):
     after: str
 
 
+class LiveAnswer(Value):
+    """What a home answered to a held-out command while it learned."""
+
+    version: int | None = Field(description="of the adapter that made the answer; none for the base model alone")
+    prompt: str
+    expected: str
+    answer: str
+    asked: float = Field(description="seconds after the first version")
+    waited: float = Field(description="seconds until the answer was whole")
+
+
+class Interview(Value):
+    """The held-out commands that a home was asked over MQTT during the run."""
+
+    node: str
+    answers: tuple[LiveAnswer, ...]
+    unanswered: int = Field(description="questions without an answer since the first that had one")
+
+
 class BaseModelFacts(Value):
     """Which frozen model was adapted, and how large the adapter is."""
 
@@ -154,6 +173,7 @@ class Report(Value):
     losses: tuple[VersionLoss, ...]
     updates: tuple[UpdateOutcome, ...]
     samples: tuple[Sample, ...]
+    interview: Interview = Field(description="what a home answered while it learned")
     restarts: dict[str, int] = Field(description="processes that had to be started again, and how often")
     late: int = Field(description="updates that were too stale, or came after the last version")
     rejected: int = Field(description="updates that were rejected for what they were")

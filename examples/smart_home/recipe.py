@@ -36,6 +36,8 @@ class Recipe(BaseModel):
     gate_examples: int = Field(default=24, ge=1, description="its commands that decide what nodes serve")
     held_out_examples: int = Field(default=60, ge=1, description="commands that no home has")
     loss_examples: int = Field(default=16, ge=1, description="of them, for the loss of the versions between")
+    asked_examples: int = Field(default=8, ge=1, description="of them, that a home is asked while it learns")
+    ask_every_s: float = Field(default=2.0, gt=0, description="seconds from one such question to the next")
     slowdowns: tuple[float, ...] = Field(default=(1, 1.5, 3, 2), description="of four nodes; then they repeat")
 
 

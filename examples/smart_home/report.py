@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from base_model.settings import TrainingConfig
 from examples.smart_home import charts
+from examples.smart_home.answers import by_version, stories, version_name
 from examples.smart_home.outcome import Report, VersionOutcome
 from examples.smart_home.wording import duration, megabytes, percent, served_in_words, speed, verdict
 from schemas.messages import GroupReport
@@ -42,6 +43,9 @@ def render(report: Report) -> str:
         "loss": _loss,
         "served": served_in_words,
         "groups": _groups,
+        "by_version": by_version,
+        "stories": stories,
+        "version_name": version_name,
     }
     return environment.get_template("report.html.j2").render(report=report, charts=charts, facts=_facts(report))
 

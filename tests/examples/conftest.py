@@ -13,6 +13,8 @@ from examples.smart_home.outcome import (
     BaseModelFacts,
     HeldOut,
     HeldOutScore,
+    Interview,
+    LiveAnswer,
     NodeFacts,
     Report,
     Sample,
@@ -29,6 +31,7 @@ from schemas.messages import AnchorReport, Body, GlobalManifest, GroupReport, Re
 from schemas.messages import Message as Payload
 
 FEDERATION = "home"
+LAMP = '{"intent":"TurnOn","name":"lamp"}'
 START = datetime(2026, 11, 22, 14, 3, 5, tzinfo=UTC)
 
 Send = Callable[[topics.Address, Payload | bytes], Message]
@@ -140,6 +143,20 @@ def report(tmp_path: Path) -> Report:
                 before="Sure! <b>Done</b>",
                 after='{"intent":"TurnOn","name":"lamp"}',
             ),
+        ),
+        interview=Interview(
+            node="home-1",
+            answers=tuple(
+                LiveAnswer(version=version, prompt=prompt, expected=LAMP, answer=answer, asked=1.0, waited=0.5)
+                for version, prompt, answer in (
+                    (None, "lights <on>", "Sure!"),
+                    (0, "turn on the lamp", "Sure!"),
+                    (0, "lights <on>", "Sure!"),
+                    (1, "turn on the lamp", '{"intent":"TurnOn","name":"<fan>"}'),
+                    (1, "lights <on>", LAMP),
+                )
+            ),
+            unanswered=2,
         ),
         restarts={"coordinator": 1},
         late=1,

@@ -39,6 +39,8 @@ recipe = Recipe(
     gate_examples=4,
     held_out_examples=4,
     loss_examples=2,
+    asked_examples=2,
+    ask_every_s=0.2,
 )
 base_model = BaseModelSettings(name=model, cache_dir=folder / "cache")
 sys.exit(run_demo(DemoOptions(2, 12, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
@@ -118,6 +120,11 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
     assert report["restarts"] == {"coordinator": 1}
     assert report["held_out"]["after"]["loss"] < report["held_out"]["before"]["loss"]
     assert 0 < report["wire"]["bytes"] < report["wire"]["bytes_fp32"]
+
+    interview = report["interview"]
+    assert interview["node"] == "home-1"
+    assert {answer["prompt"] for answer in interview["answers"]} <= prompts_of(run / "data" / "held_out.jsonl")
+    assert max(answer["version"] or 0 for answer in interview["answers"]) > 0  # it took up versions while it learned
 
     recorded = [version["digest"] for version in report["versions"]]
     assert [version.replayed for version in replay(Path(report["journal"]))] == recorded

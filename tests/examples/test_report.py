@@ -163,7 +163,7 @@ def test_the_page_shows_the_figures_and_escapes_what_models_say(report):
 
 def test_the_figures_take_their_colours_and_fonts_from_the_page(report):
     figures = re.findall(r"<svg.*?</svg>", render(report), flags=re.DOTALL)
-    assert len(figures) == 6
+    assert len(figures) == 7
     for figure in figures:
         assert "var(--accent)" in figure
         assert not re.search("DejaVu|#0[1-5]0[1-5]", figure)

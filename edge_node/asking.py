@@ -1,4 +1,4 @@
-"""A device that asks a node over MQTT, for `alignfed chat --mqtt`: one question at a time, answers as they stream."""
+"""The other side of mqtt.py: a device that asks a node, one question at a time, and gets its answers as they stream."""
 
 import secrets
 import time
