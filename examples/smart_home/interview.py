@@ -31,7 +31,10 @@ class Heard:
 
 
 class Interviewer:
-    """Asks from the moment that its `with` block is entered until it is left, a question every `every_s` seconds."""
+    """Asks from the moment that its `with` block is entered until it is left, and pauses `every_s` after each answer.
+
+    On a busy machine it pauses as long as the answer took: questions must not take the time that learning needs.
+    """
 
     def __init__(
         self, broker: BrokerSettings, federation: str, node: str, examples: Sequence[Example], every_s: float
@@ -74,7 +77,7 @@ class Interviewer:
                 self._ended.wait(RETRY_S)
                 continue
             self._heard.append(heard)
-            self._ended.wait(max(0.0, self._every_s - (time.monotonic() - begun)))
+            self._ended.wait(max(self._every_s, heard.waited_s))
 
 
 def _ask(device: Device, example: Example, asked_at_ns: int, begun: float) -> Heard:

@@ -37,7 +37,7 @@ class Recipe(BaseModel):
     held_out_examples: int = Field(default=60, ge=1, description="commands that no home has")
     loss_examples: int = Field(default=16, ge=1, description="of them, for the loss of the versions between")
     asked_examples: int = Field(default=8, ge=1, description="of them, that a home is asked while it learns")
-    ask_every_s: float = Field(default=2.0, gt=0, description="seconds from one such question to the next")
+    ask_every_s: float = Field(default=1.5, gt=0, description="seconds from such an answer to the next question")
     slowdowns: tuple[float, ...] = Field(default=(1, 1.5, 3, 2), description="of four nodes; then they repeat")
 
 
