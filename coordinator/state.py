@@ -36,7 +36,7 @@ class Limits(BaseModel):
     )
     delta_norm: float = Field(default=10_000, gt=0, description="an update with a larger Euclidean norm is refused")
     delta_reach: float = Field(
-        default=100_000, gt=0, description="so is one that may move the products B A of the head further than this"
+        default=10_000_000, gt=0, description="so is one that may move the products B A of the head further than this"
     )
     updates_per_version: int = Field(default=32, ge=1, description="of one node, for the version that is being made")
     updates_per_hour: int = Field(default=3600, ge=1, description="of one node, that are decoded")

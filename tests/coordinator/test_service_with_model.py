@@ -48,8 +48,10 @@ training = {{steps = 2, batch_size = 4, learning_rate = 1e-7}}
 """
 
 
-ALIGNFED = '{name = "alignfed", buffer_size = 2, step = 1, anchor = {votes = 1e-6}}'  # it moves by the mean delta
-GATED_HEADS = ALIGNFED.replace("}}", "}, release = {decay = 0}}")  # the average is the head
+# it moves by the mean delta, whatever that does
+BOUNDLESS = "norm_limit = 1e9, trust = {fleet = 1}"
+ALIGNFED = f'{{name = "alignfed", buffer_size = 2, step = 1, {BOUNDLESS}, anchor = {{votes = 1e-6}}}}'
+GATED_HEADS = ALIGNFED.replace("}}", "}, release = {decay = 0, guard = {rise = 10}}}")  # the average is the head
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def test_the_served_version_stays_on_the_broker_while_it_is_served_and_leaves_af
 def test_a_version_that_was_judged_for_long_is_on_the_broker_again_when_it_is_served(
     start_coordinator: Callable[..., Any], tiny_model_dir: Path, calibration: Path, node: Any, judge: Judge
 ) -> None:
-    gate_alone = '{name = "alignfed", preset = "unlabelled", buffer_size = 2, step = 1, release = {choose = "gated"}}'
+    gated = 'norm_limit = 1e9, release = {choose = "gated"}'
+    gate_alone = f'{{name = "alignfed", preset = "unlabelled", buffer_size = 2, step = 1, {gated}}}'
     coordinator = start_coordinator(tiny_model_dir, settings(calibration, gate_alone, keep=1))
     node.until_version(0)
     model = model_process(coordinator)
