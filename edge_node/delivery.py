@@ -97,7 +97,7 @@ def _drop_stale(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     effects = list[Effect]()
     for id_, base in stale.items():
         why = f"it is from version {base}, the newest is {newest.version}, and {most} versions are the most"
-        effects += [DropUpdate(id_), Warn(f"update {_short(id_)} dropped, too old to be taken: {why}")]
+        effects += [DropUpdate(id_), Warn(f"update {_short(id_)} dropped, too old to be taken: {why}", id_)]
     outbox = tuple(update for update in state.outbox if update.update_id not in stale)
     return replace(state, outbox=outbox), tuple(effects)
 

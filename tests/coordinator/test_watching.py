@@ -64,8 +64,8 @@ def of_nodes(node: Any, name: str, version: int, **metrics: Any) -> None:
     node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
 
 
-def two_versions(node: Any) -> list[str]:
-    """Two versions of two nodes, an update that is refused, and one that waits; the ids of all."""
+def two_versions(node: Any, address: str) -> list[str]:
+    """Two versions of two nodes, an update that is refused, and one that waits, all of it shown; the ids of all."""
     node.until_version(0)
     ids = []
     for version in range(2):
@@ -74,11 +74,12 @@ def two_versions(node: Any) -> list[str]:
     false = node.head.model_copy(update={"digest": "0" * 64})
     ids += [node.send("b", 8, false, 0.1), node.send("a", 9, node.head, 0.1)]
     node.until(lambda: node.statuses(ids[-2]) == ["rejected"] and node.statuses(ids[-1]) == ["accepted"])
+    node.until(lambda: bool((told := status_at(address)).waiting and told.refusals))  # receipts go out first
     return ids
 
 
 def test_page_metrics_and_status_tell_the_same(watched: Any, node: Any, address: str) -> None:
-    two_versions(node)
+    two_versions(node, address)
     of_nodes(node, "a", 2, outbox=1, loss=0.5)
     node.until(lambda: (told := status_at(address).node("a")) is not None and told.outbox == 1)
     status, page = status_at(address), samples(get(address, "/metrics"))
@@ -94,7 +95,7 @@ def test_page_metrics_and_status_tell_the_same(watched: Any, node: Any, address:
 
 
 def test_the_command_line_tells_the_same_in_the_same_second(watched: Any, node: Any, address: str) -> None:
-    two_versions(node)
+    two_versions(node, address)
     before = status_at(address)
     command = [sys.executable, "-m", "alignfed", "status", "--url", f"http://{address}", "--json"]
     said = Status.model_validate_json(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
@@ -106,7 +107,7 @@ def test_the_command_line_tells_the_same_in_the_same_second(watched: Any, node: 
 
 
 def test_the_first_event_is_the_status(watched: Any, node: Any, address: str) -> None:
-    two_versions(node)
+    two_versions(node, address)
     with urllib.request.urlopen(f"http://{address}/api/events", timeout=10) as stream:
         assert stream.readline() == b"event: status\n"
         told = Status.model_validate_json(stream.readline().removeprefix(b"data: "))
@@ -114,7 +115,7 @@ def test_the_first_event_is_the_status(watched: Any, node: Any, address: str) ->
 
 
 def test_the_data_folder_tells_what_the_process_told(watched: Any, node: Any, address: str) -> None:
-    two_versions(node)
+    two_versions(node, address)
     told = status_at(address)
     watched.kill()
     *_, (state, history, _) = fold_history(watched.data_dir / "journal.db")
@@ -155,7 +156,7 @@ def test_garbage_on_node_topics_changes_nothing(watched: Any, node: Any, address
 
 
 def test_an_update_is_followed_from_node_to_version(watched: Any, node: Any, address: str) -> None:
-    aggregated, *_, refused, waiting = two_versions(node)
+    aggregated, *_, refused, waiting = two_versions(node, address)
     told = json.loads(get(address, f"/api/trace/{aggregated[:8]}"))
     assert (told["node"], told["status"], told["base_version"]) == ("a", "aggregated", 0)
     assert (told["went_into"]["version"], told["went_into"]["updates"]) == (1, 2)
