@@ -11,15 +11,9 @@ from torch import Tensor
 
 from base_model.forward import Pass, forward
 from base_model.language_model import LanguageModel
-from base_model.tokens import Batch, Encoded, by_length, collate
+from base_model.tokens import Batch, Encoded, by_length, collate, pooled
 
 BATCH = 8
-
-
-def pooled(hidden: Tensor, batch: Batch) -> Tensor:
-    """Features (examples, hidden) in float32 of hidden states (tokens, hidden)."""
-    rows = zip(torch.split(hidden, batch.lengths), batch.examples, strict=True)
-    return torch.stack([row[: len(example.prompt)].float().mean(dim=0) for row, example in rows])
 
 
 def prompt_features(model: LanguageModel, encoded: Sequence[Encoded]) -> Tensor:

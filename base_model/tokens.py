@@ -5,14 +5,16 @@ It does not know how a batch lies in the model's memory, but for prompts that ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from base_model.examples import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, Example
+
+if TYPE_CHECKING:  # a trainer that has a tokenizer of its own does without two seconds of importing
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,18 @@ class Batch:
         return torch.tensor([token for example in self.examples for token in example.answer])
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
+def encode(tokenizer: "PreTrainedTokenizerBase", example: Example) -> Encoded:
     """Tokens of one example; a prompt that is too long loses its beginning, an answer its end."""
     answer = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-    return Encoded(
-        prompt=prompt_tokens(tokenizer, example.prompt)[-MAX_PROMPT_TOKENS:],
-        answer=[*answer[: MAX_ANSWER_TOKENS - 1], tokenizer.eos_token_id],
-    )
+    return encoded(prompt_tokens(tokenizer, example.prompt), answer, tokenizer.eos_token_id)
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encoded(prompt: list[int], answer: list[int], end: int) -> Encoded:
+    """An example's tokens within the limits, with the end-of-text token behind the answer."""
+    return Encoded(prompt=prompt[-MAX_PROMPT_TOKENS:], answer=[*answer[: MAX_ANSWER_TOKENS - 1], end])
+
+
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     """The prompt as one user turn of the model's chat template, or as a plain line where there is none."""
     if tokenizer.chat_template is None:
         return list(tokenizer(prompt + "\n")["input_ids"])
@@ -79,7 +83,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
         return _chat_tokens(tokenizer, [user])
 
 
-def _chat_tokens(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
+def _chat_tokens(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> list[int]:
     tokens: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     return list(tokens)
 
@@ -87,6 +91,12 @@ def _chat_tokens(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
 def collate(examples: Sequence[Encoded], padding: int) -> Batch:
     """One batch of prompts with their answers."""
     return Batch(tuple(examples), padding)
+
+
+def pooled(hidden: Tensor, batch: Batch) -> Tensor:
+    """Features (examples, hidden) in float32 of hidden states (tokens, hidden)."""
+    rows = zip(torch.split(hidden, batch.lengths), batch.examples, strict=True)
+    return torch.stack([row[: len(example.prompt)].float().mean(dim=0) for row, example in rows])
 
 
 def collate_prompts(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,8 @@ Only the factors learn. Every run is seeded and touches no global random state, 
 does not know versions, deltas or the network.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -14,28 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from base_model.descent import OnStep, TrainingResult, descend, learning, orders
 from base_model.examples import Example
-from base_model.features import pooled, prompt_features
+from base_model.features import prompt_features
 from base_model.forward import forward
 from base_model.language_model import LanguageModel
 from base_model.loss import cross_entropies
 from base_model.settings import TrainingConfig
-from base_model.tokens import Batch, collate
-from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
-
-OnStep = Callable[[int, float], None]
-"""Called after each step with its number, from 1, and its loss; it may raise to abandon the run."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a job made: the adapter at its end, its losses (nats per answer token), and how much it saw."""
-
-    adapter: Adapter
-    mean_loss: float
-    last_loss: float
-    steps: int
-    examples_seen: int
+from base_model.tokens import Batch, collate, pooled
+from schemas.adapter import Adapter
 
 
 def train(
@@ -48,18 +34,14 @@ def train(
     if not examples:
         raise ValueError("train needs at least one example")
     model.apply(adapter)
-    orders = list(_orders(len(examples), config))
-    start = _start(model, [examples[index] for index in dict.fromkeys(chain(*orders))], config)
-    losses = []
+    steps = list(orders(len(examples), config))
+    features = _features(model, [examples[index] for index in dict.fromkeys(chain(*steps))], config)
+
+    def leave_gradients(chosen: Sequence[int]) -> float:
+        return _backward(model, [examples[index] for index in chosen], features, config)
+
     with _trained_factors(model, config) as parameters:
-        optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-        for step, chosen in enumerate(orders, start=1):
-            losses.append(_backward(model, [examples[index] for index in chosen], start, config))
-            _pull_back(parameters, start, config)
-            torch.nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            on_step(step, losses[-1])
+        losses = descend(parameters, steps, leave_gradients, config, on_step)
     return TrainingResult(
         adapter=model.read(),
         mean_loss=float(np.mean(losses)),
@@ -79,28 +61,18 @@ def losses_of(logits: Tensor, batch: Batch) -> Tensor:
     return cross_entropies(logits, batch.targets.to(logits.device))
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The snapshot a job began with, as far as the options look back at it."""
-
-    factors: dict[str, Tensor]
-    features: dict[Example, Tensor]  # (hidden,) of each prompt
-
-
-def _start(model: LanguageModel, examples: Sequence[Example], config: TrainingConfig) -> _Start:
-    factors = {name: factor.detach().clone() for name, factor in model.factors.items()} if config.proximal else {}
-    features: dict[Example, Tensor] = {}
-    if config.representation_penalty:
-        rows = prompt_features(model, [model.encode(example) for example in examples])
-        features = dict(zip(examples, rows, strict=True))
-    return _Start(factors, features)
+def _features(model: LanguageModel, examples: Sequence[Example], config: TrainingConfig) -> dict[Example, Tensor]:
+    """Features (hidden,) of each prompt as the job begins, if the penalty looks back at them."""
+    if not config.representation_penalty:
+        return {}
+    rows = prompt_features(model, [model.encode(example) for example in examples])
+    return dict(zip(examples, rows, strict=True))
 
 
 @contextmanager
 def _trained_factors(model: LanguageModel, config: TrainingConfig) -> Iterator[dict[str, Parameter]]:
     """The factors that learn; the others take no gradient meanwhile, and so cost none."""
-    fixed = {"both": None, "A": B_SUFFIX, "B": A_SUFFIX}[config.trained_factors]
-    trained = {name: f for name, f in model.factors.items() if fixed is None or not name.endswith(fixed)}
+    trained = learning(model.factors, config)
     for name, factor in model.factors.items():
         factor.requires_grad_(name in trained)
     try:
@@ -111,34 +83,16 @@ def _trained_factors(model: LanguageModel, config: TrainingConfig) -> Iterator[d
             factor.requires_grad_(True)
 
 
-def _backward(model: LanguageModel, examples: Sequence[Example], start: _Start, config: TrainingConfig) -> float:
+def _backward(
+    model: LanguageModel, examples: Sequence[Example], features: dict[Example, Tensor], config: TrainingConfig
+) -> float:
     """Leave the gradients of this step on the factors; the loss in nats per answer token, penalty not counted."""
     batch = collate([model.encode(example) for example in examples], model.padding)
     passed = forward(model, batch, batch.predicting)
     loss = objective = losses_of(passed.logits, batch).mean()
     if config.representation_penalty:  # AlignFed, equation (3)
-        then = torch.stack([start.features[example] for example in examples])
+        then = torch.stack([features[example] for example in examples])
         distances = (pooled(passed.hidden, batch) - then).square().sum(dim=-1)
         objective = loss + config.representation_penalty * distances.mean()
     objective.backward()  # type: ignore[no-untyped-call]
     return loss.item()
-
-
-def _pull_back(parameters: dict[str, Parameter], start: _Start, config: TrainingConfig) -> None:
-    """Add the gradient of mu/2 ||theta - theta_start||^2 (FedProx, arXiv 1812.06127, equation 2)."""
-    if config.proximal:
-        for name, parameter in parameters.items():
-            assert parameter.grad is not None
-            parameter.grad.add_(parameter.detach() - start.factors[name], alpha=config.proximal)
-
-
-def _orders(count: int, config: TrainingConfig) -> Iterator[list[int]]:
-    """Indices of each step's examples: every example once, in a seeded order, before any comes again."""
-    generator = np.random.default_rng(config.seed)
-    waiting: list[int] = []
-    size = min(config.batch_size, count)
-    for _ in range(config.steps):
-        if len(waiting) < size:
-            waiting = generator.permutation(count).tolist()
-        yield waiting[:size]
-        waiting = waiting[size:]

@@ -4,7 +4,8 @@
 
 Two adapters of the default base model are trained for a moment on smart-home commands: queries and values at rank 8,
 every linear module at rank 16. Both sides run on one thread and take turns; processor seconds, not wall-clock, but for
-the swaps, which are about waiting. Memory is that of a process of its own (serving_memory.py). Some minutes.
+the swaps, which are about waiting. Memory is that of a process of its own that serves (serving_memory.py), and of a
+whole node that is idle, serves, trains, or does both (node_memory.py). Some minutes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from base_model.evaluation import losses
-from base_model.examples import Example
+from base_model.examples import Example, save_examples
 from base_model.language_model import LanguageModel
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
@@ -71,6 +72,7 @@ def main() -> None:
             "nll": compare_losses(model, adapter, inference, held_out),
             "swaps": swap_under_load(inference.session, adapter, held_out[0]),
             "memory": {kind: memory(served, adapter) for kind, served in (("portable", portable), ("prepacked", own))},
+            "node_memory": node_memory(adapter, private),
         }
         print(json.dumps({name: result["shapes"][name]}, indent=1), flush=True)
     result["bars"] = bars(result["shapes"])
@@ -249,6 +251,18 @@ def memory(served: ServedModel, adapter: Adapter) -> Result:
         return found
 
 
+def node_memory(adapter: Adapter, examples: tuple[Example, ...]) -> Result:
+    """What a node and its processes need in each mode, in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        body, layout, data = (Path(folder) / name for name in ("adapter.safetensors", "layout.json", "examples.jsonl"))
+        body.write_bytes(adapter.to_safetensors())
+        layout.write_text(adapter.layout.model_dump_json())
+        save_examples(examples, data)
+        command: list[str | Path] = [sys.executable, Path(__file__).with_name("node_memory.py"), body, layout, data]
+        found: Result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        return found
+
+
 def bars(shapes: Result) -> list[Result]:
     """What must hold, and whether it does."""
     found = []
@@ -263,6 +277,7 @@ def bars(shapes: Result) -> list[Result]:
             ("RSS of serving, MB", stages["serving"]["rss"], 320),
             ("anonymous memory of serving, MB", stages["serving"]["anonymous"], 80),
             ("RSS of an idle process without a model, MB", stages["idle"]["rss"], 80),
+            ("peak RSS of a node that serves and trains, MiB", one["node_memory"]["both"]["peak_rss"], 953),
         ):
             found.append({"shape": shape, "what": what, "found": value, "bar": f"<= {most}", "held": value <= most})
         ratio = one["speed"]["decode_ratio"]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from base_model.evaluation import features, module_inputs
 from base_model.examples import Example
-from base_model.features import hidden_states, pooled
+from base_model.features import hidden_states
 from base_model.language_model import LanguageModel
-from base_model.tokens import collate
+from base_model.tokens import collate, pooled
 from coordinator.equations import apply_maps, feature_gap
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 from schemas.products import transplant

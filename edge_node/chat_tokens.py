@@ -48,9 +48,21 @@ class ChatTokens:
         except ChatRefused:  # of a template without a system role
             return self._templated(turns)
 
+    def answer(self, text: str) -> list[int]:
+        """The tokens of an answer, without an end."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer in training. Raises BaseModelError where the tokenizer names none."""
+        end = self._tokenizer.token_to_id(self._special.get("eos_token") or "")
+        if end is None:
+            raise BaseModelError("the tokenizer has no end-of-text token")
+        return int(end)
+
     def count(self, text: str) -> int:
         """How many tokens a text has by itself."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self.answer(text))
 
     def text(self, tokens: Iterable[int], stop_strings: Sequence[str] = ()) -> Iterator[str]:
         """The text of tokens, piece by piece as they come; it ends before the first of `stop_strings`."""

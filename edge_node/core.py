@@ -11,6 +11,7 @@ from edge_node import delivery, fetch, learning, release
 from edge_node.state import (
     BrokerConnected,
     BrokerLost,
+    ConditionsRead,
     DescribeLayout,
     EdgeState,
     Effect,
@@ -71,7 +72,7 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     """What the node knows after the event, and what is to be done about it, in this order."""
     before = state
     state, effects = _handle(state, event)
-    for due in (_settle, fetch.pursue, release.pursue, learning.train_if_due, delivery.send_due):
+    for due in (_settle, fetch.pursue, release.pursue, learning.drop_stale, learning.train_if_due, delivery.send_due):
         state, more = due(state, event.at)
         effects += more
     state, news = _announce(before, state, event)
@@ -96,7 +97,7 @@ def node_state(state: EdgeState) -> NodeState:
     )
 
 
-def node_metrics(state: EdgeState) -> NodeMetrics:
+def node_metrics(state: EdgeState, at: float) -> NodeMetrics:
     """The node's progress and counters."""
     training, held_out = state.training, state.held_out
     return NodeMetrics(
@@ -109,6 +110,7 @@ def node_metrics(state: EdgeState) -> NodeMetrics:
         updates_accepted=state.updates_accepted,
         updates_rejected=state.updates_rejected,
         outbox=len(state.outbox),
+        idle=learning.reason_to_wait(state, at),
         held_out_loss=held_out.loss if held_out is not None else None,
         held_out_version=held_out.version if held_out is not None else None,
         held_out_examples=held_out.examples if held_out is not None else 0,
@@ -134,6 +136,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return learning.on_finished(state, event)
         case TrainingFailed():
             return learning.on_failed(state, event)
+        case ConditionsRead(conditions=conditions):
+            return replace(state, conditions=conditions), ()
         case HandedOver():
             return delivery.on_handed_over(state, event), ()
         case Ticked():
@@ -234,9 +238,9 @@ def _announce(before: EdgeState, state: EdgeState, event: Event) -> tuple[EdgeSt
     arrived = isinstance(event, BrokerConnected)
     if arrived or node_state(state) != node_state(before):
         news.append(PublishState(node_state(state)))
-    changed = arrived or node_metrics(state) != node_metrics(before)
+    changed = arrived or node_metrics(state, event.at) != node_metrics(before, event.at)
     if changed and (not isinstance(event, StepTrained) or event.at - state.metrics_at >= PROGRESS_EVERY_S):
-        news.append(PublishMetrics(node_metrics(state)))
+        news.append(PublishMetrics(node_metrics(state, event.at)))
         state = replace(state, metrics_at=event.at)
     return state, tuple(news)
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from base_model.digest import is_intact, record_files, sha256_of
 from base_model.progress import Progress, silent
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
+from edge_node.child_process import die_with_the_parent
 
 Precision = Literal["q41x", "fp32"]
 """q41x: the 4-bit and 8-bit blocks of a GGUF file, exactly; fp32: float32, from any weight files."""
@@ -28,7 +28,6 @@ Precision = Literal["q41x", "fp32"]
 GRAPH_VERSION = 1  # rises with every change of the graph, so that older ones in the cache are not used
 GRAPH, RECORD = "model.onnx", "files.json"
 STAGES = {"graph": "export", "prepack": "prepack"}  # what a person is told of each step
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def export(resolved: ResolvedModel, cache: Path, precision: Precision, progress:
     Raises BaseModelError, with what to do, for a model that this precision or the graph cannot serve.
     """
     folder = cache / "onnx" / f"{resolved.digest}-{precision}-{GRAPH_VERSION}"
-    source = _gguf_of(resolved, cache) if precision == "q41x" else resolved.path
+    source = gguf_of(resolved, cache) if precision == "q41x" else resolved.path
     arguments = ["graph", str(source), str(resolved.path), resolved.digest, precision]
     _made(folder, cache, progress, arguments)
     return ServedModel(resolved, precision, folder / GRAPH)
@@ -85,8 +84,8 @@ def _made(folder: Path, cache: Path, progress: Progress, arguments: list[str]) -
             work.rename(folder)  # atomic: readers see no folder, or all of it
 
 
-def _gguf_of(resolved: ResolvedModel, cache: Path) -> Path:
-    """The GGUF file that a base model was converted from."""
+def gguf_of(resolved: ResolvedModel, cache: Path) -> Path:
+    """The GGUF file that a base model was converted from; BaseModelError where it is gone."""
     path = Path(resolved.name).expanduser()
     if not resolved.name.endswith(".gguf"):
         path = cache / "gguf" / f"{resolved.digest}.gguf"
@@ -161,7 +160,7 @@ def _first_logits(graph: Path, folder: Path) -> bytes:
 
 
 def _main(step: str, *arguments: str) -> None:
-    _die_with_the_parent()
+    die_with_the_parent()
     try:
         if step == "graph":
             source, folder, digest, precision, graph = arguments
@@ -170,14 +169,6 @@ def _main(step: str, *arguments: str) -> None:
             _write_prepacked(*map(Path, arguments))
     except BaseModelError as fault:
         sys.exit(str(fault))
-
-
-def _die_with_the_parent() -> None:
-    """Leave no large process behind when the node ends meanwhile; where the system cannot, it ends by itself."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

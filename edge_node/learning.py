@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edge_node import delivery
 from edge_node.backoff import wait_s
+from edge_node.policy import is_too_far_behind, reason_against
 from edge_node.state import (
     AbortTraining,
     EdgeState,
@@ -27,7 +28,7 @@ from edge_node.state import (
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import describe
 from schemas.codec import UPDATE_CODECS, encode
-from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, UpdateManifest, update_id
+from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, IdleReason, UpdateManifest, update_id
 from schemas.products import truncate
 
 REST_S = 30.0  # after a training that came to nothing; doubles each time
@@ -38,14 +39,33 @@ SMALLEST_CHUNK = 16 * 1024
 def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Begin a job when there is a version to learn from, room for the update, and nothing better to wait for."""
     held, terms = state.held, state.terms
-    if held is None or terms is None or not _may_train(state) or at < _earliest(state):
+    if held is None or terms is None or state.training is not None or reason_to_wait(state, at) is not None:
         return state, ()
     sequence = state.memory.sequence
     start = replace(held, adapter=truncate(held.adapter, own_layout(state, held.adapter.layout)))
     seed, measured = _seed(state.identity, held, sequence), _to_measure(state, held)
     job = TrainingJob(start, sequence, seed, terms.trained_factors, measured)
     memory = replace(state.memory, sequence=sequence + 1)
-    return replace(state, memory=memory, training=Training(job)), (Train(job),)
+    state = replace(state, memory=memory, training=Training(job), examples_before=state.conditions.examples)
+    return state, (Train(job),)
+
+
+def reason_to_wait(state: EdgeState, at: float) -> IdleReason | None:
+    """Why no job is under way or begins now; None when one is, or may."""
+    if state.training is not None:
+        return None
+    return _reason_beside_time(state) or _reason_in_time(state, at)
+
+
+def drop_stale(state: EdgeState, _at: float) -> tuple[EdgeState, Effects]:
+    """End a job that began too many versions ago, if the owner's policy says so: its update would count for little."""
+    if state.training is None or state.held is None:
+        return state, ()
+    base, held = state.training.job.start.pointer.version, state.held.pointer.version
+    if not is_too_far_behind(state.identity.settings.policy, base, held):
+        return state, ()
+    state, aborted = abort(state)
+    return state, (*aborted, Note(f"training on version {base} dropped: version {held} is there"))
 
 
 def own_layout(state: EdgeState, federation: Layout) -> Layout:
@@ -56,7 +76,8 @@ def own_layout(state: EdgeState, federation: Layout) -> Layout:
 
 def next_due(state: EdgeState) -> float | None:
     """When a job may begin that only has to wait."""
-    return _earliest(state) if _may_train(state) else None
+    waiting = state.training is None and _reason_beside_time(state) is None
+    return max(state.newer_until, state.rest_until) if waiting else None
 
 
 def abort(state: EdgeState) -> tuple[EdgeState, Effects]:
@@ -103,17 +124,28 @@ def on_failed(state: EdgeState, event: TrainingFailed) -> tuple[EdgeState, Effec
     return _rest(state, event.at, f"cannot train: {event.reason}")
 
 
-def _may_train(state: EdgeState) -> bool:
-    """Whether nothing but time stands in the way of a job."""
-    terms, held = state.terms, state.held
-    if terms is None or terms.finished or held is None or state.training is not None:
-        return False
-    used_up = terms.one_update_per_version and held.pointer.digest == state.memory.last_base
-    return not used_up and len(state.outbox) < state.identity.settings.outbox_updates
+def _reason_beside_time(state: EdgeState) -> IdleReason | None:
+    """What stands in the way of a job, but time."""
+    terms, held, settings = state.terms, state.held, state.identity.settings
+    if terms is None:
+        return "no_terms"
+    if terms.finished:
+        return "finished"
+    if held is None:
+        return "no_version"
+    if terms.one_update_per_version and held.pointer.digest == state.memory.last_base:
+        return "version_used"
+    if len(state.outbox) >= settings.outbox_updates:
+        return "outbox_full"
+    if settings.policy.newest_version and state.connected and state.fetch is not None:
+        return "newer_version_coming"
+    return reason_against(settings.policy, state.conditions, state.examples_before)
 
 
-def _earliest(state: EdgeState) -> float:
-    return max(state.newer_until, state.rest_until)
+def _reason_in_time(state: EdgeState, at: float) -> IdleReason | None:
+    if at < state.rest_until:
+        return "resting"
+    return "newer_version_coming" if at < state.newer_until else None
 
 
 def _rest(state: EdgeState, at: float, why: str) -> tuple[EdgeState, Effects]:

@@ -5,6 +5,7 @@ One loop owns the state; the MQTT client and the trainer only put into its queue
 
 import fcntl
 import logging
+import math
 import os
 import queue
 import signal
@@ -25,7 +26,7 @@ from base_model.wheel import BaseModelError
 from broker.client import Client
 from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Published, Subscribed
 from broker.settings import BrokerSettings
-from edge_node import core, held_adapter, state
+from edge_node import core, held_adapter, machine, state
 from edge_node.local_data import LocalData
 from edge_node.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.outbox import Outbox, OutboxDamaged
@@ -54,6 +55,7 @@ EXPECTED_FAULTS = (
     SharedBroker,
     sqlite3.DatabaseError,
 )
+CONDITIONS_EVERY_S = 15.0
 
 
 class AlreadyRunning(OSError):
@@ -71,8 +73,8 @@ def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, 
     """
     code = _run(federation, base_model, broker, settings)
     logging.shutdown()
-    # not sys.exit: the trainer may be deep inside PyTorch, where a thread aborts the process when the interpreter
-    # is torn down around it; all that matters is on disk and with the broker by now
+    # not sys.exit: a thread deep inside ONNX Runtime aborts the process when the interpreter is torn down around it;
+    # all that matters is on disk and with the broker by now
     os._exit(code)
 
 
@@ -107,6 +109,7 @@ class Service:
         self._head_folder = settings.data_dir / "head"
         self._release_folder = settings.data_dir / "release"
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._conditions_at = 0.0 if settings.policy.looks_at_the_machine else math.inf  # when to look next
         self._data = _local_data(settings)
         log.info("node %s: %d private examples, %s", settings.node, self._data.summary().examples, resolved.name)
         self._client = Client(
@@ -120,7 +123,7 @@ class Service:
             clean_start=True,
         )
         self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over)
-        self._trainer = Trainer(resolved, self._data, settings, self._inbox.put)
+        self._trainer = Trainer(resolved, cache, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
         self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
 
@@ -180,10 +183,25 @@ class Service:
 
     def _next(self, deadline: float | None) -> Any:
         """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
+        now = time.monotonic()
+        if now >= self._conditions_at:
+            return self._conditions(now)
+        deadline = min(self._conditions_at, math.inf if deadline is None else deadline)
         try:
-            return self._inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            return self._inbox.get(timeout=None if deadline == math.inf else max(0.0, deadline - now))
         except queue.Empty:
             return state.Ticked(time.monotonic())
+
+    def _conditions(self, now: float) -> state.ConditionsRead:
+        """What the machine is at, and when to look again: only if the owner's policy wants to know."""
+        self._conditions_at = now + CONDITIONS_EVERY_S
+        try:
+            self._data.refresh()
+        except InvalidExamples as fault:
+            log.warning("%s", fault)
+        summary = self._data.summary()
+        examples = summary.examples + summary.dropped
+        return state.ConditionsRead(now, machine.conditions(examples))
 
     def _event(self, item: Any) -> state.Event | None:
         """What an item of the queue means to the core; None when it is only for the log."""

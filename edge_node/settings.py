@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.settings import TrainingConfig
 from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
+from edge_node.policy import TrainingPolicy
 from schemas.kltp import COARSEST, FINEST
 from schemas.topics import Name
 
@@ -76,8 +77,12 @@ class EdgeSettings(BaseModel):
         default=1.0, ge=1, le=1000, description="above 1: pause after each step, to behave like slower hardware"
     )
     threads: int = Field(default=1, ge=1, le=1024, description="processor threads that training may use")
+    activations: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of training; auto: bfloat16 on a GGUF file's blocks, if the processor has it"
+    )
     training: TrainingConfig = TrainingConfig()
     serving: ServingSettings = ServingSettings()
+    policy: TrainingPolicy = TrainingPolicy()
     rank: int | None = Field(
         default=None,
         ge=1,

@@ -5,6 +5,7 @@ Times are seconds on one clock that never goes back, and come in with the events
 
 from dataclasses import dataclass, field
 
+from edge_node.policy import Conditions
 from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import Assembly
@@ -131,6 +132,8 @@ class EdgeState:
     failures: int = 0  # trainings in a row that came to nothing
     rest_until: float = 0.0
     last_loss: float | None = None
+    conditions: Conditions = field(default_factory=Conditions)  # of the machine, as last read
+    examples_before: int | None = None  # private examples when the last training began
     held_out: HeldOutLoss | None = None  # of the newest version that was measured
     updates_sent: int = 0
     updates_accepted: int = 0
@@ -226,6 +229,14 @@ class HandedOver:
 
 
 @dataclass(frozen=True)
+class ConditionsRead:
+    """What the machine is at, for the owner's policy."""
+
+    at: float
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Time passed."""
 
@@ -242,6 +253,7 @@ Event = (
     | TrainingFinished
     | TrainingFailed
     | HandedOver
+    | ConditionsRead
     | Ticked
 )
 

@@ -79,7 +79,7 @@ def gguf_weights(path: Path, architecture: Architecture) -> ReadWeight:
     is_interleaved = reader.fields["general.architecture"].contents() == "llama"
 
     def read(name: str) -> Weight | None:
-        tensor = tensors.get(_gguf_name(name))
+        tensor = tensors.get(gguf_name(name))
         if tensor is None:
             return None
         weight = _from_gguf(tensor)
@@ -115,7 +115,8 @@ def _dense(path: Path, name: str) -> NDArray[np.float32]:
         return np.asarray(file.get_tensor(name), dtype=np.float32)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """The name that llama.cpp's files have for a tensor of the safetensors files."""
     renamed = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm")
     renamed = renamed.replace("lm_head", "output").replace("model.layers.", "blk.")
     for ours, theirs in GGUF_NAMES.items():

@@ -30,6 +30,20 @@ CodecId = Literal["fp32", "fp16", "int8", "kltp", "safetensors"]
 Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
 Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]
+IdleReason = Literal[
+    "no_terms",
+    "no_version",
+    "finished",
+    "outbox_full",
+    "version_used",
+    "resting",
+    "newer_version_coming",
+    "few_new_examples",
+    "busy",
+    "hot",
+    "battery_low",
+    "not_at_this_hour",
+]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
 Refusal = Literal["bad_request", "too_long", "overloaded", "loading", "timeout", "stopped", "fault"]
 MAX_TURNS, MAX_ANSWER_TOKENS = 256, 4096
@@ -263,6 +277,7 @@ class NodeMetrics(Message):
     updates_accepted: Count = 0
     updates_rejected: Count = 0
     outbox: Count = Field(default=0, description="updates that wait for their receipt")
+    idle: IdleReason | None = Field(default=None, description="why it does not train now; none while it does")
     held_out_loss: Loss | None = Field(
         default=None, description="on examples this node never trains on: mean over answer tokens, nats"
     )

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from base_model.descent import TrainingResult
 from base_model.evaluation import losses
 from base_model.examples import Example
-from base_model.training import TrainingResult
 from schemas.adapter import Adapter, weighted_sum
 from simulation.learner import Job, Learner
 from simulation.seeds import generator_of

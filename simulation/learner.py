@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from base_model.descent import TrainingResult
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
 from base_model.settings import TrainingConfig
-from base_model.training import TrainingResult, train
+from base_model.training import train
 from coordinator.state import FederationConfig
 from coordinator.updates import GlobalAdapter
 from schemas.adapter import Adapter

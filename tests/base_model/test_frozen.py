@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from base_model.descent import TrainingResult
 from base_model.evaluation import example_losses
 from base_model.examples import Example
 from base_model.frozen import StateCache, decoder_layers, first_adapted_layer, resuming
 from base_model.language_model import LanguageModel
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import TrainingConfig
-from base_model.training import TrainingResult, train
+from base_model.training import train
 from schemas.adapter import Adapter, LoraConfig
 
 EXAMPLES = tuple(

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from base_model.descent import TrainingResult
 from base_model.evaluation import evaluate, features, losses
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
 from base_model.reference import ResolvedModel
 from base_model.settings import TrainingConfig
 from base_model.tokens import collate, encode
-from base_model.training import TrainingResult, answer_losses, train
+from base_model.training import answer_losses, train
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter, LoraConfig
 
 EXAMPLES = (

@@ -17,6 +17,7 @@ from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
 from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
+from edge_node.policy import TrainingPolicy
 from edge_node.settings import EdgeSettings, ServingSettings
 from schemas.adapter import LoraConfig
 
@@ -38,6 +39,7 @@ SECTIONS = {
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
     "edge.serving": ServingSettings,
+    "edge.policy": TrainingPolicy,
     "edge.local_data": LocalDataSettings,
     "edge.local_broker": LocalBrokerSettings,
 }

@@ -116,20 +116,20 @@ def test_progress_is_published_at_most_twice_a_second(member: Any, coordinator: 
 def test_the_metrics_tell_what_happened(member: Any, coordinator: Any) -> None:
     member.receives(coordinator.version(3))
     member.tell(StepTrained(1.0, 0, step=5, loss=0.5))
-    training = node_metrics(member.state)
+    training = node_metrics(member.state, member.now)
     assert (training.base_version, training.step, training.steps, training.loss) == (3, 5, 8, 0.5)
     accepted, rejected = member.learns(2.0), member.learns(3.0)
     member.is_told(accepted, "accepted")
     member.is_told(rejected, "rejected", reason="norm too large")
     member.learns(4.0)
-    counts = node_metrics(member.state)
+    counts = node_metrics(member.state, member.now)
     assert (counts.updates_sent, counts.updates_accepted, counts.updates_rejected, counts.outbox) == (3, 1, 1, 1)
 
 
 def test_a_loss_that_is_no_number_is_left_out(member: Any, coordinator: Any) -> None:
     member.receives(coordinator.version(3))
     member.tell(StepTrained(1.0, 0, step=1, loss=float("nan")))
-    assert node_metrics(member.state).loss is None
+    assert node_metrics(member.state, member.now).loss is None
 
 
 def test_a_flood_of_garbage_is_counted_but_does_not_flood_the_log(member: Any) -> None:

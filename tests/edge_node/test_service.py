@@ -14,15 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from base_model.examples import Example, save_examples
 from base_model.layout import initial_adapter, layout_of
-from base_model.reference import ResolvedModel, resolve
+from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
 from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Message, Publication
 from edge_node.data_settings import LocalDataSettings
+from edge_node.export import export, gguf_of, prepack
 from edge_node.local_data import LocalData
 from schemas import topics
 from schemas.adapter import Adapter, LoraConfig
@@ -62,15 +64,25 @@ run(config["federation"], BaseModelSettings(**config["base_model"]), BrokerSetti
 class NodeProcess:
     """One node as its owner runs it; `log` is what it wrote to standard error so far."""
 
-    def __init__(self, config: dict[str, Any], log: Path) -> None:
+    def __init__(self, config: dict[str, Any], log: Path, group: Path | None = None) -> None:
         self._log = log
         with log.open("ab") as output:
             command = [sys.executable, "-c", NODE, json.dumps(config)]
+            if group is not None:  # a control group, which it enters before it is what it is
+                command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), *command]
             self.process = subprocess.Popen(command, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+    def training_process(self) -> psutil.Process:
+        """The process of the training under way."""
+        trainings = [
+            child for child in psutil.Process(self.process.pid).children() if "training" in child.cmdline()[-1]
+        ]
+        assert len(trainings) == 1
+        return trainings[0]
 
     def ends(self) -> int:
         """Its exit code, once it has ended by itself."""
@@ -80,9 +92,9 @@ class NodeProcess:
         self.process.send_signal(number)
         return self.ends()
 
-    def says(self, text: str) -> None:
+    def says(self, text: str, patience_s: float = PATIENCE_S) -> None:
         """Wait until the log has this."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while text not in self.log:
             assert self.process.poll() is None and time.monotonic() < deadline, f"{text!r} is not in:\n{self.log}"
             time.sleep(0.05)
@@ -248,8 +260,8 @@ def found(resolved: ResolvedModel) -> Iterator[Any]:
     """Found a federation on a broker."""
     federations = []
 
-    def found(broker: EmbeddedBroker) -> Federation:
-        federations.append(Federation(broker, resolved))
+    def found(broker: EmbeddedBroker, model: ResolvedModel = resolved) -> Federation:
+        federations.append(Federation(broker, model))
         return federations[-1]
 
     yield found
@@ -263,7 +275,7 @@ def start(tmp_path: Path, resolved: ResolvedModel) -> Iterator[Any]:
     processes: list[NodeProcess] = []
     save_examples(EXAMPLES, tmp_path / "examples.jsonl")
 
-    def start(federation: Federation, broker: EmbeddedBroker, **edge: Any) -> NodeProcess:
+    def start(federation: Federation, broker: EmbeddedBroker, group: Path | None = None, **edge: Any) -> NodeProcess:
         usual = {
             "node": "home-1",
             "data": str(tmp_path / "examples.jsonl"),
@@ -276,7 +288,9 @@ def start(tmp_path: Path, resolved: ResolvedModel) -> Iterator[Any]:
             "broker": {"host": broker.settings.host, "port": broker.settings.port},
             "edge": usual | edge,
         }
-        processes.append(NodeProcess(config, tmp_path / f"node-{len(processes)}.log"))
+        if federation.resolved != resolved:
+            config["base_model"] = {"name": federation.resolved.name}
+        processes.append(NodeProcess(config, tmp_path / f"node-{len(processes)}.log", group))
         return processes[-1]
 
     yield start
@@ -516,7 +530,117 @@ def test_a_node_ends_cleanly_in_the_midst_of_a_step(
     federation.publish(0, first)
     node = start(federation, broker, slowdown=1000, training={"steps": 1000, "batch_size": 2})
     federation.hears_state(lambda state: state.version == 0)
-    node.says("base model loaded")
+    node.says("training on float32 weights")
+    assert node.is_asked_to_end() == 0
+
+
+def test_a_training_that_is_killed_costs_a_round_and_not_the_service(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    slow = {"steps": 1000, "batch_size": 2}
+    node = start(federation, broker, slowdown=1000, training=slow, serving={"http": f"127.0.0.1:{free_port}"})
+    federation.release(federation.publish(0, first))
+    node.says("serving the head of version 0")
+    node.says("training on float32 weights")
+    assert "torch" not in " ".join(mapped.path for mapped in psutil.Process(node.process.pid).memory_maps())
+    node.training_process().kill()
+    node.says("cannot train: the training process was killed")
+    assert "Next try in" in node.log
+    assert asked(free_port)[0] == "0"
+    assert node.is_asked_to_end() == 0
+    assert "Traceback" not in node.log
+
+
+def test_no_training_outlives_a_node_that_is_killed(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    federation.publish(0, first)
+    node = start(federation, broker, slowdown=1000, training={"steps": 1000, "batch_size": 2})
+    node.says("training on float32 weights")
+    training = node.training_process()
+    node.process.kill()
+    training.wait(PATIENCE_S)
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+GIGABYTE = 1_000_000_000
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A control group that may have a gigabyte of memory, and no swap."""
+    group = MEMORY_GROUPS / f"alignfed-test-{uuid.uuid4().hex[:8]}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(GIGABYTE))
+        (group / "memory.swappiness").write_text("0")
+    except OSError as fault:
+        pytest.skip(
+            f"THE GIGABYTE IS NOT TESTED: NO CONTROL GROUP OF MEMORY CAN BE MADE HERE (cgroup v1, root): {fault}"
+        )
+    yield group
+    for pid in (group / "cgroup.procs").read_text().split():
+        psutil.Process(int(pid)).kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while (group / "cgroup.procs").read_text().split() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    group.rmdir()
+
+
+def _forget_pages(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+@pytest.mark.slow
+def test_a_node_serves_and_trains_the_real_model_in_a_gigabyte(
+    broker: EmbeddedBroker, found: Any, start: Any, limited: Path, free_port: int
+) -> None:
+    cache = default_cache()
+    real = resolve(DEFAULT_NAME, cache)
+    served = prepack(export(real, cache, "q41x"), cache)  # once per machine, and not in this group
+    for path in (gguf_of(real, cache), *served.graph.parent.iterdir()):
+        _forget_pages(path)  # those that others have read would be counted as theirs
+    federation = found(broker, real)
+    federation.announce()
+    address = f"127.0.0.1:{free_port}"
+    training = {"steps": 3, "batch_size": 4}
+    node = start(federation, broker, limited, training=training, serving={"http": address, "parallel": 2})
+    node.says("answering on http://", 300)
+    version = initial_adapter(layout_of(real, LORA), seed=0)
+    federation.release(federation.publish(0, version))
+    node.says("serving the head of version 0", 300)
+    node.says("training on the blocks of ", 300)
+    assert asked(free_port)[0] == "0"  # while it trains
+    node.says("training on version 0: 3 steps", 300)
+    _, manifest, delta = federation.hears_update()
+    assert (manifest.base_version, manifest.steps) == (0, 3)
+    assert delta.norm > 0
+    assert asked(free_port)[0] == "0"
+    assert node.is_asked_to_end() == 0
+    assert "cannot train" not in node.log
+    assert "oom_kill 0" in (limited / "memory.oom_control").read_text()
+    assert int((limited / "memory.max_usage_in_bytes").read_text()) <= GIGABYTE
+
+
+@pytest.mark.slow
+def test_where_memory_ends_the_training_goes_and_the_service_stays(
+    broker: EmbeddedBroker, found: Any, start: Any, limited: Path, free_port: int
+) -> None:
+    (limited / "memory.limit_in_bytes").write_text(str(330 << 20))
+    real = resolve(DEFAULT_NAME, default_cache())
+    federation = found(broker, real)
+    federation.announce()
+    node = start(federation, broker, limited, serving={"http": f"127.0.0.1:{free_port}"})
+    node.says("answering on http://", 300)
+    federation.release(federation.publish(0, initial_adapter(layout_of(real, LORA), seed=0)))
+    node.says("cannot train: the training process was killed", 300)
+    assert asked(free_port)[0] == "0"
     assert node.is_asked_to_end() == 0
 
 

@@ -1,22 +1,17 @@
 """Tiny models ready to be served: random, real, and a few hundred kilobytes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from base_model.layout import layout_of
 from base_model.reference import ResolvedModel, resolve
 from edge_node.export import ServedModel, export
 from edge_node.inference import Inference
 from edge_node.session import Session
-from edge_node.weights import GGUF_NAMES
 from schemas.adapter import Adapter, LoraConfig
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -58,73 +53,3 @@ def make_adapter(resolved: ResolvedModel) -> Callable[..., Adapter]:
         return Adapter(layout, np.random.default_rng(seed).normal(0, 0.1, layout.size).astype(np.float32))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def quantised(tiny_model_dir: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
-    """The tiny model as a GGUF file of Q4_1 blocks and a Q8_0 embedding, converted as the trainer wants it."""
-    path = tmp_path_factory.mktemp("quantised") / "tiny.gguf"
-    _write_gguf(path, tiny_model_dir)
-    return resolve(str(path), cache)
-
-
-@pytest.fixture(scope="session")
-def write_gguf() -> Callable[..., None]:
-    """write_gguf(path, model folder, architecture)."""
-    return _write_gguf
-
-
-def _write_gguf(path: Path, folder: Path, architecture: str = "llama") -> None:
-    config = json.loads((folder / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
-    for name, values in load_file(folder / "model.safetensors").items():
-        kind = GGMLQuantizationType.Q4_1
-        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-            values = _interleaved(values, heads if "q_proj" in name else kv_heads)
-        if values.ndim == 1:
-            writer.add_tensor(_gguf_name(name), values)
-            continue
-        if "embed_tokens" in name:
-            kind = GGMLQuantizationType.Q8_0
-        writer.add_tensor(_gguf_name(name), quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _add_tokenizer(writer: GGUFWriter, tokenizer: dict[str, Any]) -> None:
-    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * (len(vocabulary) - 1))
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
-    writer.add_unk_token_id(0)
-
-
-def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _gguf_name(name: str) -> str:
-    renamed = name.replace("model.layers.", "blk.").replace("model.embed_tokens", "token_embd")
-    renamed = renamed.replace("model.norm", "output_norm")
-    for ours, theirs in GGUF_NAMES.items():
-        renamed = renamed.replace(ours, theirs)
-    return renamed
