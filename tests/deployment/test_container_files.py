@@ -46,7 +46,7 @@ def test_a_service_is_bounded_watched_and_started_again(service):
     assert settings["stop_grace_period"] == "10s"
     assert settings["healthcheck"]["test"][0] == "CMD"
     assert {"mem_limit", "cpus", "pids_limit"} <= settings.keys()
-    assert "ports" not in settings  # nothing is published without login
+    assert all(port.startswith("127.0.0.1:") for port in settings.get("ports", ()))  # none of it asks for a login
 
 
 def test_all_that_is_written_is_in_named_volumes():

@@ -275,20 +275,26 @@ def execute() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def built(checkout: Path, base: str, mosquitto: str) -> Iterator[Stack]:
     """Both images, built; nothing runs yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, page = _free_port(), _free_port()
     variables = {
         "BASE": base,
         "MOSQUITTO_IMAGE": mosquitto,
         "EDGE_NODES": str(NODES + 1),
         "COMPOSE_PROJECT_NAME": PROJECT,
+        "PAGE_PORT": str(page),
         "TEST_PORT": str(port),
     }
     stack = Stack(checkout, variables, port)
     stack.compose("build")
     yield stack
     stack.compose("down", "--volumes", "--remove-orphans")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """The compose stack with the real small model: it learns, and goes on learning whatever is killed or cut off."""
 
+import json
+import re
 from collections import Counter
+from urllib.request import urlopen
 
 import pytest
 
@@ -25,6 +28,11 @@ def test_a_container_may_write_only_where_it_must(stack, execute):
 
 def test_versions_advance(stack):
     stack.until(lambda: stack.version >= 1, "there is a version 1")
+
+
+def test_the_page_of_the_coordinator_is_on_this_machine_and_knows_every_node(stack):
+    status = json.load(urlopen(f"http://127.0.0.1:{stack.variables['PAGE_PORT']}/api/status", timeout=30))
+    assert {"node-1", "node-2", "node-3"} <= set(re.findall(r"node-\d", json.dumps(status)))
 
 
 def test_a_node_answers_with_what_was_learned(stack, execute):
