@@ -213,6 +213,13 @@ class Stack:
         self.until(lambda: int(_inspect(container, "{{.RestartCount}}")) > restarts, "it is started again")
         self.until(lambda: self.health(container) == "healthy", "it is healthy again")
 
+    def stop(self) -> None:
+        """Stop every container in order, after the observer has left."""
+        if self.observer is not None:
+            self.observer.stop()
+            self.observer = None
+        self.compose("stop")
+
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Watch the federation until the condition holds."""
         deadline = time.monotonic() + PATIENCE_S

@@ -66,7 +66,7 @@ def test_a_node_that_was_cut_off_takes_part_again(stack, docker):
 @pytest.fixture(scope="module")
 def journal(stack, docker, tmp_path_factory):
     """The coordinator's journal after every container was stopped in order."""
-    stack.compose("stop")
+    stack.stop()
     folder = tmp_path_factory.mktemp("coordinator")
     docker("cp", f"{stack.containers('coordinator')[0]}:/coordinator/state", folder)
     return folder / "state" / "journal.db"
