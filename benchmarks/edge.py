@@ -252,7 +252,7 @@ def memory(served: ServedModel, adapter: Adapter) -> Result:
 
 
 def node_memory(adapter: Adapter, examples: tuple[Example, ...]) -> Result:
-    """What a node and its processes need in each mode, in MiB."""
+    """What a node and its processes need in each mode, in MB."""
     with tempfile.TemporaryDirectory() as folder:
         body, layout, data = (Path(folder) / name for name in ("adapter.safetensors", "layout.json", "examples.jsonl"))
         body.write_bytes(adapter.to_safetensors())
@@ -277,7 +277,7 @@ def bars(shapes: Result) -> list[Result]:
             ("RSS of serving, MB", stages["serving"]["rss"], 320),
             ("anonymous memory of serving, MB", stages["serving"]["anonymous"], 80),
             ("RSS of an idle process without a model, MB", stages["idle"]["rss"], 80),
-            ("peak RSS of a node that serves and trains, MiB", one["node_memory"]["both"]["peak_rss"], 953),
+            ("peak RSS of a node that serves and trains, MB", one["node_memory"]["both"]["peak_rss"], 1000),
         ):
             found.append({"shape": shape, "what": what, "found": value, "bar": f"<= {most}", "held": value <= most})
         ratio = one["speed"]["decode_ratio"]

@@ -5,7 +5,7 @@
 Each is a process of its own, with the parts of a real node in it: the service's modules, the serving thread, the
 trainer and its process. All memory of the node's and its children is read twenty times a second: `peak_rss` and
 `anonymous` are the most that was seen at once, `rss` is what is left afterwards. Pages that two processes share count
-twice. MiB.
+twice. MB, of a million bytes.
 """
 
 import http.client
@@ -116,12 +116,12 @@ class Watch:
         self._thread.join()
 
     def now(self, name: str) -> float:
-        """Memory of all processes together, in MiB."""
-        return round(sum(mebibytes(pid)[name] for pid in pids()), 1)
+        """Memory of all processes together, in MB."""
+        return round(sum(megabytes(pid)[name] for pid in pids()), 1)
 
     def _look(self) -> None:
         while not self._ended.wait(PAUSE_S):
-            found = [mebibytes(pid) for pid in pids()]
+            found = [megabytes(pid) for pid in pids()]
             for name in self.most:
                 self.most[name] = max(self.most[name], round(sum(one[name] for one in found), 1))
 
@@ -131,14 +131,14 @@ def pids() -> list[int]:
     return [psutil.Process().pid, *(child.pid for child in psutil.Process().children(recursive=True))]
 
 
-def mebibytes(pid: int) -> Memory:
+def megabytes(pid: int) -> Memory:
     """Resident and anonymous memory of a process; nothing of one that has just ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:
         return {"rss": 0.0, "anonymous": 0.0}
     return {
-        name: int(rollup.split(f"\n{key}:")[1].split()[0]) / 1024 if f"\n{key}:" in rollup else 0.0
+        name: int(rollup.split(f"\n{key}:")[1].split()[0]) * 1024 / 1e6 if f"\n{key}:" in rollup else 0.0
         for name, key in (("rss", "Rss"), ("anonymous", "Anonymous"))
     }
 
