@@ -17,6 +17,7 @@ from commands import (
     deploy,
     edge,
     experiments,
+    keys,
     nodes,
     record,
     recording,
@@ -35,6 +36,7 @@ from commands.console import (
     configuration,
     ending,
     fail,
+    with_certificate,
 )
 
 DEBUG_VARIABLE = "ALIGNFED_DEBUG"
@@ -126,7 +128,7 @@ def doctor(config: Config = None, broker: Broker = None, federation: Federation 
     Tries what the broker must be able to do, and looks at clock, disk, memory and libraries. Fetches the base model if
     it is not here yet. Says what to do about whatever is wrong.
     """
-    settings = configuration(config, federation, broker)
+    settings = with_certificate(configuration(config, federation, broker))
     from doctor import examine
 
     checks = []
@@ -154,6 +156,7 @@ for group in (services, status, chat, experiments, record, replay, deploy):
 app.add_typer(adapters.app, name="adapters", epilog=ending("alignfed adapters list", FAILURE))
 app.add_typer(edge.app, name="edge", epilog=edge.EPILOG)
 app.add_typer(codec.app, name="codec", epilog=ending("alignfed codec list", FAILURE))
+app.add_typer(keys.app, name="keys", epilog=ending("alignfed keys list", FAILURE))
 app.add_typer(nodes.app, name="nodes", epilog=ending("alignfed nodes list", FAILURE))
 app.add_typer(recording.app, name="recording", epilog=ending("alignfed recording info incident.rec", FAILURE))
 

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from pydantic_settings.exceptions import SettingsError
 
 from base_model.settings import BaseModelSettings
+from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from coordinator.settings import CoordinatorSettings
 from edge_node.settings import EdgeSettings
@@ -44,6 +45,7 @@ class Configuration(BaseSettings):
     federation: Name = Field(default="home", description="who trains together; the third level of every topic")
     base_model: BaseModelSettings = Field(default=BaseModelSettings(), description="the frozen LLM")
     broker: BrokerSettings = Field(default=BrokerSettings(), description="where the broker is and how to log in")
+    security: SecuritySettings = Field(default=SecuritySettings(), description="who may take part")
     coordinator: CoordinatorSettings = Field(default=CoordinatorSettings(), description="a coordinator's own settings")
     edge: EdgeSettings | None = Field(default=None, description="a node's own settings")
 

@@ -26,6 +26,7 @@ from coordinator.settings import CalibrationSettings
 from edge_node.local_data import LocalData
 from edge_node.settings import EdgeSettings
 from schemas.messages import MAX_CHUNK_SIZE, CoordinatorState, InvalidMessage, NodeState
+from schemas.signing import unsigned
 from schemas.topics import CoordinatorStateOf, NodeMetricsOf, NodeStateOf, ReceiptFor, route, topic_filter
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -48,9 +49,8 @@ class Check(NamedTuple):
 
 def examine(configuration: Configuration) -> Iterator[Check]:
     """Every check of what this configuration needs, as soon as it is made. The base model is fetched if need be."""
-    # below its own name is where a node may publish on a broker with access rules
-    node = configuration.edge.node if configuration.edge else "doctor"
-    broker_checks = list(check_broker(configuration.broker, route(configuration.federation, NodeMetricsOf(node)).topic))
+    topic = route(configuration.federation, _own_address(configuration)).topic
+    broker_checks = list(check_broker(configuration.broker, topic))
     yield from broker_checks
     if broker_checks[0].status == "ok":
         yield from check_federation(configuration)
@@ -71,6 +71,13 @@ def examine(configuration: Configuration) -> Iterator[Check]:
     yield check_base_model(configuration.base_model.name, configuration.base_model.cache)
     yield check_torch()
     yield check_onnxruntime()
+
+
+def _own_address(configuration: Configuration) -> NodeMetricsOf | ReceiptFor:
+    """Where this process may publish on a broker with access rules, and nobody takes notice."""
+    if configuration.edge is not None:
+        return NodeMetricsOf(configuration.edge.node)
+    return NodeMetricsOf("doctor") if configuration.security.keys is None else ReceiptFor("doctor")
 
 
 def check_broker(settings: BrokerSettings, topic: str) -> Iterator[Check]:
@@ -122,7 +129,7 @@ def check_coordinator(said: bytes | None, federation: str) -> Check:
     if not said:
         return Check("coordinator", "warn", f"none was ever on this broker for the federation {federation}", advice)
     try:
-        state = CoordinatorState.from_bytes(said)
+        state = CoordinatorState.from_bytes(unsigned(said))
     except InvalidMessage as fault:
         advice = "another release, or another program, publishes there: run the same release everywhere"
         return Check("coordinator", "fail", f"what it says of itself cannot be read: {fault}", advice)
@@ -134,7 +141,7 @@ def check_coordinator(said: bytes | None, federation: str) -> Check:
 def check_node_name(said: bytes | None, node: str) -> Check:
     """Whether another process goes by this node's name: they would push each other off the broker."""
     try:
-        is_online = bool(said) and NodeState.from_bytes(said or b"").online
+        is_online = bool(said) and NodeState.from_bytes(unsigned(said or b"")).online
     except InvalidMessage:
         is_online = False
     if not is_online:

@@ -15,6 +15,9 @@ from broker.events import check_filter
 from broker.settings import MAX_PACKET_SIZE
 
 MAX_QUEUED_BYTES = 268_435_456  # per client, 256 MiB
+LOOPBACK = "127.0.0.1"
+# Started as root, mosquitto would become a user who cannot write data_dir, and would lose its tie to the parent.
+STAYS_ROOT = "user root\n"
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,20 @@ class AclRule:
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """The broker's own certificate and key, and the authority whose client certificates it accepts."""
+    """The broker's own certificate and key, the authority whose client certificates it accepts, and which it does not.
+
+    With `crl_file`, certificates on that list are refused.
+    """
 
     ca_file: Path
     cert_file: Path
     key_file: Path
+    crl_file: Path | None = None
 
 
 def loopback_config(port: int, data_dir: Path) -> str:
     """mosquitto.conf for one machine: loopback only, no login."""
-    # Started as root, mosquitto would become a user who cannot write data_dir, and would lose its tie to the parent.
-    return _lines(f"listener {port} 127.0.0.1", "allow_anonymous true", "user root", *_limits(data_dir))
+    return _lines(f"listener {port} {LOOPBACK}", "allow_anonymous true", *_limits(data_dir)) + STAYS_ROOT
 
 
 def private_network_config(port: int, data_dir: Path) -> str:
@@ -51,14 +57,18 @@ def private_network_config(port: int, data_dir: Path) -> str:
     return _lines(f"listener {port}", "allow_anonymous true", *_limits(data_dir))
 
 
-def deployment_config(port: int, data_dir: Path, tls: TlsFiles, acl_file: Path) -> str:
-    """mosquitto.conf for a fleet: TLS, a client certificate from everybody, its common name is the user name."""
+def deployment_config(port: int, data_dir: Path, tls: TlsFiles, acl_file: Path, address: str = "") -> str:
+    """mosquitto.conf for a fleet: TLS, a client certificate from everybody, its common name is the user name.
+
+    With `address` it listens there only.
+    """
     return _lines(
-        f"listener {port}",
+        f"listener {port} {address}".rstrip(),
         "allow_anonymous false",
         f"cafile {_path(tls.ca_file)}",
         f"certfile {_path(tls.cert_file)}",
         f"keyfile {_path(tls.key_file)}",
+        *([f"crlfile {_path(tls.crl_file)}"] if tls.crl_file is not None else []),
         "tls_version tlsv1.2",
         "require_certificate true",
         "use_identity_as_username true",

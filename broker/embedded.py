@@ -7,6 +7,7 @@ import atexit
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import time
 from pathlib import Path
 from typing import Literal, Self
 
+from broker.bundle import read_bundle
 from broker.client import Client
-from broker.config import loopback_config
+from broker.config import LOOPBACK, STAYS_ROOT, deployment_config, loopback_config
 from broker.events import Connected, Disconnected
+from broker.federation_keys import broker_files
 from broker.settings import MAX_PACKET_SIZE, BrokerSettings
 
 Kind = Literal["mosquitto", "iotcore"]
@@ -70,13 +73,25 @@ class EmbeddedBroker:
     """A broker that runs while the `with` block lasts: `.settings` connects to it, `.limits` says what it lacks.
 
     `data_dir` keeps mosquitto's sessions and messages for the next run; without it they go with the broker. Port 0
-    takes a free one. Raises BrokerFailed.
+    takes a free one. With `keys`, the folder that `alignfed keys` made, it asks for certificates, and `.settings` are
+    those of the observer; mosquitto alone can do that. Raises BrokerFailed.
     """
 
-    def __init__(self, kind: Kind | Literal["auto"] = "auto", data_dir: Path | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        kind: Kind | Literal["auto"] = "auto",
+        data_dir: Path | None = None,
+        port: int = 0,
+        keys: Path | None = None,
+    ) -> None:
         self.kind: Kind = "iotcore" if kind == "iotcore" or (kind == "auto" and not find_mosquitto()) else "mosquitto"
+        if keys is not None and self.kind == "iotcore":
+            raise BrokerFailed("iotcore has neither TLS nor access rules: install mosquitto to use keys")
         self.settings = BrokerSettings(port=port or _free_port())
-        self._may_fall_back = kind == "auto" and self.kind == "mosquitto"
+        if keys is not None:
+            self.settings = read_bundle(keys / "observer").reaches(self.settings)
+        self._keys = keys
+        self._may_fall_back = kind == "auto" and self.kind == "mosquitto" and keys is None
         self._may_move = port == 0
         self._directory = tempfile.TemporaryDirectory(prefix="alignfed-broker-")
         self._data_dir = data_dir
@@ -85,7 +100,7 @@ class EmbeddedBroker:
     @property
     def limits(self) -> tuple[str, ...]:
         """What this broker does not do, in sentences to show."""
-        return LIMITS[self.kind]
+        return LIMITS[self.kind] if self._keys is None else ("Only programs on this machine can connect.",)
 
     @property
     def pid(self) -> int:
@@ -122,6 +137,10 @@ class EmbeddedBroker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def read_access_rules_again(self) -> None:
+        """Make mosquitto read its access rules again; connections stay."""
+        os.kill(self.pid, signal.SIGHUP)
 
     def restart(self) -> None:
         """Start the broker again on the same port, after `kill` or in its place."""
@@ -172,8 +191,15 @@ class EmbeddedBroker:
         data_dir = self._data_dir or directory
         data_dir.mkdir(parents=True, exist_ok=True)
         config = directory / "mosquitto.conf"
-        config.write_text(loopback_config(self.settings.port, data_dir), encoding="utf-8")
+        config.write_text(self._mosquitto_config(data_dir), encoding="utf-8")
         return [program, "-c", str(config)]
+
+    def _mosquitto_config(self, data_dir: Path) -> str:
+        if self._keys is None:
+            return loopback_config(self.settings.port, data_dir)
+        files, rules = broker_files(self._keys / "broker"), self._keys / "broker" / "acl"
+        secured = deployment_config(self.settings.port, data_dir, files, rules, LOOPBACK)
+        return secured + STAYS_ROOT
 
 
 def find_mosquitto() -> str | None:

@@ -14,16 +14,19 @@ from broker.embedded import BrokerFailed, EmbeddedBroker, Kind
 _LOOK_EVERY_S = 1.0
 
 
-def run(kind: Kind | Literal["auto"], data_dir: Path, port: int) -> int:
+def run(kind: Kind | Literal["auto"], data_dir: Path, port: int, keys: Path | None = None) -> int:
     """Run a broker for this machine until SIGTERM or SIGINT; call it from the main thread.
 
-    Returns 0 after a clean stop and 1 when the broker ended by itself. Raises BrokerFailed when none can be started.
+    With `keys` it asks for certificates, and reads its access rules again when they change. Returns 0 after a clean
+    stop and 1 when the broker ended by itself. Raises BrokerFailed when none can be started.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     _check_free(port)
-    with EmbeddedBroker(kind, data_dir, port) as broker:
+    rules = keys / "broker" / "acl" if keys is not None else None
+    with EmbeddedBroker(kind, data_dir, port, keys) as broker:
+        seen = _changed_at(rules)
         _say(f"{broker.kind} listens on {broker.settings.address}; stop it with Ctrl-C.")
         for limit in broker.limits:
             _say(limit)
@@ -31,7 +34,15 @@ def run(kind: Kind | Literal["auto"], data_dir: Path, port: int) -> int:
             if not _is_alive(broker.pid):
                 _say(f"{broker.kind} ended by itself")
                 return 1
+            if (changed_at := _changed_at(rules)) != seen:
+                seen = changed_at
+                _say("the access rules have changed")
+                broker.read_access_rules_again()
     return 0
+
+
+def _changed_at(file: Path | None) -> int:
+    return 0 if file is None else file.stat().st_mtime_ns
 
 
 def _check_free(port: int) -> None:

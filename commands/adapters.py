@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest`.")]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at global adapters, export one.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at global adapters, export one, verify all, go back."
+)
 
 
 @app.command("list", epilog=ending("alignfed adapters list --data-dir alignfed-data/coordinator", FAILURE))
@@ -105,6 +107,83 @@ def export_adapter(
     chosen = release.model_copy(update={"version": manifest.version, "variant": "head"}) if head else release
     save_peft(registry.adapter(chosen.version, federation.layout, chosen.variant), folder, federation.base_model_name)
     note(f"the {chosen.variant} of version {chosen.version} is in {folder}")
+
+
+@app.command(
+    "verify", epilog=ending("alignfed adapters verify --keys alignfed-keys/coordinator", "1  a fault was found")
+)
+def verify_adapters(
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The coordinator's bundle.  [default: security.keys]")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Check the whole chain of versions.
+
+    Every manifest's signature from the federation's root down, its place in the order, and every adapter's bytes. Needs
+    no broker. Without keys only order and bytes are checked, which is said.
+    """
+    from coordinator.verification import read_certified, verify_chain
+
+    registry = _registry(config, data_dir)
+    bundle = keys or configuration(config).security.keys
+    certified = read_certified(bundle) if bundle is not None else None
+    versions = list(verify_chain(registry, certified))
+    faults = [version for version in versions if version.fault is not None]
+    if as_json:
+        root = certified.member.root if certified else None
+        found = {"ok": not faults, "root": root, "versions": [vars(version) for version in versions]}
+        print(json.dumps(found, indent=2))
+    else:
+        rows = [
+            [str(v.version), (v.digest or "")[:12], v.signed_by or "", "ok" if v.fault is None else v.fault]
+            for v in versions
+        ]
+        print_table(["version", "digest", "signed by", "verdict"], rows)
+        if certified is None:
+            note("No keys are set: order and bytes were checked, signatures were not. Name the bundle by --keys.")
+    if faults:
+        fail(f"{len(faults)} of {len(versions)} versions are not as they should be", FAILED)
+
+
+@app.command("rollback", epilog=ending("alignfed adapters rollback 3", "1  it was refused, or nobody answered"))
+def roll_back_adapters(
+    version: Version,
+    head: Annotated[bool, typer.Option("--head", help="Have nodes train from it too, as a new version.")] = False,
+    wait: Annotated[float, typer.Option(min=0, max=3600, help="Seconds to wait for the coordinator.")] = 10,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Go back to an earlier version.
+
+    Nodes serve what that version was served as, from the next moment on. It is a new entry with a higher epoch, never
+    an old one again, and is recorded. A coordinator that does not run does it when it starts.
+    """
+    import time
+
+    from coordinator.requests import answer_of, ask
+
+    registry = _registry(config, data_dir)
+    manifest = registry.manifest(_number(registry, version))
+    decision = registry.decision(manifest.version)
+    variant = decision.variant if decision is not None and decision.is_taken and not head else "head"
+    folder = registry.folder.parent
+    request = ask(folder, manifest.version, variant, "head" if head else "release")
+    deadline = time.monotonic() + wait
+    while (answer := answer_of(folder, request)) is None:
+        if time.monotonic() > deadline:
+            fail(f"no answer in {wait:g} s: a coordinator of {folder} does it as soon as it runs", FAILED)
+        time.sleep(0.05)
+    if as_json:
+        print(json.dumps({"request": request.id, **answer.model_dump()}, indent=2))
+    if answer.refused is not None:
+        fail(answer.refused, FAILED)
+    if not as_json:
+        print(f"nodes serve the {answer.variant} of version {answer.release}, epoch {answer.epoch}")
+        print(f"nodes train from version {answer.head}")
 
 
 def _registry(config: Path | None, data_dir: Path | None) -> "Registry":

@@ -41,6 +41,16 @@ def configuration(
         fail(str(error), USAGE)
 
 
+def with_certificate(settings: "Configuration") -> "Configuration":
+    """The settings with the bundle's certificate for the broker, where keys are set; for who only connects."""
+    if settings.security.keys is None:
+        return settings
+    from broker.bundle import read_bundle
+
+    broker = read_bundle(settings.security.keys).reaches(settings.broker)
+    return settings.model_copy(update={"broker": broker})
+
+
 def log(level: str, **always: str) -> None:
     """Log from this level on; what is in `always` is said in every line that programs read."""
     import logs

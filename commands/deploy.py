@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands.console import FAILED, Broker, Config, Federation, configuration, ending, fail, log
+from commands.console import FAILED, Broker, Config, Federation, configuration, ending, fail, log, with_certificate
 
 app = typer.Typer()
 
@@ -51,7 +51,7 @@ def health(
 
     Reads its retained state from the broker, as a node does before it trains. Made for health checks: it says little.
     """
-    settings = configuration(config, federation, broker)
+    settings = with_certificate(configuration(config, federation, broker))
     from broker.retained import BrokerAway, read_retained
     from schemas.topics import CoordinatorStateOf, route
 
@@ -67,11 +67,12 @@ def health(
 def _expect_online(payload: bytes | None) -> None:
     """End the process unless this is the state of a coordinator that is there."""
     from schemas.messages import CoordinatorState, InvalidMessage
+    from schemas.signing import unsigned
 
     if payload is None:
         fail("no coordinator has been on this broker", FAILED)
     try:
-        online = CoordinatorState.from_bytes(payload).online
+        online = CoordinatorState.from_bytes(unsigned(payload)).online
     except InvalidMessage as error:
         fail(f"what the broker keeps as the coordinator's state is none: {error}", FAILED)
     if not online:

@@ -82,7 +82,7 @@ def edge(
     log(log_level, node=settings.edge.node)
     from edge_node import service
 
-    service.run(settings.federation, settings.base_model, settings.broker, settings.edge)
+    service.run(settings.federation, settings.base_model, settings.broker, settings.edge, settings.security)
 
 
 @app.command("data", epilog=ending("alignfed edge data --config kitchen.toml", FAILURE))

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.console import FAILED, USAGE, Broker, Config, Federation, Json, configuration, ending, fail, note
+from commands.console import (
+    FAILED,
+    USAGE,
+    Broker,
+    Config,
+    Federation,
+    Json,
+    configuration,
+    ending,
+    fail,
+    note,
+    with_certificate,
+)
 
 if TYPE_CHECKING:
     import threading
@@ -49,7 +61,7 @@ def record(
     """
     import json
 
-    settings = configuration(config, federation, broker)
+    settings = with_certificate(configuration(config, federation, broker))
     from broker.events import check_filter
     from broker.recorder import SMALLEST_MAX_SIZE, RotatingRecording, capture
     from schemas.topics import ROOT

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import FAILED, USAGE, Config, Json, configuration, ending, fail, note, print_table
+from commands.console import (
+    FAILED,
+    USAGE,
+    Config,
+    Json,
+    configuration,
+    ending,
+    fail,
+    note,
+    print_table,
+    with_certificate,
+)
 
 if TYPE_CHECKING:
     from coordinator.outside import ReplayedTopic
@@ -235,7 +246,7 @@ def _through(recording: Path, address: str, speed: float | None, everything: boo
     from broker.replayer import Sent, replay_through
     from coordinator.recorded import is_of_a_node, is_published, sender_of
 
-    broker = configuration(None, broker=address).broker
+    broker = with_certificate(configuration(None, broker=address)).broker
     wanted = is_published if everything else is_of_a_node
     sent = Sent()
     for sent in replay_through(broker, filter(wanted, read_rows(recording)), sender_of, speed):

@@ -29,14 +29,17 @@ def broker(
     kind: Annotated[
         Literal["auto", "mosquitto", "iotcore"], typer.Option(help="auto: mosquitto where it is installed.")
     ] = "auto",
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Ask for certificates; DIR is what `keys init` made.")
+    ] = None,
 ) -> None:
     """Run a broker for this machine.
 
-    It listens on loopback only, and runs until Ctrl-C or SIGTERM.
+    It listens on loopback only, and runs until Ctrl-C or SIGTERM. With --keys a revocation takes effect in a second.
     """
     from broker import service
 
-    raise typer.Exit(service.run(kind, data_dir, port))
+    raise typer.Exit(service.run(kind, data_dir, port, keys))
 
 
 @app.command(epilog=ending("alignfed coordinator --config alignfed.toml", FAILURE))
@@ -58,4 +61,6 @@ def coordinator(
     log(log_level)
     from coordinator import service
 
-    raise typer.Exit(service.run(settings.federation, settings.base_model, settings.broker, settings.coordinator))
+    raise typer.Exit(
+        service.run(settings.federation, settings.base_model, settings.broker, settings.coordinator, settings.security)
+    )

@@ -96,7 +96,7 @@ def go_back(state: FederationState, answer: MeasuredLosses, at_ns: int) -> Step:
     lasting = state.head.version < state.probation_until + guard.probation_after(state.returns)
     returns = state.returns + 1 if state.returns and lasting else 1
     head = GlobalAdapter(state.head.version + 1, served.adapter)
-    state = replace(_advance(state, head, ()), average=served.adapter, anchor=None, returns=returns)
+    state = replace(advance(state, head, ()), average=served.adapter, anchor=None, returns=returns)
     state = replace(state, probation_until=head.version + guard.probation_after(returns))
     before, candidate = map(finite, answer.losses)
     returned = ReturnReport(version=served.version, variant=served.variant, candidate=candidate, before=before)
@@ -206,7 +206,7 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
         for update, weight in zip(updates, aggregate.weights, strict=True)
         if update not in distrusted
     )
-    state = _advance(state, head, tuple(update for update in updates if update not in distrusted))
+    state = advance(state, head, tuple(update for update in updates if update not in distrusted))
     state, served = (state, ()) if is_judged(state) else serve_newest(state)
     said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate)
     receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
@@ -235,8 +235,8 @@ def refuse_outdated(state: FederationState) -> Step:
     return discard(replace(state, buffer=current), outdated, objection)
 
 
-def _advance(state: FederationState, head: GlobalAdapter, updates: tuple[AdapterUpdate, ...]) -> FederationState:
-    """Make `head` the newest version, and forget what no update may start from any more."""
+def advance(state: FederationState, head: GlobalAdapter, updates: tuple[AdapterUpdate, ...]) -> FederationState:
+    """The state with `head` as the newest version; it forgets what no update may start from any more."""
     strategy = state.config.strategy
     oldest = head.version - strategy.max_staleness
     nodes = dict(state.nodes)

@@ -39,7 +39,7 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     _, judged = asked.question.adapters
     served = Served(version, "average", judged) if passes_gate(answer) else state.served
     before, candidate = map(finite, answer.losses)
-    return _serve(
+    return serve(
         state,
         served,
         ReleaseReport(
@@ -65,7 +65,7 @@ def serve_newest(state: FederationState) -> Step:
     served = Served(state.head.version, "head", state.head.adapter)
     if state.average is not None:
         served = Served(state.head.version, "average", state.average)
-    return _serve(state, served, unjudged(served))
+    return serve(state, served, unjudged(served))
 
 
 def unjudged(served: Served) -> ReleaseReport:
@@ -84,7 +84,8 @@ def keeps_average(state: FederationState) -> bool:
     return config.strategy.release.variant == "average" and config.layout.size <= LARGEST_AVERAGED
 
 
-def _serve(state: FederationState, served: Served, report: ReleaseReport) -> Step:
+def serve(state: FederationState, served: Served, report: ReleaseReport) -> Step:
+    """Have nodes serve this, for the reasons in the report."""
     return replace(state, served=served, release=report), (PublishRelease(report, served.adapter),)
 
 

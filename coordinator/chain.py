@@ -28,6 +28,7 @@ from schemas.messages import (
     update_id,
 )
 from schemas.reading import address_of
+from schemas.signing import unsigned
 from schemas.topics import Address, GlobalChunk, GlobalHead, GlobalManifestOf, UpdateChunk, UpdateManifestOf
 
 ADDITIVE = ("fedavg", "fedbuff")  # head = parent + sum of weight * delta, whatever their settings
@@ -84,13 +85,13 @@ def _take(seen: _Seen, row: Row, address: Address) -> GlobalPointer | None:
     try:
         match address:
             case GlobalHead():
-                return GlobalPointer.from_bytes(row.payload)
+                return GlobalPointer.from_bytes(unsigned(row.payload))
             case GlobalManifestOf(version) if row.payload:
-                seen.manifests[version] = GlobalManifest.from_bytes(row.payload)
+                seen.manifests[version] = GlobalManifest.from_bytes(unsigned(row.payload))
             case GlobalChunk(version, index) if row.payload:
                 seen.chunks.setdefault(version, {})[index] = row.payload
             case UpdateManifestOf(node, id_):
-                _take_update(seen, (node, id_), row.payload)
+                _take_update(seen, (node, id_), unsigned(row.payload))
             case UpdateChunk(node, id_, index):
                 key = (node, id_)
                 seen.bodies[key] = seen.bodies.get(key, Assembly()).with_chunk(index, row.payload)
@@ -143,6 +144,8 @@ def _made_of_its_inputs(seen: _Seen, manifest: GlobalManifest, head: Adapter) ->
     digest, parent = seen.heads.get(manifest.version - 1, (None, None))
     if digest is not None and manifest.parent != digest:
         return "differs", "its parent is not the version before"
+    if (earlier := manifest.rolled_back_to) is not None:
+        return _rolled_back(seen, manifest, earlier)
     if manifest.returned is not None:
         return "unchecked", f"it goes back to the {manifest.returned.variant} of version {manifest.returned.version}"
     deltas = [_delta(seen, manifest, head, given) for given in manifest.inputs]
@@ -156,6 +159,15 @@ def _made_of_its_inputs(seen: _Seen, manifest: GlobalManifest, head: Adapter) ->
     if manifest.strategy in ADDITIVE:
         return "differs", "its parent plus its inputs by the published weights is another adapter"
     return "unchecked", f"{manifest.strategy} does not simply add deltas up; replay it with --journal"
+
+
+def _rolled_back(seen: _Seen, manifest: GlobalManifest, earlier: int) -> tuple[Verdict, str]:
+    """A version that the operator has ordered is an earlier one over again."""
+    if earlier not in seen.heads:
+        return "unchecked", f"version {earlier}, to which it goes back, is not in the recording"
+    if seen.heads[earlier][0] != manifest.digest:
+        return "differs", f"it says that it is version {earlier} over again, and is another adapter"
+    return "agrees", f"version {earlier} over again, by the operator's word"
 
 
 def _delta(seen: _Seen, manifest: GlobalManifest, head: Adapter, given: VersionInput) -> Adapter:

@@ -17,19 +17,23 @@ from coordinator.aggregation import (
     take_back,
 )
 from coordinator.background import ask_in_background, unjudged
+from coordinator.enrolment import change_keys
 from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, with_ledger
 from coordinator.ledger import NodeLedger
 from coordinator.orders import Forgive, Quarantine, order_from_bytes
+from coordinator.rollback import roll_back
 from coordinator.state import (
     Answered,
     Configured,
     Event,
     FederationConfig,
     FederationState,
+    KeysChanged,
     Ordered,
     PublishRelease,
     PublishVersion,
     Received,
+    RolledBack,
     Started,
     Ticked,
 )
@@ -68,6 +72,10 @@ def step(state: FederationState, event: Event) -> Step:
             state, effects = ask_anew(replace(state, epoch=state.epoch + 1))
         case Configured():
             state, effects = _configure(state, event)
+        case KeysChanged(ring=ring):
+            state, effects = change_keys(state, ring)
+        case RolledBack():
+            state, effects = roll_back(state, event)
         case Ordered():
             state, effects = _obey(state, event)
     state, more = begin_what_is_ready(state, event.at_ns)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from schemas.messages import InvalidMessage, NodeMetrics, NodeState
+from schemas.signing import unsigned
 from schemas.topics import Address, NodeMetricsOf, NodeStateOf
 
 Word = NodeStateOf | NodeMetricsOf
@@ -39,7 +40,7 @@ def hear(fleet: Fleet, address: Address | None, payload: bytes, at_ns: int, most
             case NodeStateOf() if not payload:  # somebody has deleted what was retained
                 return {node: heard for node, heard in fleet.items() if node != address.node}
             case NodeStateOf():
-                said = _state(known, NodeState.from_bytes(payload))
+                said = _state(known, NodeState.from_bytes(unsigned(payload)))
             case NodeMetricsOf():
                 said = replace(known, metrics=NodeMetrics.from_bytes(payload))
     except InvalidMessage:

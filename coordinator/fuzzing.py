@@ -99,6 +99,7 @@ class _Promises:
 
 def fuzz(source: Source, seed: int, until: int | None = None) -> Fuzzed:
     """Play a source through an unkind network. Raises RecordingError for the file, never for what is in it."""
+    source = source.opened()
     harm: Counter[str] = Counter()
     receipts: Counter[str] = Counter()
     violations: list[Violation] = []

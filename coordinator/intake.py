@@ -32,6 +32,7 @@ from schemas.messages import (
 )
 from schemas.products import reach, transplant
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
+from schemas.trust import Distrusted, Revoked, open_update
 
 Step = tuple[FederationState, tuple[Effect, ...]]
 V = TypeVar("V")
@@ -59,10 +60,25 @@ def receive(state: FederationState, event: Received) -> Step:
             return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
         state = replace(state, nodes=without(state.nodes, idle))
     match address:
+        case UpdateManifestOf(node, id_) if state.config.root is not None:
+            return _on_signed_manifest(state, node, id_, event)
         case UpdateManifestOf(node, id_):
             return _on_manifest(state, node, id_, event)
+        case UpdateChunk(node) if state.config.root is not None and node not in state.ring.enrolled:
+            return drop(state, "chunk of a node that is not enrolled", node)
         case UpdateChunk(node, id_, index):
             return _on_chunk(state, node, id_, index, event)
+
+
+def _on_signed_manifest(state: FederationState, node: str, id_: str, event: Received) -> Step:
+    """Look at nothing but the signature first: without a true one nobody knows whom an answer would concern."""
+    try:
+        message = open_update(state.ring, node, event.topic, event.payload)
+    except Distrusted as why:
+        return drop(state, why.reason, f"{node} {id_}: {why}")
+    except Revoked as why:
+        return refuse(state, node, id_, Objection("rejected", "revoked", str(why)))
+    return _on_manifest(state, node, id_, replace(event, payload=message))
 
 
 def _on_manifest(state: FederationState, node: str, id_: str, event: Received) -> Step:

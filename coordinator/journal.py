@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
@@ -22,17 +23,22 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    KeysChanged,
     Ordered,
     PublishVersion,
     Received,
+    RolledBack,
     SendReceipt,
     Started,
     Ticked,
 )
 from schemas.adapter import Adapter, InvalidAdapter
-from schemas.messages import GlobalManifest, InvalidMessage
+from schemas.messages import GlobalManifest, InvalidMessage, Variant
+from schemas.trust import KeyRing
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
+KEYS = "$journal/keys"
+ROLLBACK = "$journal/rollback/"  # followed by the request's id, and version/variant/scope
 ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
 ORDER = "$journal/order/"  # followed by the order's number
 
@@ -122,7 +128,9 @@ def record_nodes(connection: sqlite3.Connection, before: FederationState | None,
     connection.executemany("DELETE FROM nodes WHERE node = ?", [(node,) for node in old.keys() - after.nodes.keys()])
 
 
-def row_of_event(event: Ticked | Answered | Started | Configured | Ordered) -> Row:
+def row_of_event(
+    event: Ticked | Answered | Started | Configured | KeysChanged | Ordered | RolledBack,
+) -> Row:
     """The row of an event that is not a message."""
     match event:
         case Ticked():
@@ -135,6 +143,10 @@ def row_of_event(event: Ticked | Answered | Started | Configured | Ordered) -> R
             return Row(at_ns, f"{ORDER}{number}", payload)
         case Configured():
             return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
+        case KeysChanged():
+            return Row(event.at_ns, KEYS, event.ring.to_bytes())
+        case RolledBack(at_ns, request, version, variant, scope, body):
+            return Row(at_ns, f"{ROLLBACK}{request}/{version}/{variant}/{scope}", body)
 
 
 def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
@@ -164,6 +176,12 @@ def fold_history(path: Path) -> Iterator[tuple[FederationState, History, tuple[E
         event = None if row.topic == ADAPTER else event_of_row(row)
         history = observe(history, event, effects, row.received_at_ns)
         yield state, history, effects
+
+
+def was_carried_out(connection: sqlite3.Connection, request: str) -> bool:
+    """Whether a rollback with this id is in the journal."""
+    pattern = f"{ROLLBACK}{request}/*"
+    return connection.execute("SELECT 1 FROM messages WHERE topic GLOB ?", (pattern,)).fetchone() is not None
 
 
 def read_versions(path: Path) -> list[GlobalManifest]:
@@ -210,6 +228,13 @@ def event_of_row(row: Row) -> Event:
             return Ordered(row.received_at_ns, int(topic.removeprefix(ORDER)), row.payload)
         case topic if topic == CONFIG:
             return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
+        case topic if topic == KEYS:
+            return KeysChanged(row.received_at_ns, KeyRing.from_bytes(row.payload))
+        case topic if topic.startswith(ROLLBACK):
+            request, number, of, scope = topic.removeprefix(ROLLBACK).split("/")
+            variant: Variant = "average" if of == "average" else "head"
+            wanted: Literal["release", "head"] = "head" if scope == "head" else "release"
+            return RolledBack(row.received_at_ns, request, int(number), variant, wanted, row.payload)
         case _:
             return Received(row.received_at_ns, row.topic, row.payload)
 

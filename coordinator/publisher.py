@@ -7,7 +7,7 @@ over is always safe: every publication may be repeated.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker.events import Publication, Published
 from coordinator.registry import Registry
@@ -27,6 +27,13 @@ class Publishes(Protocol):
 
     def publish(self, publication: Publication) -> int:
         """Queue a publication; its token comes back in `Published`."""
+
+
+class Stamp(NamedTuple):
+    """What ties a pointer to its time: the coordinator's epoch and, where pointers are signed, when it expires."""
+
+    epoch: int
+    expires_at_ns: int | None = None
 
 
 class PhasedPublisher:
@@ -80,21 +87,22 @@ def average_of(federation: str, registry: Registry, release: ReleaseReport) -> I
             yield publication(federation, GlobalAverageChunk(release.version, index), chunk)
 
 
-def head_pointer(federation: str, manifest: GlobalManifest, epoch: int) -> Publication:
+def head_pointer(federation: str, manifest: GlobalManifest, stamp: Stamp) -> Publication:
     """Train from this version."""
-    return publication(federation, GlobalHead(), _pointer(manifest, "head", epoch).to_bytes())
+    return publication(federation, GlobalHead(), _pointer(manifest, "head", stamp).to_bytes())
 
 
-def release_pointer(federation: str, served: GlobalManifest, release: ReleaseReport, epoch: int) -> Publication:
+def release_pointer(federation: str, served: GlobalManifest, release: ReleaseReport, stamp: Stamp) -> Publication:
     """Serve this version's head or average, as the report says."""
-    pointer = _pointer(served, release.variant, epoch).model_copy(update={"judged": release.judged})
+    pointer = _pointer(served, release.variant, stamp).model_copy(update={"judged": release.judged})
     return publication(federation, GlobalRelease(), pointer.to_bytes())
 
 
-def _pointer(manifest: GlobalManifest, variant: Variant, epoch: int) -> GlobalPointer:
+def _pointer(manifest: GlobalManifest, variant: Variant, stamp: Stamp) -> GlobalPointer:
     body = manifest.average if variant == "average" and manifest.average else manifest.body
     return GlobalPointer(
-        epoch=epoch,
+        epoch=stamp.epoch,
+        expires_at_ns=stamp.expires_at_ns,
         version=manifest.version,
         digest=body.sha256,
         parent=manifest.parent,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from broker.recording import RecordingError, Row, read_rows, reading, transaction, write_recording
-from coordinator.journal import ADAPTER, ANSWER, CONFIG, ORDER, START, TICK, open_journal
+from coordinator.journal import ADAPTER, ANSWER, CONFIG, KEYS, ORDER, ROLLBACK, START, TICK, open_journal
 from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
 from schemas.reading import Reading, address_of, read, summary
+from schemas.signing import unsigned
 from schemas.topics import CoordinatorStateOf, GlobalAverageChunk, GlobalChunk, GlobalHead, GlobalManifestOf
 
 JOURNAL = "$journal/"
@@ -89,7 +90,7 @@ def read_row(row: Row) -> Reading:
     kind = f"journal/{row.topic.removeprefix(JOURNAL).partition('/')[0]}"
     try:
         match row.topic:
-            case topic if topic == CONFIG:
+            case topic if topic in (CONFIG, KEYS):
                 return Reading(kind, content=json.loads(row.payload))
             case topic if topic in (TICK, START):
                 return Reading(kind)
@@ -100,6 +101,10 @@ def read_row(row: Row) -> Reading:
                 head, bodies = split_body(row.payload)
                 content = {"question": [int(version), int(index)], **json.loads(head), "bodies": summary(bodies)}
                 return Reading(kind, version=int(version), content=content)
+            case topic if topic.startswith(ROLLBACK):
+                _, number, variant, scope = topic.removeprefix(ROLLBACK).split("/")
+                content = {"variant": variant, "scope": scope, **summary(row.payload)}
+                return Reading(kind, version=int(number), content=content)
     except ValueError as error:
         return Reading(kind, content=summary(row.payload), fault=str(error))
     return Reading(kind, content=summary(row.payload), version=0 if row.topic == ADAPTER else None)
@@ -167,7 +172,7 @@ def version_rows(path: Path) -> Mapping[int, int]:
         found = address_of(row.topic)
         if found is not None and isinstance(found[1], GlobalHead) and row.payload:
             try:
-                marks.setdefault(GlobalPointer.from_bytes(row.payload).version, row.seq)
+                marks.setdefault(GlobalPointer.from_bytes(unsigned(row.payload)).version, row.seq)
             except InvalidMessage:
                 continue  # a pointer that no node could follow either
     return marks

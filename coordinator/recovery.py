@@ -15,11 +15,13 @@ from coordinator.state import (
     Effect,
     FederationConfig,
     FederationState,
+    KeysChanged,
     PublishRelease,
     PublishVersion,
     Started,
 )
 from schemas.adapter import Adapter
+from schemas.trust import KeyRing
 
 
 class FederationDiffers(RuntimeError):
@@ -35,16 +37,28 @@ class Restored(NamedTuple):
 
 
 def restore(
-    journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
+    journal: sqlite3.Connection,
+    registry: Registry,
+    config: FederationConfig,
+    adapter: Adapter,
+    at_ns: int,
+    ring: KeyRing | None = None,
 ) -> Step:
     """The state after everything recorded, and what is to be done now; see `restore_with_history`."""
-    return restore_with_history(journal, registry, config, adapter, at_ns)[:2]
+    return restore_with_history(journal, registry, config, adapter, at_ns, ring)[:2]
 
 
 def restore_with_history(
-    journal: sqlite3.Connection, registry: Registry, config: FederationConfig, adapter: Adapter, at_ns: int
+    journal: sqlite3.Connection,
+    registry: Registry,
+    config: FederationConfig,
+    adapter: Adapter,
+    at_ns: int,
+    ring: KeyRing | None = None,
 ) -> Restored:
     """The state after everything recorded, under the terms of `config`, in a new epoch.
+
+    `ring` is the key ring of today; one that is older than the recorded one changes nothing.
 
     An empty journal founds the federation with `adapter` as version 0. A version that a crash kept out of the registry
     is put there. Raises FederationDiffers when the journal is that of another federation.
@@ -56,7 +70,9 @@ def restore_with_history(
         state, history = _folded(journal, registry)
         assert state is not None
     _check_same_federation(state.config, config)
-    events: list[Configured | Started] = [] if state.config == config else [Configured(at_ns, config)]
+    events: list[Configured | KeysChanged | Started] = [] if state.config == config else [Configured(at_ns, config)]
+    if ring is not None and ring.number >= state.ring.number and ring != state.ring:
+        events.append(KeysChanged(at_ns, ring))
     for event in (*events, Started(at_ns)):
         state, more = step(state, event)
         with transaction(journal):
@@ -82,7 +98,8 @@ def _keep(registry: Registry, effects: tuple[Effect, ...]) -> None:
     for effect in effects:
         if isinstance(effect, PublishVersion) and not registry.has(effect.manifest):
             registry.add(effect.manifest, effect.adapter)
-        if isinstance(effect, PublishRelease) and not registry.has_decided(effect.report.judged):
+        # a rollback decides anew on a version: the last word counts
+        if isinstance(effect, PublishRelease) and registry.decision(effect.report.judged) != effect.report:
             registry.set_release(effect.report, effect.adapter)
 
 
@@ -97,3 +114,9 @@ def _check_same_federation(recorded: FederationConfig, wanted: FederationConfig)
                 f"this data directory belongs to a federation whose {what} is {before}, not {now}: "
                 "configure the same, or give the new federation a data_dir of its own"
             )
+    if recorded.root is not None and recorded.root != wanted.root:
+        now = "none are set" if wanted.root is None else f"those of root {wanted.root[:12]} are"
+        raise FederationDiffers(
+            f"this federation has the keys of root {recorded.root[:12]}, and {now}: set security.keys to its "
+            "coordinator's bundle, or give a new federation a data_dir of its own"
+        )

@@ -3,6 +3,7 @@
     objects/<digest>.safetensors    the bytes of one adapter: `sha256sum` prints its name
     manifests/<version>.json        the manifest of one version
     decisions/<version>.json        whether nodes serve it, and why; the newest says what they serve
+    signatures/<version>.signed     the manifest as it was published, with its signature, in a federation with keys
 
 A file appears under its name only when it is whole and on disk, so whatever is found can be used after a crash.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalManifest, InvalidMessage, ReleaseReport, Variant
+from schemas.signing import unsigned
 
 
 class RegistryError(RuntimeError):
@@ -28,12 +30,12 @@ class Registry:
     def add(self, manifest: GlobalManifest, adapter: Adapter) -> None:
         """Keep one version. Adding it again is harmless; on return it survives a power cut."""
         self._keep(adapter)
-        _write(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
+        write_whole(self.folder / "manifests" / f"{manifest.version}.json", manifest.to_bytes())
 
     def set_release(self, report: ReleaseReport, adapter: Adapter) -> None:
         """Keep a decision and what nodes serve by it; on return it survives a power cut."""
         self._keep(adapter)
-        _write(self._decision(report.judged), report.to_bytes())
+        write_whole(self._decision(report.judged), report.to_bytes())
 
     def has_decided(self, version: int) -> bool:
         """Whether a decision on this version is kept."""
@@ -64,10 +66,31 @@ class Registry:
         except InvalidMessage as error:
             raise RegistryError(f"{path} is damaged: {error}; delete it and start the coordinator again") from None
 
+    def seal(self, version: int, signed: bytes) -> None:
+        """Keep a version's manifest as it was signed."""
+        write_whole(self.folder / "signatures" / f"{version}.signed", signed)
+
+    def seal_of(self, version: int) -> bytes | None:
+        """A version's manifest as it was signed; None if it never was."""
+        path = self.folder / "signatures" / f"{version}.signed"
+        return path.read_bytes() if path.exists() else None
+
+    def unsealed(self) -> list[GlobalManifest]:
+        """The manifests that were not signed as they are, oldest first."""
+        return [manifest for manifest in self.versions() if not self._is_sealed(manifest)]
+
+    def _is_sealed(self, manifest: GlobalManifest) -> bool:
+        signed = self.seal_of(manifest.version)
+        return signed is not None and unsigned(signed) == manifest.to_bytes()
+
     def has(self, manifest: GlobalManifest) -> bool:
         """Whether this very version is kept already."""
         path = self.folder / "manifests" / f"{manifest.version}.json"
         return path.exists() and path.read_bytes() == manifest.to_bytes()
+
+    def numbers(self) -> list[int]:
+        """Every version that has a manifest here, whole or damaged, oldest first."""
+        return _numbered(self.folder / "manifests")
 
     def versions(self) -> list[GlobalManifest]:
         """Every manifest, oldest first."""
@@ -97,7 +120,7 @@ class Registry:
     def _keep(self, adapter: Adapter) -> None:
         path = self.folder / "objects" / f"{adapter.digest}.safetensors"
         if not path.exists():  # under its name it is whole
-            _write(path, adapter.to_safetensors())
+            write_whole(path, adapter.to_safetensors())
 
     def _object(self, digest: str, version: int) -> bytes:
         try:
@@ -114,7 +137,7 @@ def _numbered(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` whole or not at all, and on disk before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")

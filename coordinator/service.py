@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from base_model.examples import InvalidExamples
 from base_model.layout import initial_adapter, layout_of
@@ -32,19 +32,23 @@ from broker.events import (
     Published,
     Subscribed,
 )
-from broker.recording import RecordingError, path_of, row_of, transaction
+from broker.key_files import KeyFileError
+from broker.recording import RecordingError, path_of, row_of
+from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
-from coordinator import home_assistant, order_file, publisher
+from coordinator import home_assistant, order_file, publisher, requests
 from coordinator.board import Board
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
 from coordinator.fleet import Fleet, hear, is_of_nodes
 from coordinator.history import observe
-from coordinator.journal import open_journal, record, record_nodes, row_of_event
+from coordinator.journal import open_journal, record, record_nodes, row_of_event, was_carried_out
+from coordinator.lease import Lease, LeaseLost
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
-from coordinator.publisher import PhasedPublisher, PublishRefused, kept_versions
+from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
 from coordinator.recovery import FederationDiffers, Restored, restore_with_history
 from coordinator.registry import Registry, RegistryError
+from coordinator.requests import RollbackAnswer
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.state import (
     Answered,
@@ -53,20 +57,25 @@ from coordinator.state import (
     Drop,
     Effect,
     FederationConfig,
+    KeysChanged,
     Ordered,
     PublishRelease,
     PublishVersion,
     RaiseAlarm,
     Received,
+    RolledBack,
     SendReceipt,
     Ticked,
 )
 from coordinator.status import Facts, ProcessStatus
+from coordinator.voice import CoordinatorKeys, Voice
 from schemas.adapter import Adapter
 from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
 from schemas.topics import (
     CoordinatorStateOf,
+    GlobalKeys,
+    GlobalManifestOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
@@ -83,13 +92,17 @@ BATCH = 64  # messages committed together; a commit waits for the disk
 SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 MOST_WAITING = 500  # publications, before figures for others are held back
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
+NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
 EXPECTED = (
     BaseModelError,
     FederationDiffers,
     InvalidExamples,
+    KeyFileError,
+    LeaseLost,
     ModelProcessDied,
     NetworkThreadDied,
+    OpenBroker,
     PayloadTooLarge,
     PublishRefused,
     RecordingError,
@@ -98,25 +111,36 @@ EXPECTED = (
 )
 
 
-def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: CoordinatorSettings) -> int:
+def run(
+    federation: str,
+    base_model: BaseModelSettings,
+    broker: BrokerSettings,
+    settings: CoordinatorSettings,
+    security: SecuritySettings = WITHOUT_KEYS,
+) -> int:
     """Coordinate until SIGTERM or SIGINT. Returns 0 after a clean stop, 1 after an error that was logged."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop runs, either signal is an exception
     try:
-        with _alone_in(settings.data_dir), closing(open_journal(settings.data_dir / "journal.db")) as journal:
+        refuse_open_broker(security, broker)
+        keys = CoordinatorKeys(security.keys, federation) if security.keys is not None else None
+        with closing(_open(settings.data_dir)) as journal:
             log.info("finding base model %s", base_model.name)
             resolved = resolve(base_model.name, base_model.cache)
             calibration = _calibration_set(settings.calibration)
             config, adapter = terms(federation, base_model.name, resolved, settings, calibration)
+            config = config.model_copy(update={"root": keys.root if keys else None})
             registry = Registry(settings.data_dir / "adapters")
-            restored = restore_with_history(journal, registry, config, adapter, time.time_ns())
-            board = Board()
-            with (
-                _stop_signals() as stopping,
-                _model(resolved, calibration, config, settings) as model,
-                _watching(settings, federation, board),
-            ):
-                service = Service(restored, broker, settings, journal, registry, model, board)
-                service.run_until(stopping, restored.questions)
+            with _leased(journal, settings.data_dir) as lease:
+                ring = keys.reread_ring() if keys else None
+                restored = restore_with_history(journal, registry, config, adapter, time.time_ns(), ring)
+                board = Board()
+                with (
+                    _stop_signals() as stopping,
+                    _model(resolved, calibration, config, settings) as model,
+                    _watching(settings, federation, board),
+                ):
+                    service = Service(restored, broker, settings, journal, lease, registry, model, board, keys)
+                    service.run_until(stopping, restored.questions)
     except KeyboardInterrupt:
         return 0
     except EXPECTED as error:
@@ -200,9 +224,11 @@ class Service:
         broker: BrokerSettings,
         settings: CoordinatorSettings,
         journal: sqlite3.Connection,
+        lease: Lease,
         registry: Registry,
         model: ModelProcess | None,
         board: Board,
+        keys: CoordinatorKeys | None,
     ) -> None:
         state = self.state = restored.state
         self.history = restored.history
@@ -210,22 +236,31 @@ class Service:
         self.board = board
         self.home_assistant, self.told, self.tell_at = settings.home_assistant, dict[str, bytes](), 0.0
         self.started_at_ns, self.is_connected = time.time_ns(), False
+        self.keys = keys
+        self.pointer_lifetime_ns = int(settings.pointer_lifetime_s * NS_PER_S)
+        self.renew_at_ns = 0
         self.federation = state.config.federation
         self.keep, self.data_dir = settings.keep_versions, settings.data_dir
         self.journal, self.journal_file = journal, path_of(journal)
+        self.lease = lease
         self.registry = registry
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
         self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
+        if keys is not None:
+            will, broker = keys.signed(will), keys.reaches(broker)
         heard = (*UPDATES, *((NodeStateOf, NodeMetricsOf) if settings.listens_to_nodes else ()))
         filters = [topic_filter(self.federation, kind) for kind in heard]
         self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
-        self.publisher = PhasedPublisher(self.client)
+        self.voice = Voice(self.client, keys, lease)
+        self.publisher = PhasedPublisher(self.voice)
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
+        for manifest in self.registry.unsealed() if self.keys is not None else ():
+            self._seal(manifest)
         self._carry_out(questions)
         with self.client:
             try:
@@ -235,10 +270,14 @@ class Service:
                     self._tell_home_assistant()
             finally:
                 log.info("stopping at version %d", self.state.head.version)
-                self._announce(online=False)
+                if self.lease.is_lost:  # another one is there: what waits here must not go out any more
+                    self.client.stop(0)
+                else:
+                    self._announce(online=False)
 
     def _turn(self) -> None:
         """Wait for one event or the next deadline, and deal with it."""
+        self.lease.confirm()
         event = self.client.next_event(self._patience_s())
         batch = []
         while isinstance(event, Message):
@@ -247,6 +286,8 @@ class Service:
         if batch:
             self._take(batch)
         self._listen_to_model()
+        self._look_at_keys()
+        self._carry_out_requests()
         self._listen_to_operator()
         deadline = next_deadline(self.state)
         if deadline is not None and time.time_ns() >= deadline:
@@ -272,7 +313,7 @@ class Service:
     def _take(self, messages: list[Message]) -> None:
         """Journal and decide on a batch in one transaction, then act, then acknowledge."""
         state, history, effects = self.state, self.history, list[Effect]()
-        with transaction(self.journal):
+        with self.lease.transaction():
             for message in messages:
                 if self._listens_to_node(message):
                     continue
@@ -293,6 +334,39 @@ class Service:
         self.fleet = hear(self.fleet, address, message.payload, message.received_at_ns, self.state.config.limits.nodes)
         return is_of_nodes(address)
 
+    def _look_at_keys(self) -> None:
+        """Take up what the operator has changed of the keys, and renew pointers before they expire."""
+        if self.keys is None:
+            return
+        ring, rotated = self.keys.reload()
+        if ring is not None:
+            log.info("key ring %d: %d nodes are enrolled", ring.number, len(ring.enrolled))
+            self._happen(KeysChanged(time.time_ns(), ring))
+        if rotated is not None:
+            log.info("signing with a new key from now on: certificate %d", rotated.certificate.number)
+            self._reassert()
+        elif time.time_ns() >= self.renew_at_ns > 0:
+            self.publisher.add(self._pointers())
+
+    def _carry_out_requests(self) -> None:
+        """Do what the operator asks for by a file in the data folder."""
+        for request in requests.waiting(self.data_dir):
+            refused = None
+            try:
+                if not was_carried_out(self.journal, request.id):
+                    body = self.registry.body(request.version, request.variant)
+                    asked = (request.id, request.version, request.variant, request.scope, body)
+                    log.warning("back to version %d, as the operator asks (%s)", request.version, request.scope)
+                    self._happen(RolledBack(time.time_ns(), *asked))
+            except RegistryError as fault:
+                refused = str(fault)
+            state = self.state
+            release = (state.release.version, state.release.variant)
+            answer = RollbackAnswer(
+                refused=refused, epoch=state.epoch, head=state.head.version, release=release[0], variant=release[1]
+            )
+            requests.answer(self.data_dir, request, answer)
+
     def _listen_to_model(self) -> None:
         """Take in the base model's answer, if there is one."""
         if self.model is not None and (answer := self.model.answer()) is not None:
@@ -304,10 +378,10 @@ class Service:
             log.info("order %d: %s", number, payload.decode(errors="replace"))
             self._happen(Ordered(time.time_ns(), number, payload))
 
-    def _happen(self, event: Ticked | Answered | Ordered) -> None:
+    def _happen(self, event: Ticked | Answered | KeysChanged | Ordered | RolledBack) -> None:
         """Journal and decide on something that is not a message, then act."""
         state, effects = step(self.state, event)
-        with transaction(self.journal):
+        with self.lease.transaction():
             record(self.journal, row_of_event(event), effects)
             record_nodes(self.journal, self.state, state)
         self.state, self.history = state, observe(self.history, event, effects, event.at_ns)
@@ -341,7 +415,7 @@ class Service:
                 return  # the rest when the broker has taken these
             if self.told.get(publication.topic) != publication.payload:
                 self.told[publication.topic] = publication.payload
-                self.client.publish(publication)
+                self.voice.publish(publication)
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -355,6 +429,7 @@ class Service:
                     log.log(level, text, receipt.status, receipt.update_id[:8], node, receipt.reason, extra=about)
                 case PublishVersion(manifest, adapter):
                     self.registry.add(manifest, adapter)
+                    self._seal(manifest)
                     self._publish_version(manifest)
                 case PublishRelease(report, adapter):
                     self.registry.set_release(report, adapter)
@@ -381,7 +456,7 @@ class Service:
         log.info(text, manifest.version, manifest.digest[:12], len(manifest.inputs), extra=about)
         self.publisher.add(
             publisher.bodies(self.federation, self.registry, [manifest]),
-            [publisher.head_pointer(self.federation, manifest, self.state.epoch)],
+            [publisher.head_pointer(self.federation, manifest, self._stamp())],
         )
         self._delete_what_is_not_kept(manifest.version, self.released)
         if manifest.version == self.state.config.final_version:
@@ -393,7 +468,7 @@ class Service:
         about = {"version": report.version}
         log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken, extra=about)
         bodies: list[Iterator[Publication]] = []
-        if report.is_taken:
+        if report.is_taken or report.version != self.released:
             bodies.append(publisher.average_of(self.federation, self.registry, report))
         if report.version not in kept_versions(self.head, self.released, self.keep):  # it was judged for long
             manifest = self.registry.manifest(report.version)
@@ -403,7 +478,24 @@ class Service:
 
     def _release_pointer(self, report: ReleaseReport) -> Publication:
         served = self.registry.manifest(report.version)
-        return publisher.release_pointer(self.federation, served, report, self.state.epoch)
+        return publisher.release_pointer(self.federation, served, report, self._stamp())
+
+    def _pointers(self) -> list[Publication]:
+        """Both pointers as they are now, with the whole of their lifetime before them."""
+        self.renew_at_ns = time.time_ns() + self.pointer_lifetime_ns // 2
+        newest = self.registry.manifest(self.state.head.version)
+        head = publisher.head_pointer(self.federation, newest, self._stamp())
+        return [head, self._release_pointer(self.state.release)]
+
+    def _stamp(self) -> Stamp:
+        expires_at_ns = time.time_ns() + self.pointer_lifetime_ns if self.keys is not None else None
+        return Stamp(self.state.epoch, expires_at_ns)
+
+    def _seal(self, manifest: GlobalManifest) -> None:
+        """Keep the signature of a manifest beside it, so that the chain can be verified without a broker."""
+        if self.keys is not None:
+            unsigned = publisher.publication(self.federation, GlobalManifestOf(manifest.version), manifest.to_bytes())
+            self.registry.seal(manifest.version, self.keys.signed(unsigned).payload)
 
     def _delete_what_is_not_kept(self, head: int, released: int) -> None:
         """Take from the broker what was kept until now and no longer is."""
@@ -420,14 +512,13 @@ class Service:
         # a crash may have cut deletions short: repeat those of the last few versions
         recent = range(max(0, newest - 3 * self.keep), newest)
         gone = {*recent, *(self.registry.manifest(version).release.version for version in recent)} - kept
+        if self.keys is not None:
+            self._send(GlobalKeys(), self.keys.online.payload)
         self._announce(online=True)
         self.publisher.start_over(
             publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept))),
             publisher.average_of(self.federation, self.registry, release),
-            [
-                publisher.head_pointer(self.federation, self.registry.manifest(newest), self.state.epoch),
-                self._release_pointer(release),
-            ],
+            self._pointers(),
             publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
         )
 
@@ -452,8 +543,8 @@ class Service:
             finished=self.state.finished,
         ).to_bytes()
 
-    def _send(self, address: CoordinatorStateOf | ReceiptFor, payload: bytes) -> None:
-        self.client.publish(publisher.publication(self.federation, address, payload))
+    def _send(self, address: CoordinatorStateOf | GlobalKeys | ReceiptFor, payload: bytes) -> None:
+        self.voice.publish(publisher.publication(self.federation, address, payload))
 
     def _patience_s(self) -> float:
         longest = ANSWER_S if self.state.open_questions else WAKE_S
@@ -467,23 +558,22 @@ class StopFlag:
     is_set = False
 
 
-class AlreadyRunning(OSError):
-    """Another process works in the same data folder."""
+def _open(folder: Path) -> sqlite3.Connection:
+    """The folder's journal, made where there is none; two processes that start at once do not make two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "opening.lock"):
+        return open_journal(folder / "journal.db")
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the operating system lets go of it when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+def _leased(journal: sqlite3.Connection, folder: Path) -> Iterator[Lease]:
+    """The right to decide, waited for as a standby if another coordinator has it."""
+    lease = Lease(journal, folder)
+    lease.take()
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise AlreadyRunning(f"another coordinator works in {folder}: stop it, or use another data_dir") from None
-    try:
-        yield
+        yield lease
     finally:
-        lock.release()
+        lease.let_go()
 
 
 @contextmanager

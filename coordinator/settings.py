@@ -52,6 +52,12 @@ class CoordinatorSettings(BaseModel):
         default=(), max_length=16, description="other ranks that nodes may train, to suit their hardware"
     )
     final_version: int | None = Field(default=None, ge=1, description="stop after this version; never when unset")
+    pointer_lifetime_s: float = Field(
+        default=24 * 3600,
+        gt=0,
+        le=366 * 24 * 3600,
+        description="with keys: pointers older than this are not taken up; they are renewed at half of it",
+    )
     keep_versions: int = Field(default=3, ge=1, le=1000, description="newest versions whose bodies stay on the broker")
     http: str | None = Field(
         default=None,

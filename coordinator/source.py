@@ -6,7 +6,7 @@ said. Where that cannot be honest, NotReplayable says why.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_safetensors
 
 from broker.recording import RecordingError, Row, read_rows
 from coordinator.journal import START, founding
+from coordinator.opened import FOUNDING_ROWS, opened_rows
 from coordinator.recorded import is_journal, recorded_digests
 from coordinator.state import FederationConfig
 from coordinator.strategies import Strategy
@@ -23,6 +24,7 @@ from schemas.adapter import Adapter, InvalidAdapter, Layout, LoraConfig
 from schemas.chunks import CorruptChunk, verify
 from schemas.messages import CoordinatorState, GlobalManifest, GlobalPointer, InvalidMessage, Message
 from schemas.reading import address_of
+from schemas.signing import unsigned
 from schemas.topics import (
     Address,
     CoordinatorStateOf,
@@ -51,12 +53,17 @@ class Source:
     recorded: Mapping[int, tuple[str, int]]
     assumptions: tuple[str, ...] = ()
     is_journal: bool = True
+    is_opened: bool = False
 
     def rows(self) -> Iterator[Row]:
         """Every row after the founding that a coordinator takes in, in order."""
         if self.is_journal:
-            return read_rows(self.path, after_seq=2)
+            return opened_rows(self.path) if self.is_opened else read_rows(self.path, after_seq=FOUNDING_ROWS)
         return _as_coordinator_rows(self.path)
+
+    def opened(self) -> "Source":
+        """The same without signatures, which are checked first: for who changes updates."""
+        return replace(self, config=self.config.model_copy(update={"root": None}), is_opened=True)
 
 
 @dataclass
@@ -97,7 +104,7 @@ def _from_topics(path: Path, journal: Path | None) -> Source:
         )
     layout, body = _first_adapter(path, heard.manifest, heard.chunks)
     if journal is not None:
-        config = open_source(journal).config.model_copy(update={"calibration": None})
+        config = open_source(journal).config.model_copy(update={"calibration": None, "root": None})
         assumptions: tuple[str, ...] = (f"the terms are those of {journal}",)
     else:
         config, assumptions = _assumed_terms(heard, layout)
@@ -139,7 +146,7 @@ def _hear(heard: Heard, row: Row, address: Address) -> None:
 
 def _parsed(kind: type[M], row: Row) -> M | None:
     try:
-        return kind.from_bytes(row.payload)
+        return kind.from_bytes(unsigned(row.payload))
     except InvalidMessage:
         return None  # a deletion, or what no node could read either
 
@@ -193,7 +200,9 @@ def _as_coordinator_rows(path: Path) -> Iterator[Row]:
     epoch = 0
     for row in read_rows(path):
         match address_of(row.topic):
-            case (_, UpdateManifestOf() | UpdateChunk()):
+            case (_, UpdateManifestOf()):
+                yield replace(row, payload=unsigned(row.payload))  # the terms that are assumed ask for no signature
+            case (_, UpdateChunk()):
                 yield row
             case (_, CoordinatorStateOf()) if (state := _parsed(CoordinatorState, row)) and state.epoch > epoch:
                 epoch = state.epoch

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,18 @@ from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
-from schemas.messages import MAX_CHUNK_SIZE, GlobalManifest, Receipt, ReleaseReport, Sha256, UpdateManifest
+from schemas.messages import (
+    MAX_CHUNK_SIZE,
+    GlobalManifest,
+    PublicKey,
+    Receipt,
+    ReleaseReport,
+    Sha256,
+    UpdateManifest,
+    Variant,
+)
 from schemas.topics import Name
+from schemas.trust import KeyRing
 
 QuestionId = tuple[int, int]
 
@@ -66,6 +76,7 @@ class FederationConfig(BaseModel):
     final_version: int | None = None
     calibration: CalibrationTerms | None = None
     node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
+    root: PublicKey | None = None  # with it, an update counts only if an enrolled key has signed it
 
     @cached_property
     def node_layouts(self) -> Mapping[str, Layout]:
@@ -124,6 +135,7 @@ class FederationState:
     partial_bytes: int = 0  # of all nodes
     dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
     orders: int = 0  # the number of the last one taken
+    ring: KeyRing = field(default_factory=KeyRing)  # whose signatures count, where the federation has a root
 
     @property
     def finished(self) -> bool:
@@ -191,7 +203,30 @@ class Configured:
     config: FederationConfig
 
 
-Event = Received | Ticked | Answered | Started | Configured | Ordered
+@dataclass(frozen=True)
+class KeysChanged:
+    """The operator enrolled nodes, or revoked some."""
+
+    at_ns: int
+    ring: KeyRing
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The operator wants an earlier version's adapter served, and, for the head, trained from; `body` is safetensors.
+
+    `request` names the operator's request, so that it is not carried out twice.
+    """
+
+    at_ns: int
+    request: str
+    version: int
+    variant: Variant
+    scope: Literal["release", "head"]
+    body: bytes
+
+
+Event = Received | Ticked | Answered | Started | Configured | Ordered | KeysChanged | RolledBack
 
 
 @dataclass(frozen=True)

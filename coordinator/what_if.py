@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from broker.recording import Row
-from coordinator.journal import ANSWER, CONFIG, START, TICK
+from coordinator.journal import ANSWER, CONFIG, ROLLBACK, START, TICK
 from coordinator.rebasing import rebased
 from coordinator.source import NotReplayable, Source
 from coordinator.state import FederationConfig, FederationState, PublishVersion, SendReceipt
@@ -106,6 +106,7 @@ def what_if(source: Source, change: Change, until: int | None = None) -> WhatIf:
 
 
 def _turns(source: Source, change: Change) -> Iterator[Turn]:
+    source = source.opened()
     changed = replace(source, config=_changed(source.config, change))
     turn = begin(changed)
     yield turn
@@ -125,8 +126,8 @@ def _changed(config: FederationConfig, change: Change) -> FederationConfig:
 
 def _event_row(row: Row, change: Change) -> Row | None:
     """The row as it comes in here; None for what does not."""
-    if row.topic in (TICK, START) or row.topic.startswith(ANSWER):
-        return None  # time is this clock's own, and nobody asks the base model
+    if row.topic in (TICK, START) or row.topic.startswith((ANSWER, ROLLBACK)):
+        return None  # time is this clock's own, nobody asks the base model, and there is no such version here
     if row.topic == CONFIG:
         config = _changed(FederationConfig.model_validate_json(row.payload), change)
         return replace(row, payload=config.model_dump_json().encode())

@@ -7,7 +7,7 @@ The courses of events have a file each: fetch.py, release.py, learning.py, deliv
 from collections.abc import Callable
 from dataclasses import replace
 
-from edge_node import delivery, fetch, learning, release
+from edge_node import delivery, fetch, learning, release, signatures
 from edge_node.state import (
     BrokerConnected,
     BrokerLost,
@@ -41,6 +41,7 @@ from schemas import topics
 from schemas.adapter import Layout
 from schemas.chunks import CorruptChunk
 from schemas.messages import CoordinatorState, InvalidMessage, NodeMetrics, NodeState
+from schemas.trust import Trust, Uncertified
 
 PROGRESS_EVERY_S = 0.5
 
@@ -54,9 +55,10 @@ def initial_state(
     layout: Layout | None = None,
     held: GlobalAdapter | None = None,
     served: GlobalAdapter | None = None,
+    trust: Trust | None = None,
 ) -> tuple[EdgeState, Effects]:
     """A node that has just started, with what it had on disk; for a moment it hopes for a newer version."""
-    state = EdgeState(identity, memory, newer_until=at + fetch.PATIENCE_S, outbox=outbox)
+    state = EdgeState(identity, memory, newer_until=at + fetch.PATIENCE_S, outbox=outbox, trust=trust)
     if terms is None or layout is None or (terms.base_model, terms.layout) != (identity.base_model, layout.digest):
         return delivery.trim(state)  # nothing on disk, or of another model: all of it is heard again
     if held is not None:
@@ -72,7 +74,8 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     """What the node knows after the event, and what is to be done about it, in this order."""
     before = state
     state, effects = _handle(state, event)
-    for due in (_settle, fetch.pursue, release.pursue, learning.drop_stale, learning.train_if_due, delivery.send_due):
+    training = (learning.drop_stale, learning.train_if_due)
+    for due in (_settle, fetch.pursue, release.pursue, *training, delivery.send_due, signatures.warn_when_stale):
         state, more = due(state, event.at)
         effects += more
     state, news = _announce(before, state, event)
@@ -81,7 +84,13 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
 
 def next_deadline(state: EdgeState) -> float | None:
     """When to tell the node that time has passed, if nothing else happens; None while nothing waits for time."""
-    deadlines = (fetch.next_due(state), release.next_due(state), learning.next_due(state), delivery.next_due(state))
+    deadlines = (
+        fetch.next_due(state),
+        release.next_due(state),
+        learning.next_due(state),
+        delivery.next_due(state),
+        state.fresh_until,
+    )
     return min((at for at in deadlines if at is not None), default=None)
 
 
@@ -148,9 +157,29 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
     """Whatever a message says: what cannot be understood is counted and otherwise changes nothing."""
     if not message.payload:  # a retained message was deleted
         return state, ()
-    at, payload = message.at, message.payload
+    address = topics.parse(state.identity.federation, message.topic)
+    if address is None:
+        return _ignore(state, f"nothing is expected on {message.topic[:200]!r}")
     try:
-        match topics.parse(state.identity.federation, message.topic):
+        payload = signatures.open_message(state, address, message)
+        if stale := signatures.expired(state, address, payload, message.wall_ns):
+            return state, (Warn(stale),)
+    except Uncertified as fault:
+        state = signatures.keep_for_later(state, address, message)
+        waits_for_the_first = state.trust is not None and state.trust.certificate is None
+        return (state, ()) if waits_for_the_first else _ignore(state, str(fault))
+    except InvalidMessage as fault:
+        return _ignore(state, str(fault))
+    return _believe(signatures.fresh(state, address, payload, message), address, message, payload)
+
+
+def _believe(state: EdgeState, address: topics.Address, message: Heard, payload: bytes) -> tuple[EdgeState, Effects]:
+    """What a message says, once it is known to be from whom it should be."""
+    at = message.at
+    try:
+        match address:
+            case topics.GlobalKeys():
+                return _on_certificate(state, message)
             case topics.GlobalHead():
                 return fetch.on_head(delivery.head_heard(state, at), at, payload)
             case topics.GlobalRelease():
@@ -178,6 +207,15 @@ def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
         return _ignore(state, str(fault))
 
 
+def _on_certificate(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
+    """Believe a key, and hear again what came before its certificate."""
+    state, effects, waiting = signatures.on_certificate(state, message)
+    for kept in waiting:
+        state, more = _hear(state, kept)
+        effects += more
+    return state, effects
+
+
 def _both(state: EdgeState, *courses: Callable[[EdgeState], tuple[EdgeState, Effects]]) -> tuple[EdgeState, Effects]:
     """Head and release may be of one version: a message that is false for one may be true for the other."""
     effects: Effects = ()
@@ -202,6 +240,8 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
     known = state.terms
     if terms == known:
         return state, ()
+    if state.trust is not None and known is not None and terms.epoch < known.epoch and terms.boot_id != known.boot_id:
+        return _ignore(state, f"the terms of epoch {terms.epoch} are older than those of epoch {known.epoch}")
     if terms.base_model != state.identity.base_model:
         return state, (Stop(_other_base_model(state, terms)),)
     effects: Effects = (RememberTerms(terms), *_presence(known, terms))

@@ -23,6 +23,7 @@ from schemas.messages import Receipt
 
 MAX_IN_FLIGHT = 4  # updates without a receipt that the network and the coordinator may hold at once
 REJECTED_REST_S = 10.0
+REMEMBERED_SETTLED = 64  # accepted updates whose next answer is still believed
 PROMPT_REPAIRS = 3  # missing chunks are sent at once so often; then the update waits its turn
 HEAD_PATIENCE_S = 5.0  # with a broker that keeps the head to itself
 
@@ -116,12 +117,23 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
         why = f"{name} {receipt.status}: {receipt.reason or 'no reason given'}"
         return _refused(rest, at, receipt), (DropUpdate(update.update_id), Warn(why, update.update_id))
     memory = replace(rest.memory, participation=rest.memory.participation + 1)
-    rest = replace(rest, memory=memory, updates_accepted=rest.updates_accepted + 1)
+    settled = state.settled if receipt.status == "aggregated" else (*state.settled, update.update_id)
+    rest = replace(
+        rest,
+        memory=memory,
+        updates_accepted=rest.updates_accepted + 1,
+        settled=settled[-REMEMBERED_SETTLED:],
+    )
     return rest, (SettleUpdate(update.update_id), Note(f"{name} accepted", update.update_id))
 
 
 def _on_late_answer(state: EdgeState, at: float, receipt: Receipt, name: str) -> tuple[EdgeState, Effects]:
-    """What became of an update that was accepted before, and forgotten then."""
+    """What became of an update that was accepted before, and forgotten then; said once, or a replay could say it."""
+    if receipt.update_id not in state.settled:
+        return state, ()
+    if receipt.status in ("aggregated", "stale", "rejected"):
+        settled = tuple(other for other in state.settled if other != receipt.update_id)
+        state = replace(state, settled=settled)
     if receipt.status == "aggregated" and receipt.version is not None:
         return state, (Note(f"{name} went into version {receipt.version}", receipt.update_id, receipt.version),)
     if receipt.status in ("stale", "rejected"):

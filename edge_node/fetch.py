@@ -37,9 +37,11 @@ def on_head(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, Eff
     if fetch is not None and mark < (fetch.pointer.epoch, fetch.pointer.version) and fetch.attempts == 1:
         return state, ()
     if held is None or not same_version(pointer, held.pointer):
-        if held is not None and mark == state.memory.mark:
+        if held is not None and mark == (held.pointer.epoch, held.pointer.version):
             return state, (Warn(f"ignored a second, different version {pointer.version}: {pointer.digest[:12]}"),)
-        return replace(state, head=pointer), ()
+        state = replace(state, head=pointer)
+        # a signed pointer is true, so none below it is taken, even if this version never comes whole
+        return _raise_mark(state, mark) if state.trust is not None else (state, ())
     state = replace(state, head=pointer, held=replace(held, pointer=pointer), newer_until=at)
     return _raise_mark(state, mark)
 
@@ -151,7 +153,7 @@ def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tupl
 
 
 def _raise_mark(state: EdgeState, mark: tuple[int, int]) -> tuple[EdgeState, Effects]:
-    if mark == state.memory.mark:
+    if mark <= state.memory.mark:
         return state, ()
     return replace(state, memory=replace(state.memory, mark=mark)), (RememberMark(mark),)
 
@@ -181,6 +183,6 @@ def same_version(one: GlobalPointer, other: GlobalPointer) -> bool:
 def _fell_back(mark: tuple[int, int], state: EdgeState) -> str:
     newest = state.memory.mark
     return (
-        f"ignored a head at epoch {mark[0]}, version {mark[1]}: this node has held epoch {newest[0]}, "
+        f"ignored a head at epoch {mark[0]}, version {mark[1]}: this node has seen epoch {newest[0]}, "
         f"version {newest[1]}. If the federation was started afresh, remove {state.identity.settings.data_dir}"
     )

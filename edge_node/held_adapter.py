@@ -13,7 +13,7 @@ from schemas.adapter import Layout
 from schemas.codec import CodecError, decode
 from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
 
-_POINTER, _TERMS = "pointer.json", "terms.json"
+_POINTER, _TERMS, _CERTIFICATE = "pointer.json", "terms.json", "certificate.signed"
 
 
 class DamagedFile(ValueError):
@@ -58,6 +58,18 @@ def recall_terms(folder: Path) -> CoordinatorState | None:
         return None
     except InvalidMessage as fault:
         raise DamagedFile(f"{folder / _TERMS}: {fault}") from fault
+
+
+def keep_certificate(folder: Path, payload: bytes) -> None:
+    """Remember the certificate of the coordinator's key, as it was signed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _CERTIFICATE, payload)
+
+
+def recall_certificate(folder: Path) -> bytes | None:
+    """The certificate last taken up, not verified; None before the first time."""
+    path = folder / _CERTIFICATE
+    return path.read_bytes() if path.exists() else None
 
 
 def _body_file(folder: Path, pointer: GlobalPointer) -> Path:

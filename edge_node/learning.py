@@ -32,7 +32,7 @@ from schemas.messages import MAX_CHUNK_SIZE, CodecId, CoordinatorState, IdleReas
 from schemas.products import truncate
 
 REST_S = 30.0  # after a training that came to nothing; doubles each time
-HEADROOM = 1024  # bytes of a packet that are not body: topic, properties and an inline body's manifest
+HEADROOM = 1536  # bytes of a packet that are not body: topic, properties, signature and an inline body's manifest
 SMALLEST_CHUNK = 16 * 1024
 
 

@@ -21,6 +21,10 @@ CREATE TABLE IF NOT EXISTS memory (
     id INTEGER PRIMARY KEY CHECK (id = 0), boots INTEGER NOT NULL, sequence INTEGER NOT NULL,
     participation INTEGER NOT NULL, last_base TEXT, epoch INTEGER NOT NULL, version INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS release_mark (
+    id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER NOT NULL, version INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO release_mark VALUES (0, 0, 0);
 INSERT OR IGNORE INTO memory VALUES (0, 0, 0, 0, NULL, 0, 0);
 """
 _BASE_VERSION = "json_extract(CAST(manifest AS TEXT), '$.base_version')"
@@ -109,12 +113,18 @@ class Outbox:
         with self._watched():
             row = self._database.execute("SELECT sequence, participation, last_base, epoch, version FROM memory")
             sequence, participation, last_base, epoch, version = row.fetchone()
-        return Memory(sequence, participation, last_base, mark=(epoch, version))
+            released = self._database.execute("SELECT epoch, version FROM release_mark").fetchone()
+        return Memory(sequence, participation, last_base, mark=(epoch, version), release_mark=released)
 
     def raise_mark(self, mark: tuple[int, int]) -> None:
         """Note the newest (epoch, version) held; it never falls."""
         with self._transaction() as database:
             database.execute("UPDATE memory SET epoch = ?1, version = ?2 WHERE (epoch, version) < (?1, ?2)", mark)
+
+    def raise_release_mark(self, mark: tuple[int, int]) -> None:
+        """Note the newest (epoch, version) that is to be served; it never falls."""
+        with self._transaction() as database:
+            database.execute("UPDATE release_mark SET epoch = ?1, version = ?2 WHERE (epoch, version) < (?1, ?2)", mark)
 
     def count_boot(self) -> int:
         """How often the node has started on this file, this time included."""

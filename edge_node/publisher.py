@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from broker.bundle import Bundle
 from broker.client import Client
 from broker.events import PayloadTooLarge, Publication, Published, QueueFull
 from edge_node.outbox import Outbox
@@ -29,10 +30,16 @@ class Publisher:
     """The node's voice; `handed_over` is told of an update that the broker has all that was to be sent of it."""
 
     def __init__(
-        self, client: Client, federation: str, node: str, outbox: Outbox, handed_over: Callable[[str], None]
+        self,
+        client: Client,
+        federation: str,
+        node: str,
+        outbox: Outbox,
+        handed_over: Callable[[str], None],
+        bundle: Bundle | None,
     ) -> None:
         self._client, self._federation, self._node, self._outbox = client, federation, node, outbox
-        self._handed_over = handed_over
+        self._handed_over, self._bundle = handed_over, bundle
         self._topics: dict[int, str] = {}  # of what the broker has not answered for, by token
         self._pieces: deque[_Piece] = deque()  # of updates, in the order of sending
         self._in_flight: tuple[int, _Piece] | None = None  # the one that the broker has not answered for, by its token
@@ -100,6 +107,7 @@ class Publisher:
     def _publish(self, address: Address, payload: bytes) -> int | None:
         """The client's token; None when it would not take the message."""
         message = publication(self._federation, address, payload)
+        message = message if self._bundle is None else self._bundle.signed(message)
         try:
             token = self._client.publish(message)
         except (PayloadTooLarge, QueueFull) as fault:

@@ -19,6 +19,7 @@ from edge_node.state import (
     FetchVersion,
     KeepRelease,
     Note,
+    RememberReleaseMark,
     ServeAdapter,
     Warn,
 )
@@ -30,14 +31,20 @@ from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, Vari
 def on_release(state: EdgeState, payload: bytes) -> tuple[EdgeState, Effects]:
     """Follow the release, unless it points behind what is served."""
     pointer, served = GlobalPointer.from_bytes(payload), state.served
+    if _mark(pointer) < state.memory.release_mark:
+        return state, (Warn(_fell_back(pointer, state.memory.release_mark)),)
+    state, effects = _follow(state, pointer, served)
+    if state.trust is None or state.release != pointer or _mark(pointer) == state.memory.release_mark:
+        return state, effects
+    memory = replace(state.memory, release_mark=_mark(pointer))
+    return replace(state, memory=memory), (*effects, RememberReleaseMark(_mark(pointer)))
+
+
+def _follow(state: EdgeState, pointer: GlobalPointer, served: GlobalPointer | None) -> tuple[EdgeState, Effects]:
     if served is None or same_version(pointer, served):
         return replace(state, release=pointer, served=None if served is None else _newer(pointer, served)), ()
     if _mark(pointer) < _mark(served):
-        text = (
-            f"ignored a release of epoch {pointer.epoch}, version {pointer.version}: this node serves epoch "
-            f"{served.epoch}, version {served.version}"
-        )
-        return state, (Warn(text),)
+        return state, (Warn(_fell_back(pointer, _mark(served))),)
     if (_mark(pointer), pointer.variant) == (_mark(served), served.variant):
         return state, (Warn(f"ignored a second, different release of version {pointer.version}"),)
     return replace(state, release=pointer), ()
@@ -159,6 +166,13 @@ def _ended(state: EdgeState, fetch: Fetch | None) -> Effects:
         return ()
     version = fetch.pointer.version
     return (EndAverageFetch(version) if fetch.pointer.variant == "average" else EndFetch(version),)
+
+
+def _fell_back(pointer: GlobalPointer, mark: tuple[int, int]) -> str:
+    return (
+        f"ignored a release of epoch {pointer.epoch}, version {pointer.version}: this node has epoch {mark[0]}, "
+        f"version {mark[1]}"
+    )
 
 
 def _mark(pointer: GlobalPointer) -> tuple[int, int]:

@@ -23,8 +23,11 @@ from base_model.layout import layout_of
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
+from broker.bundle import Bundle, load_node_bundle
 from broker.client import Client
 from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Published, Subscribed
+from broker.key_files import KeyFileError
+from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
 from edge_node import core, held_adapter, machine, state
 from edge_node.local_data import LocalData
@@ -34,7 +37,8 @@ from edge_node.publisher import Publisher, publication
 from edge_node.settings import EdgeSettings
 from edge_node.trainer import Trainer, TrainerDied
 from schemas import topics
-from schemas.messages import NodeState
+from schemas.messages import InvalidMessage, NodeState
+from schemas.trust import Trust
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -49,7 +53,9 @@ FAREWELL_S = 2.0
 EXPECTED_FAULTS = (
     BaseModelError,
     InvalidExamples,
+    KeyFileError,
     NetworkThreadDied,
+    OpenBroker,
     OutboxDamaged,
     OSError,
     SharedBroker,
@@ -66,24 +72,38 @@ class StopRequested:
     """The owner asked the process to end."""
 
 
-def run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> NoReturn:
+def run(
+    federation: str,
+    base_model: BaseModelSettings,
+    broker: BrokerSettings,
+    settings: EdgeSettings,
+    security: SecuritySettings = WITHOUT_KEYS,
+) -> NoReturn:
     """Run one node until SIGTERM or SIGINT, then end the process; call it from the main thread. It logs to `logging`.
 
     Exits with 0 after a clean stop, 1 after a fault that the log explains, 3 when the federation cannot take this node.
     """
-    code = _run(federation, base_model, broker, settings)
+    code = _run(federation, base_model, broker, settings, security)
     logging.shutdown()
     # not sys.exit: a thread deep inside ONNX Runtime aborts the process when the interpreter is torn down around it;
     # all that matters is on disk and with the broker by now
     os._exit(code)
 
 
-def _run(federation: str, base_model: BaseModelSettings, broker: BrokerSettings, settings: EdgeSettings) -> int:
+def _run(
+    federation: str,
+    base_model: BaseModelSettings,
+    broker: BrokerSettings,
+    settings: EdgeSettings,
+    security: SecuritySettings,
+) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop runs, either signal is an exception
     try:
+        refuse_open_broker(security, broker)
+        bundle = load_node_bundle(security.keys, federation, settings.node) if security.keys is not None else None
         with _alone_in(settings.data_dir), Outbox(settings.data_dir / "outbox.db") as outbox:
             resolved = resolve(base_model.name, base_model.cache, _log_stages())
-            return Service(federation, resolved, base_model.cache, broker, settings, outbox).serve()
+            return Service(federation, resolved, base_model.cache, broker, settings, outbox, bundle).serve()
     except KeyboardInterrupt:
         return CLEAN
     except EXPECTED_FAULTS as fault:
@@ -102,9 +122,11 @@ class Service:
         broker: BrokerSettings,
         settings: EdgeSettings,
         outbox: Outbox,
+        bundle: Bundle | None,
     ) -> None:
         boot_id = f"{outbox.count_boot():08x}{uuid.uuid4().hex[8:]}"  # a later boot sorts behind an earlier one
         self._identity = state.Identity(federation, boot_id, resolved.digest, settings)
+        self._bundle, broker = bundle, bundle.reaches(broker) if bundle is not None else broker
         self._resolved, self._broker, self._outbox = resolved, broker, outbox
         self._head_folder = settings.data_dir / "head"
         self._release_folder = settings.data_dir / "release"
@@ -112,17 +134,18 @@ class Service:
         self._conditions_at = 0.0 if settings.policy.looks_at_the_machine else math.inf  # when to look next
         self._data = _local_data(settings)
         log.info("node %s: %d private examples, %s", settings.node, self._data.summary().examples, resolved.name)
+        farewell = publication(federation, topics.NodeStateOf(settings.node), self._farewell().to_bytes())
         self._client = Client(
             broker,
             client_id=f"{federation}:node:{settings.node}",  # no name holds a colon
-            will=publication(federation, topics.NodeStateOf(settings.node), self._farewell().to_bytes()),
+            will=farewell if bundle is None else bundle.signed(farewell),
             will_delay_s=WILL_DELAY_S,
-            subscriptions=_subscriptions(federation, settings.node),
+            subscriptions=_subscriptions(federation, settings.node, is_signed=bundle is not None),
             # the session lasts as long as the process: nothing in an older one is missed, for what waits in the outbox
             # is sent again, and a version half fetched then must not go on coming
             clean_start=True,
         )
-        self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over)
+        self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over, bundle)
         self._trainer = Trainer(resolved, cache, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
         self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
@@ -179,7 +202,22 @@ class Service:
         except held_adapter.DamagedFile as fault:
             log.warning("%s; it will be fetched again", fault)
         memory, waiting = self._outbox.memory(), self._outbox.waiting()
-        return core.initial_state(self._identity, memory, time.monotonic(), waiting, terms, layout, held, served)
+        begun, trust = time.monotonic(), self._trust()
+        return core.initial_state(self._identity, memory, begun, waiting, terms, layout, held, served, trust)
+
+    def _trust(self) -> Trust | None:
+        """Whom to believe from the start: the root, and the newest certificate that it was known to have given."""
+        if self._bundle is None:
+            return None
+        trust = Trust(self._bundle.federation, self._bundle.root)
+        payload = held_adapter.recall_certificate(self._head_folder)
+        if payload is None:
+            return trust
+        try:
+            return trust.certified(topics.route(self._bundle.federation, topics.GlobalKeys()).topic, payload)
+        except InvalidMessage as fault:
+            log.warning("the certificate on disk is not taken: %s; it will be heard again", fault)
+            return trust
 
     def _next(self, deadline: float | None) -> Any:
         """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
@@ -208,7 +246,7 @@ class Service:
         at = time.monotonic()
         match item:
             case Message(topic=topic, payload=payload):
-                return state.Heard(at, topic, payload)
+                return state.Heard(at, topic, payload, time.time_ns())
             case Connected(max_packet_size=limit):
                 ours = self._broker.max_packet_size
                 return state.BrokerConnected(at, min(limit or ours, ours))
@@ -285,6 +323,10 @@ class Service:
                 held_adapter.keep_terms(self._head_folder, terms)
             case state.RememberMark(mark):
                 self._outbox.raise_mark(mark)
+            case state.RememberReleaseMark(mark):
+                self._outbox.raise_release_mark(mark)
+            case state.RememberCertificate(payload):
+                held_adapter.keep_certificate(self._head_folder, payload)
             case state.StoreUpdate(update):
                 self._outbox.put(update)
             case state.SettleUpdate(update_id):
@@ -364,8 +406,9 @@ def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:
     return example_routes(data, settings.local_data.http)
 
 
-def _subscriptions(federation: str, node: str) -> tuple[str, ...]:
+def _subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, ...]:
     return (
+        *((topics.topic_filter(federation, topics.GlobalKeys),) if is_signed else ()),
         topics.topic_filter(federation, topics.CoordinatorStateOf),
         topics.topic_filter(federation, topics.GlobalHead),
         topics.topic_filter(federation, topics.GlobalRelease),

@@ -3,6 +3,7 @@
 Times are seconds on one clock that never goes back, and come in with the events.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_node.policy import Conditions
@@ -10,6 +11,7 @@ from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import Assembly
 from schemas.messages import CoordinatorState, Factors, GlobalPointer, NodeMetrics, NodeState
+from schemas.trust import Trust
 
 # Values.
 
@@ -106,7 +108,8 @@ class Memory:
     sequence: int = 0  # of the next job and its update
     participation: int = 0  # updates accepted so far
     last_base: str | None = None  # digest of the version last trained on
-    mark: tuple[int, int] = (0, 0)  # (epoch, version) of the newest version ever held: never falls
+    mark: tuple[int, int] = (0, 0)  # (epoch, version) of the newest version ever held, or seen signed: never falls
+    release_mark: tuple[int, int] = (0, 0)  # the same of what is to be served, where pointers are signed
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ class EdgeState:
     updates_rejected: int = 0
     ignored: int = 0  # messages that made no sense
     metrics_at: float = float("-inf")  # when progress was last published
+    trust: Trust | None = None  # whose signatures count; None where nothing is signed
+    unverified: "Mapping[str, Heard]" = field(default_factory=dict)  # by topic: what waits for a certificate
+    fresh_until: float | None = None  # when the head is no longer confirmed by its pointer
+    settled: tuple[str, ...] = ()  # the latest updates that were accepted and may still get another answer
 
 
 # Events: what a node can be told.
@@ -152,6 +159,7 @@ class Heard:
     at: float
     topic: str
     payload: bytes
+    wall_ns: int = 0  # the wall clock, for what expires
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,20 @@ class RememberMark:
     """Note on disk that no older version than this may be held from now on."""
 
     mark: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RememberReleaseMark:
+    """Note on disk that no older release than this may be served from now on."""
+
+    mark: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RememberCertificate:
+    """Keep the certificate of the coordinator's key, as it was signed."""
+
+    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -432,6 +454,8 @@ Effect = (
     DescribeLayout
     | RememberTerms
     | RememberMark
+    | RememberReleaseMark
+    | RememberCertificate
     | FetchVersion
     | EndFetch
     | FetchAverage

@@ -20,6 +20,7 @@ MAX_SENTENCE = 500
 MAX_VALUES = 20_000  # the fullest message holds fewer; parsing stays under 128 MB, whatever the bytes
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 hexadecimal digits")]
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="ed25519 public key, 64 hexadecimal digits")]
 UpdateId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="first 32 hexadecimal digits of a SHA-256")]
 Version = Annotated[int, Field(ge=0, lt=10**9)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -142,6 +143,19 @@ class GlobalPointer(Message):
     judged: Version | None = Field(
         default=None, description="on global/release: the last version that might have been served instead"
     )
+    expires_at_ns: TimestampNs | None = Field(
+        default=None, description="where messages are signed: not to be taken up after this; renewed well before"
+    )
+
+
+class KeyCertificate(Message):
+    """The federation's root says which key the coordinator signs with. The highest number counts, and none below it."""
+
+    federation: Name
+    number: int = Field(ge=1, le=10**9, description="rises with every new certificate")
+    key: PublicKey
+    issued_at_ns: TimestampNs
+    expires_at_ns: TimestampNs = Field(description="nothing that the key has signed is taken after this")
 
 
 class VersionInput(Message):
@@ -216,6 +230,9 @@ class GlobalManifest(Message):
     anchor: AnchorReport | None = None
     returned: ReturnReport | None = Field(default=None, description="set where the head went back; there are no inputs")
     release: ReleaseReport = Field(description="what nodes serve when this version is made")
+    rolled_back_to: Version | None = Field(
+        default=None, description="the earlier version whose adapter this is, by the operator's word"
+    )
     created_at_ns: TimestampNs
     body: Body = Field(description="the head: what nodes train from")
     average: Body | None = Field(

@@ -1,5 +1,7 @@
 """Any message of any federation in words: what kind it is, whom it concerns, and what it says. Pure, and never raises.
 
+A signature is passed over, not verified: that takes the federation's keys.
+
 A manifest is read from its topic and its bytes alone, so what is said of a body is its size and hash: what its numbers
 mean is known only with the adapter layout.
 """
@@ -18,6 +20,7 @@ from schemas.messages import (
     InferenceAnswer,
     InferenceRequest,
     InvalidMessage,
+    KeyCertificate,
     Message,
     NodeFigures,
     NodeMetrics,
@@ -27,6 +30,7 @@ from schemas.messages import (
     split_body,
     update_id,
 )
+from schemas.signing import unsigned
 from schemas.topics import (
     ROOT,
     Address,
@@ -34,6 +38,7 @@ from schemas.topics import (
     GlobalAverageChunk,
     GlobalChunk,
     GlobalHead,
+    GlobalKeys,
     GlobalManifestOf,
     GlobalRelease,
     InferenceAnswerFor,
@@ -48,6 +53,7 @@ from schemas.topics import (
 )
 
 MODELS: dict[type[Address], type[Message]] = {
+    GlobalKeys: KeyCertificate,
     GlobalHead: GlobalPointer,
     GlobalRelease: GlobalPointer,
     GlobalManifestOf: GlobalManifest,
@@ -118,6 +124,7 @@ def _content(address: Address, payload: bytes) -> tuple[dict[str, Any], str | No
         return {"index": address.index, **summary(payload)}, None
     if not payload and address.spec.retain:
         return {"deleted": True}, None
+    payload = unsigned(payload) if address.spec.signer else payload
     text, body = split_body(payload)
     try:
         message = MODELS[type(address)].from_bytes(text if isinstance(address, UpdateManifestOf) else payload)

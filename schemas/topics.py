@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class Route(NamedTuple):
 
 
 class TopicSpec(NamedTuple):
-    """One row of the topic table."""
+    """One row of the topic table. `signer` is whose signature a federation with keys asks for."""
 
     pattern: str
     sender: str
@@ -47,20 +47,28 @@ class TopicSpec(NamedTuple):
     qos: int = 1
     retain: bool = False
     expiry_s: int | None = None
+    signer: Literal["root", "coordinator", "node"] | None = None
+
+
+@dataclass(frozen=True)
+class GlobalKeys:
+    """Which key the coordinator signs with, by the word of the federation's root."""
+
+    spec: ClassVar = TopicSpec("global/keys", "coordinator", "KeyCertificate", retain=True, signer="root")
 
 
 @dataclass(frozen=True)
 class GlobalHead:
     """The retained pointer to the version that nodes train from."""
 
-    spec: ClassVar = TopicSpec("global/head", "coordinator", "GlobalPointer", retain=True)
+    spec: ClassVar = TopicSpec("global/head", "coordinator", "GlobalPointer", retain=True, signer="coordinator")
 
 
 @dataclass(frozen=True)
 class GlobalRelease:
     """The retained pointer to the version that nodes serve."""
 
-    spec: ClassVar = TopicSpec("global/release", "coordinator", "GlobalPointer", retain=True)
+    spec: ClassVar = TopicSpec("global/release", "coordinator", "GlobalPointer", retain=True, signer="coordinator")
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ class GlobalManifestOf:
     """The immutable manifest of one global version."""
 
     version: int
-    spec: ClassVar = TopicSpec("global/v/{version}/manifest", "coordinator", "GlobalManifest", retain=True)
+    spec: ClassVar = TopicSpec(
+        "global/v/{version}/manifest", "coordinator", "GlobalManifest", retain=True, signer="coordinator"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,9 @@ class UpdateManifestOf:
 
     node: str
     update_id: str
-    spec: ClassVar = TopicSpec("update/{node}/{update_id}/manifest", "node", "UpdateManifest", expiry_s=DAY_S)
+    spec: ClassVar = TopicSpec(
+        "update/{node}/{update_id}/manifest", "node", "UpdateManifest", expiry_s=DAY_S, signer="node"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ class ReceiptFor:
     """The coordinator's answers to one node."""
 
     node: str
-    spec: ClassVar = TopicSpec("receipt/{node}", "coordinator", "Receipt", expiry_s=DAY_S)
+    spec: ClassVar = TopicSpec("receipt/{node}", "coordinator", "Receipt", expiry_s=DAY_S, signer="coordinator")
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class NodeStateOf:
     """A node's birth and, as its will, its death."""
 
     node: str
-    spec: ClassVar = TopicSpec("node/{node}/state", "node", "NodeState", retain=True)
+    spec: ClassVar = TopicSpec("node/{node}/state", "node", "NodeState", retain=True, signer="node")
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,9 @@ class NodeFiguresOf:
 class CoordinatorStateOf:
     """The coordinator's birth, with the terms of the federation, and its will."""
 
-    spec: ClassVar = TopicSpec("coordinator/state", "coordinator", "CoordinatorState", retain=True)
+    spec: ClassVar = TopicSpec(
+        "coordinator/state", "coordinator", "CoordinatorState", retain=True, signer="coordinator"
+    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,8 @@ class InferenceAnswerFor:
 
 
 Address = (
-    GlobalHead
+    GlobalKeys
+    | GlobalHead
     | GlobalRelease
     | GlobalManifestOf
     | GlobalChunk
@@ -183,6 +198,7 @@ Address = (
     | InferenceAnswerFor
 )
 ADDRESSES: tuple[type[Address], ...] = (
+    GlobalKeys,
     GlobalHead,
     GlobalRelease,
     GlobalManifestOf,

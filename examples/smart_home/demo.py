@@ -50,7 +50,15 @@ from examples.smart_home.outcome import (
 from examples.smart_home.plan import Plan, make_plan
 from examples.smart_home.recipe import RECIPE, Recipe
 from examples.smart_home.stages import line
-from examples.smart_home.steps import Data, fetch_base_model, load_model, make_data, measure_versions, question
+from examples.smart_home.steps import (
+    Data,
+    fetch_base_model,
+    load_model,
+    make_data,
+    make_keys,
+    measure_versions,
+    question,
+)
 from examples.smart_home.workplace import Workplace, make_workplace
 from simulation.scoring import intent_of
 
@@ -184,7 +192,8 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
 def _federate(
     plan: Plan, base_model: BaseModelSettings, place: Workplace, questions: Sequence[Example], console: Console
 ) -> tuple[str, Ran]:
-    with EmbeddedBroker("auto", place.broker) as broker:
+    keys = make_keys(plan, place, console)
+    with EmbeddedBroker("auto", place.broker, keys=keys) as broker:
         line(console, "broker", f"{broker.kind} on {broker.settings.address}, MQTT 5")
         for limit in broker.limits:
             line(console, "", limit)
@@ -192,7 +201,7 @@ def _federate(
         chat = f"alignfed chat --mqtt {node} --broker {broker.settings.address} --federation {FEDERATION}"
         line(console, "serving", f"{node} answers while it learns: {chat}")
         console.print()
-        ran = federate(plan, place, base_model, broker, questions, console)
+        ran = federate(plan, place, base_model, broker, keys, questions, console)
         console.print()
         return broker.kind, ran
 

@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
+from pydantic import BaseModel
 from rich.console import Console
 
 from base_model.examples import Example
@@ -18,6 +20,7 @@ from base_model.settings import BaseModelSettings
 from broker.client import Client
 from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Message
+from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from edge_node.data_settings import LocalDataSettings
@@ -27,10 +30,9 @@ from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, obse
 from examples.smart_home.interview import Heard, Interviewer
 from examples.smart_home.live import Setting, Show, shown
 from examples.smart_home.plan import NodePlan, Plan
-from examples.smart_home.workplace import Workplace, write_config
+from examples.smart_home.workplace import FEDERATION, Workplace, write_config
 from schemas.topics import topic_filter
 
-FEDERATION = "home"
 COORDINATOR = "coordinator"
 STALLED_AFTER_S = 600.0  # a version takes minutes on a machine that has other things to do
 _TURN_S = 0.1
@@ -61,15 +63,16 @@ def federate(
     place: Workplace,
     base_model: BaseModelSettings,
     broker: EmbeddedBroker,
+    keys: Path | None,
     questions: Sequence[Example],
     console: Console,
 ) -> Ran:
-    """Run the federation until its final version is out, then stop every process.
+    """Run the federation until its final version is out, then stop every process. With `keys` each has its bundle.
 
     One home answers all the while, and is asked these questions again and again.
     Raises BrokerFailed, NetworkThreadDied, ProcessFailed or Stalled; no process is left in any case.
     """
-    _write_configs(plan, place, base_model, broker.settings)
+    _write_configs(plan, place, base_model, broker.settings.port, keys)
     first = first_view(FEDERATION, plan.recipe.versions, {node.name: node.slowdown for node in plan.nodes})
     setting = Setting(f"{broker.kind} on {broker.settings.address}", plan.recipe.strategy.name, time.time_ns())
     filters = [topic_filter(FEDERATION, kind) for kind in OBSERVED]
@@ -160,7 +163,7 @@ def _program(place: Workplace, name: str) -> Program:
     return Program(name, command, place.log(name))
 
 
-def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, broker: BrokerSettings) -> None:
+def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, port: int, keys: Path | None) -> None:
     recipe = plan.recipe
     coordinator = CoordinatorSettings(
         data_dir=place.coordinator,
@@ -175,8 +178,9 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
             training=recipe.training,
         ),
     )
-    shared = {"base_model": base_model, "broker": broker}
-    write_config(place.config(COORDINATOR), FEDERATION, shared | {"coordinator": coordinator})
+    shared: dict[str, BaseModel] = {"base_model": base_model, "broker": BrokerSettings(port=port)}
+    own = shared | {"coordinator": coordinator} | _security(keys, COORDINATOR)
+    write_config(place.config(COORDINATOR), FEDERATION, own)
     for node in plan.nodes:
         edge = EdgeSettings(
             node=node.name,
@@ -189,7 +193,12 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
             local_data=LocalDataSettings(held_out=0),
             serving=ServingSettings(mqtt=node.name == serving_node(plan)),
         )
-        write_config(place.config(node.name), FEDERATION, shared | {"edge": edge})
+        own = shared | {"edge": edge} | _security(keys, f"nodes/{node.name}")
+        write_config(place.config(node.name), FEDERATION, own)
+
+
+def _security(keys: Path | None, bundle: str) -> dict[str, BaseModel]:
+    return {} if keys is None else {"security": SecuritySettings(keys=keys / bundle)}
 
 
 def _environment() -> dict[str, str]:

@@ -22,6 +22,7 @@ from schemas.messages import (
     UpdateManifest,
     split_body,
 )
+from schemas.signing import unsigned
 
 OBSERVED: tuple[type[topics.Address], ...] = (
     topics.CoordinatorStateOf,
@@ -127,7 +128,7 @@ def observe(view: FleetView, message: Message) -> FleetView:
     if node is not None and node not in view.nodes and not isinstance(address, topics.ReceiptFor):
         return replace(view, strangers=view.strangers + 1)
     try:
-        return _FOLDS[type(address)](view, address, message.payload) if type(address) in _FOLDS else view
+        return _FOLDS[type(address)](view, address, unsigned(message.payload)) if type(address) in _FOLDS else view
     except InvalidMessage:
         return replace(view, malformed=view.malformed + 1)
 

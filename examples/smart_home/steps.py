@@ -7,6 +7,7 @@ line is on the screen at once.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,12 +15,15 @@ from rich.console import Console
 from base_model.examples import Example, save_examples
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
+from broker.config import LOOPBACK
+from broker.embedded import find_mosquitto
+from broker.federation_keys import enrol, init
 from examples.smart_home.commands import calibration_examples, held_out_examples, make_homes, private_examples
 from examples.smart_home.outcome import HeldOutScore, VersionLoss
 from examples.smart_home.plan import Plan
 from examples.smart_home.stages import line, of_bytes, of_count, stage
 from examples.smart_home.wording import percent
-from examples.smart_home.workplace import Workplace
+from examples.smart_home.workplace import FEDERATION, Workplace
 from schemas.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from base_model.language_model import LanguageModel
     from examples.smart_home.measure import VersionAdapters
 
+KEY_DAYS = 365
 _RESOLVING = {"wait": "waiting", "download": "download", "convert": "convert", "hash": "verify"}
 
 
@@ -72,6 +77,18 @@ def make_data(plan: Plan, place: Workplace, console: Console) -> Data:
         f"{len(held_out)} held out",
     )
     return Data(private, held_out)
+
+
+def make_keys(plan: Plan, place: Workplace, console: Console) -> Path | None:
+    """Keys for every process of this run; none where the broker could not use them, which is said."""
+    if find_mosquitto() is None:
+        line(console, "keys", "none, and nothing is signed: iotcore has no TLS and no access rules; install mosquitto")
+        return None
+    init(place.keys, FEDERATION, (LOOPBACK,), KEY_DAYS)
+    for node in plan.nodes:
+        enrol(place.keys, node.name, KEY_DAYS)
+    line(console, "keys", "made for this run: TLS, access rules for each home, every update and version signed")
+    return place.keys
 
 
 def load_model(resolved: ResolvedModel, console: Console) -> "LanguageModel":

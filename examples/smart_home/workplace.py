@@ -7,6 +7,7 @@
 | data/calibration.jsonl, data/held_out.jsonl | the coordinator's own commands, and those of the examination |
 | coordinator/journal.db, coordinator/adapters/ | what the coordinator was told, and what it published |
 | nodes/home-1/ ... | each node's own folder |
+| keys/ | certificates and signing keys of this run, where mosquitto is the broker |
 | logs/home-1.log ... | what each process said |
 | adapter/ | what the nodes serve in the end, as a PEFT folder |
 | report.json, report.html | what came of it |
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+FEDERATION = "home"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Workplace:
     def broker(self) -> Path:
         """What the broker keeps."""
         return self.root / "broker"
+
+    @property
+    def keys(self) -> Path:
+        """The federation's keys, made for this run."""
+        return self.root / "keys"
 
     def data(self, node: str) -> Path:
         """A home's private commands."""

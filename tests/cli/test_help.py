@@ -20,6 +20,14 @@ COMMANDS = (
     "adapters list",
     "adapters show",
     "adapters export",
+    "adapters verify",
+    "adapters rollback",
+    "keys",
+    "keys init",
+    "keys enrol",
+    "keys revoke",
+    "keys rotate",
+    "keys list",
     "nodes",
     "nodes list",
     "nodes show",
@@ -63,7 +71,9 @@ def test_every_command_shows_an_example_and_its_exit_codes(command, alignfed):
     assert "Exit codes:\n    0  " in shown.stdout
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("adapters", "codec", "recording")])
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name not in ("adapters", "codec", "keys", "nodes", "recording")]
+)
 def test_the_example_of_every_command_is_understood(command, alignfed):
     example = re.search(r"Example:\n +alignfed (.*)", alignfed(*command.split(), "--help").stdout)
     assert alignfed(*example[1].split(), "--help").returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.core import found, step
-from coordinator.publisher import average_of, bodies, deletions, head_pointer, kept_versions, release_pointer
+from coordinator.publisher import Stamp, average_of, bodies, deletions, head_pointer, kept_versions, release_pointer
 from coordinator.questions import MeasuredLosses, answer_to_bytes
 from coordinator.registry import Registry
 from coordinator.stages import ReleaseStage
@@ -113,8 +113,8 @@ def test_the_release_pointer_names_what_is_served_and_the_head_pointer_the_head(
 ) -> None:
     registry, manifests, reports = published(*verdicts)
     newest, report = manifests[-1], reports[-1]
-    head = head_pointer("test", newest, epoch=3)
-    release = release_pointer("test", registry.manifest(report.version), report, epoch=3)
+    head = head_pointer("test", newest, Stamp(3))
+    release = release_pointer("test", registry.manifest(report.version), report, Stamp(3))
     assert addresses((head, release)) == [GlobalHead(), GlobalRelease()]
     to_train, to_serve = (GlobalPointer.from_bytes(one.payload) for one in (head, release))
     assert (to_train.version, to_train.variant, to_train.digest) == (newest.version, "head", newest.digest)

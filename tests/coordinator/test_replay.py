@@ -107,7 +107,7 @@ def topics_of(journal: Path, out: Path, config: FederationConfig) -> Path:
     def published(at_ns: int, made: PublishVersion) -> Iterator[Row]:
         registry = Registry(out.with_name("published"))
         registry.add(made.manifest, made.adapter)
-        pointer = publisher.head_pointer("test", made.manifest, 1)
+        pointer = publisher.head_pointer("test", made.manifest, publisher.Stamp(1))
         for publication in (*publisher.bodies("test", registry, [made.manifest]), pointer):
             yield Row(at_ns, publication.topic, publication.payload, publication.qos, publication.retain)
 

@@ -162,10 +162,3 @@ def test_other_settings_for_the_same_data_are_refused_with_a_way_out(
     done = subprocess.run(coordinator.command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
     assert "data_dir of its own" in done.stderr
-
-
-def test_two_coordinators_cannot_share_their_data(coordinator: Any, node: Any) -> None:
-    node.until_version(0)
-    done = subprocess.run(coordinator.command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 1
-    assert "another coordinator works in" in done.stderr

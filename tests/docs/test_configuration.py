@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from base_model.settings import BaseModelSettings, TrainingConfig
+from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
 from coordinator.robust import HeadGuard, TrustStage
@@ -27,6 +28,7 @@ SECTIONS = {
     "Configuration": Configuration,
     "base_model": BaseModelSettings,
     "broker": BrokerSettings,
+    "security": SecuritySettings,
     "coordinator": CoordinatorSettings,
     "coordinator.lora": LoraConfig,
     "coordinator.strategy.anchor": AnchorStage,

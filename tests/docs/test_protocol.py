@@ -24,7 +24,7 @@ MESSAGES = [
 
 
 def test_the_topic_table_is_the_code(generated, table):
-    header = ["topic below the root", "from", "QoS", "retained", "expiry", "content", "meaning"]
+    header = ["topic below the root", "from", "QoS", "retained", "expiry", "content", "signed by", "meaning"]
     generated("protocol.md", "topics", table(header, map(_topic_row, ADDRESSES)))
 
 
@@ -69,7 +69,16 @@ def _topic_row(kind) -> list[str]:
     expiry = "never" if spec.expiry_s is None else f"{spec.expiry_s} s"
     content = f"[`{spec.content}`](#{spec.content.lower()})" if hasattr(messages, spec.content) else spec.content
     retained = "yes" if spec.retain else "no"
-    return [f"`{spec.pattern}`", spec.sender, str(spec.qos), retained, expiry, content, inspect.getdoc(kind)]
+    return [
+        f"`{spec.pattern}`",
+        spec.sender,
+        str(spec.qos),
+        retained,
+        expiry,
+        content,
+        spec.signer or "",
+        inspect.getdoc(kind),
+    ]
 
 
 def _example() -> str:

@@ -92,7 +92,8 @@ def test_a_second_receipt_changes_nothing_but_tells_where_the_update_went(learne
     assert learner.is_told(update, "aggregated", version=4) == (
         Note(f"update {update.update_id[:8]} went into version 4", update.update_id, 4),
     )
-    assert learner.state == before
+    assert learner.state == replace(before, settled=())
+    assert learner.is_told(update, "aggregated", version=5) == ()  # what was said once is not said again
 
 
 def test_a_receipt_for_another_node_or_an_unknown_update_settles_nothing(learner: Any) -> None:

@@ -94,7 +94,7 @@ def test_what_is_held_never_falls_back(member: Any, coordinator: Any) -> None:
     member.receives(coordinator.version(5, epoch=2))
     for older in (coordinator.version(4, epoch=2), coordinator.version(9, epoch=1)):
         effects = member.receives(older)
-        assert "this node has held epoch 2, version 5" in effects[0].text
+        assert "this node has seen epoch 2, version 5" in effects[0].text
         assert member.version_held() == 5
 
 

@@ -145,7 +145,7 @@ def test_what_is_served_never_falls_back_without_a_higher_epoch(server: Any, coo
         server.receives(version)
         server.hears(GlobalRelease(), version.pointer)
     (ignored,) = server.hears(GlobalRelease(), coordinator.version(5, 5.0).pointer)
-    assert "this node serves epoch 1, version 6" in ignored.text
+    assert "this node has epoch 1, version 6" in ignored.text
     back = coordinator.version(5, 5.0, epoch=2)
     effects = server.hears(GlobalRelease(), back.pointer) + server.hears(GlobalManifestOf(5), back.manifest)
     assert served(effects) == [(5, "head", 5.0)]

@@ -19,6 +19,7 @@ from schemas.messages import (
     InferenceAnswer,
     InferenceError,
     InferenceRequest,
+    KeyCertificate,
     Message,
     NodeMetrics,
     NodeState,
@@ -80,7 +81,10 @@ MESSAGES: list[Message] = [
         body=BODY,
     ),
     Receipt(update_id=ID, status="incomplete", reason="send it again", missing=(0, 1), version=1),
-    GlobalPointer(epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1, variant="average", judged=3),
+    GlobalPointer(
+        epoch=1, version=2, digest=SHA, parent=SHA, size=3, chunks=1, variant="average", judged=3, expires_at_ns=9
+    ),
+    KeyCertificate(federation="home", number=1, key=SHA, issued_at_ns=1, expires_at_ns=2),
     GlobalManifest(
         epoch=1,
         version=2,

@@ -15,6 +15,7 @@ from schemas.topics import (
     GlobalAverageChunk,
     GlobalChunk,
     GlobalHead,
+    GlobalKeys,
     GlobalManifestOf,
     GlobalRelease,
     InferenceAnswerFor,
@@ -266,6 +267,7 @@ def test_outside_our_root_a_topic_is_the_brokers_to_allow_if_it_is_a_plain_one(t
 def test_what_a_late_joiner_needs_is_retained_and_nothing_else() -> None:
     retained = {kind for kind in ADDRESSES if kind.spec.retain}
     assert retained == {
+        GlobalKeys,
         GlobalHead,
         GlobalRelease,
         GlobalManifestOf,

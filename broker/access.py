@@ -1,0 +1,51 @@
+"""Who may publish and read what on a federation's broker, made from the table of topics: nothing is typed in twice.
+
+A node publishes below its own name and reads what is for all or for itself, the coordinator publishes what is its own
+and reads what nodes send, and the observer reads everything and says nothing but questions to nodes that serve.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+
+from broker.config import AclRule
+from schemas.topics import ADDRESSES, ROOT, Address
+
+COORDINATOR, OBSERVER = "coordinator", "observer"
+RESERVED = (COORDINATOR, OBSERVER, "broker")  # names that no node may have
+
+
+def federation_rules(federation: str) -> tuple[AclRule, ...]:
+    """The access rules of a federation, for nodes whose user name is their own name."""
+    return (
+        *(_for_nodes(federation, kind) for kind in ADDRESSES),
+        *(_for_coordinator(federation, kind) for kind in ADDRESSES),
+        AclRule("read", f"{ROOT}/{federation}/#", OBSERVER),
+        *(
+            AclRule("readwrite", _pattern(federation, kind, node="+"), OBSERVER)
+            for kind in ADDRESSES
+            if kind.spec.sender == "device"
+        ),
+        AclRule("read", "$SYS/#", OBSERVER),
+        AclRule("read", "$SYS/#", COORDINATOR),
+    )
+
+
+def denied(nodes: Iterable[str]) -> str:
+    """Lines of an ACL file that take every right from these users, at once when mosquitto reads the file again."""
+    return "".join(f"\nuser {node}\ntopic deny #\n" for node in sorted(nodes))
+
+
+def _for_nodes(federation: str, kind: type[Address]) -> AclRule:
+    # its own topics a node may also read: preflight checks look whether what is published there arrives
+    is_own = kind.spec.sender == "node"
+    return AclRule("readwrite" if is_own else "read", _pattern(federation, kind, node="%u"))
+
+
+def _for_coordinator(federation: str, kind: type[Address]) -> AclRule:
+    is_own = kind.spec.sender == "coordinator"
+    return AclRule("readwrite" if is_own else "read", _pattern(federation, kind, node="+"), COORDINATOR)
+
+
+def _pattern(federation: str, kind: type[Address], node: str) -> str:
+    names = {field.name: "+" for field in fields(kind)} | {"node": node}
+    return f"{ROOT}/{federation}/{kind.spec.pattern.format(**names)}"
