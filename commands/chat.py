@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import FAILED, USAGE, Broker, Config, Federation, configuration, ending, fail
+from commands.console import FAILED, USAGE, Broker, Config, Federation, configuration, ending, fail, with_certificate
 
 if TYPE_CHECKING:
     from edge_node.asking import Device
@@ -54,7 +54,7 @@ def chat(
             _ask(address, question, given)
         return
     assert mqtt is not None
-    settings = configuration(config, federation, broker)
+    settings = with_certificate(configuration(config, federation, broker))
     from edge_node.asking import Unanswered, device_for
 
     try:

@@ -28,7 +28,7 @@ from coordinator.journal import read_updates, read_versions
 from coordinator.registry import Registry, RegistryError
 from coordinator.strategies import AlignFedLiteral
 from examples.smart_home.closing import show_closing
-from examples.smart_home.federation import FEDERATION, Ran, Stalled, federate, serving_node
+from examples.smart_home.federation import Ran, Stalled, federate, serving_node
 from examples.smart_home.fleet import ProcessFailed
 from examples.smart_home.memory import PeakMemory
 from examples.smart_home.outcome import (
@@ -59,7 +59,7 @@ from examples.smart_home.steps import (
     measure_versions,
     question,
 )
-from examples.smart_home.workplace import Workplace, make_workplace
+from examples.smart_home.workplace import FEDERATION, Workplace, make_workplace
 from simulation.scoring import intent_of
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -198,7 +198,8 @@ def _federate(
         for limit in broker.limits:
             line(console, "", limit)
         node = serving_node(plan)
-        chat = f"alignfed chat --mqtt {node} --broker {broker.settings.address} --federation {FEDERATION}"
+        trusted = "" if keys is None else f"ALIGNFED_SECURITY__KEYS={keys / 'observer'} "
+        chat = f"{trusted}alignfed chat --mqtt {node} --broker {broker.settings.address} --federation {FEDERATION}"
         line(console, "serving", f"{node} answers while it learns: {chat}")
         console.print()
         ran = federate(plan, place, base_model, broker, keys, questions, console)
