@@ -35,6 +35,7 @@ from schemas.topics import topic_filter
 
 COORDINATOR = "coordinator"
 STALLED_AFTER_S = 600.0  # a version takes minutes on a machine that has other things to do
+LAST_WORD_S = 30.0  # for the home to take up and use what was released last
 _TURN_S = 0.1
 _EVENTS_A_TURN = 200
 
@@ -85,6 +86,7 @@ def federate(
         site = _Site(plan, place, broker, fleet, console)
         try:
             view = _watch(site, client, first, show)
+            interviewer.until_version(max(view.served, default=0), LAST_WORD_S)
         except KeyboardInterrupt:
             console.print("stopping the processes; once more to kill them", style="yellow", highlight=False)
             raise

@@ -17,6 +17,7 @@ from schemas.messages import ChatTurn, InferenceRequest
 
 MOST_TOKENS = 96
 RETRY_S = 1.0
+LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Interviewer:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(2 * RETRY_S)  # an answer may be under way; nobody waits for it
+
+    def until_version(self, version: int, patience_s: float) -> None:
+        """Go on until this version or a later one has answered, for so many more seconds at most."""
+        give_up_at = time.monotonic() + patience_s
+        while all((heard.version or 0) < version for heard in self._heard) and time.monotonic() < give_up_at:
+            self._ended.wait(LOOK_EVERY_S)
 
     def result(self) -> tuple[tuple[Heard, ...], int]:
         """What was heard so far, and how many questions had no answer since the first that had one."""
