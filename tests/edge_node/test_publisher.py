@@ -64,7 +64,7 @@ class Link:
         _wait_for(self._hearer, 2, Subscribed)
         self._client = Client(broker.settings.model_copy(update={"port": port}), f"{federation}-node")
         self._client.start()
-        self.publisher = Publisher(self._client, federation, "home-1", self.outbox, self.handed_over.append)
+        self.publisher = Publisher(self._client, federation, "home-1", self.outbox, self.handed_over.append, None)
         self._federation = federation
         self.lost = 0
 
