@@ -102,7 +102,7 @@ def packed(examples: Sequence[Example]) -> JobExamples:
 def write_job(pipe: IO[bytes], order: Order, start: Adapter, examples: JobExamples, held_out: JobExamples) -> None:
     """Say a job. Raises BrokenPipeError when nobody listens any more."""
     pipe.write(order.model_dump_json().encode() + b"\n")
-    pipe.write(start.values.tobytes())
+    pipe.write(start.values.data)
     pipe.write(examples)
     pipe.write(held_out)
     pipe.flush()
@@ -125,9 +125,10 @@ def write_report(pipe: IO[bytes], report: Loaded | Measured | Step) -> None:
 
 def write_result(pipe: IO[bytes], adapter: Adapter, examples: int, steps: int, loss: float, peak_mb: float) -> None:
     """Say what was learnt."""
-    values = adapter.values.tobytes()
-    digest = hashlib.sha256(values).hexdigest()
-    _say(pipe, Finished(examples=examples, steps=steps, loss=loss, sha256=digest, peak_mb=peak_mb), values)
+    digest = hashlib.sha256(adapter.values.data).hexdigest()
+    _say(pipe, Finished(examples=examples, steps=steps, loss=loss, sha256=digest, peak_mb=peak_mb))
+    pipe.write(adapter.values.data)
+    pipe.flush()
 
 
 def read_report(pipe: IO[bytes], layout: Layout) -> Loaded | Measured | Step | tuple[Finished, Adapter]:
@@ -141,13 +142,13 @@ def read_report(pipe: IO[bytes], layout: Layout) -> Loaded | Measured | Step | t
     if not isinstance(report, Finished):
         return report
     adapter = _adapter(pipe, layout)
-    if hashlib.sha256(adapter.values.tobytes()).hexdigest() != report.sha256:
+    if hashlib.sha256(adapter.values.data).hexdigest() != report.sha256:
         raise CutShort("the result's bytes are not the ones that its line announces")
     return report, adapter
 
 
-def _say(pipe: IO[bytes], line: Loaded | Measured | Step | Finished, values: bytes = b"") -> None:
-    pipe.write(json.dumps(line.model_dump()).encode() + b"\n" + values)
+def _say(pipe: IO[bytes], line: Loaded | Measured | Step | Finished) -> None:
+    pipe.write(json.dumps(line.model_dump()).encode() + b"\n")
     pipe.flush()
 
 

@@ -19,6 +19,7 @@ from base_model.descent import OnStep, TrainingResult
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
 from edge_node.child_process import die_with_the_parent, stand_back
+from edge_node.memory import return_large_blocks
 from edge_node.training_pipe import (
     CutShort,
     Job,
@@ -48,6 +49,7 @@ def main() -> None:
     begun = time.monotonic()
     die_with_the_parent()
     stand_back()
+    return_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the node, which then ends this process
     with os.fdopen(os.dup(1), "wb") as reports:
         os.dup2(2, 1)  # whatever a library prints must not get between the reports
