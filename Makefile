@@ -14,7 +14,7 @@ demo: $(STAMP)  ## run the whole system on this machine on real data
 	$(VENV)/bin/alignfed demo
 
 test: $(STAMP)  ## run every test, the slow ones too
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP)  ## check format, lint, types and import rules
 	$(VENV)/bin/ruff format --check .
