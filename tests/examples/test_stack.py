@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 
 from base_model.examples import load_examples
+from broker.bundle import read_bundle
 from configuration import Configuration, load
 from examples.smart_home.recipe import RECIPE
 from examples.smart_home.stack import SETTINGS, make_stack
 
-MESSAGES = Path("/messages")
-
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
-    make_stack(tmp_path, "fleet", MESSAGES, 2, 7)
+    make_stack(tmp_path, "fleet", 2, 7)
     return tmp_path
 
 
@@ -42,10 +41,20 @@ def test_what_an_owner_changed_stays_and_more_nodes_come_beside_it(stack: Path) 
     data, settings = stack / "nodes" / "node-1" / "data.jsonl", stack / "coordinator" / SETTINGS
     data.write_text('{"prompt": "mine", "completion": "own"}\n')
     settings.write_text('federation = "mine"\n')
-    make_stack(stack, "fleet", MESSAGES, 3, 7)
+    make_stack(stack, "fleet", 3, 7)
     assert [example.prompt for example in load_examples(data)] == ["mine"]
     assert load(settings, {}).federation == "mine"
     assert (stack / "nodes" / "node-3" / SETTINGS).exists()
+
+
+def test_everybody_has_keys_of_one_federation_and_the_broker_what_it_needs(stack: Path) -> None:
+    make_stack(stack, "fleet", 2, 7)  # again: nothing is made twice
+    files = [stack / "nodes" / name / SETTINGS for name in ("node-1", "node-2")] + [stack / "coordinator" / SETTINGS]
+    bundles = [read_bundle(keys) for file in files if (keys := load(file, {}).security.keys)]
+    assert [bundle.name for bundle in bundles] == ["node-1", "node-2", "coordinator"]
+    assert {(bundle.federation, bundle.root) for bundle in bundles} == {("fleet", bundles[0].root)}
+    assert "listener 8883" in (stack / "keys" / "broker" / "mosquitto.conf").read_text()
+    assert (stack / "keys" / "broker" / "observer" / "client.key").exists()
 
 
 def test_the_environment_of_the_containers_says_where_the_broker_is(
