@@ -6,20 +6,13 @@ On a gateway that matters more than the time it takes. Where the C library knows
 import ctypes
 from functools import cache
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of glibc's malloc.h
-LARGE = 256 << 10  # bytes
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def share_one_heap() -> None:
     """Let all threads allocate from one heap: each would keep what it freed in one of its own. Call it at the start."""
     if hasattr(_c_library(), "mallopt"):
         _c_library().mallopt(M_ARENA_MAX, 1)
-
-
-def return_large_blocks() -> None:
-    """Give large blocks back to the system as they are freed, instead of keeping holes of their size."""
-    if hasattr(_c_library(), "mallopt"):
-        _c_library().mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def give_back_memory() -> None:

@@ -19,7 +19,7 @@ from base_model.descent import OnStep, TrainingResult
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
 from edge_node.child_process import die_with_the_parent, stand_back
-from edge_node.memory import return_large_blocks
+from edge_node.memory import give_back_memory
 from edge_node.training_pipe import (
     CutShort,
     Job,
@@ -49,7 +49,6 @@ def main() -> None:
     begun = time.monotonic()
     die_with_the_parent()
     stand_back()
-    return_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the node, which then ends this process
     with os.fdopen(os.dup(1), "wb") as reports:
         os.dup2(2, 1)  # whatever a library prints must not get between the reports
@@ -146,6 +145,7 @@ def _reporting(reports: IO[bytes], slowdown: float) -> OnStep:
     def on_step(step: int, loss: float) -> None:
         nonlocal begun
         write_report(reports, Step(step=step, loss=loss))
+        give_back_memory()  # the holes between what lasts: a twentieth of the whole
         time.sleep((slowdown - 1) * (time.monotonic() - begun))
         begun = time.monotonic()
 
