@@ -25,8 +25,8 @@ def run(kind: Kind | Literal["auto"], data_dir: Path, port: int, keys: Path | No
         signal.signal(number, lambda *_: stop.set())
     _check_free(port)
     rules = keys / "broker" / "acl" if keys is not None else None
+    seen = _changed_at(rules)  # before the broker reads them: a change while it starts is noticed too
     with EmbeddedBroker(kind, data_dir, port, keys) as broker:
-        seen = _changed_at(rules)
         _say(f"{broker.kind} listens on {broker.settings.address}; stop it with Ctrl-C.")
         for limit in broker.limits:
             _say(limit)
