@@ -1,30 +1,32 @@
 """Who may publish and read what on a federation's broker, made from the table of topics: nothing is typed in twice.
 
 A node publishes below its own name and reads what is for all or for itself, the coordinator publishes what is its own
-and reads what nodes send, and the observer reads everything and says nothing but questions to nodes that serve.
+and reads what nodes send to it, and the observer reads everything. Whoever has a certificate may ask any node, and read
+the answers that bear its own name: devices and nodes are alike here, for a broker cannot tell them apart.
 """
 
 from collections.abc import Iterable
 from dataclasses import fields
 
 from broker.config import AclRule
-from schemas.topics import ADDRESSES, ROOT, Address
+from schemas.topics import ADDRESSES, ROOT, Address, InferenceAnswerFor, InferenceRequestTo
 
 COORDINATOR, OBSERVER = "coordinator", "observer"
 RESERVED = (COORDINATOR, OBSERVER, "broker")  # names that no node may have
+
+QUESTIONS = (InferenceRequestTo, InferenceAnswerFor)
 
 
 def federation_rules(federation: str) -> tuple[AclRule, ...]:
     """The access rules of a federation, for nodes whose user name is their own name."""
     return (
         *(_for_nodes(federation, kind) for kind in ADDRESSES),
-        *(_for_coordinator(federation, kind) for kind in ADDRESSES),
+        AclRule("write", _pattern(federation, InferenceRequestTo, node="+")),
+        AclRule("read", _pattern(federation, InferenceAnswerFor, node="+", device="%u")),
+        # what people ask their homes is none of the coordinator's business
+        *(_for_coordinator(federation, kind) for kind in ADDRESSES if kind not in QUESTIONS),
         AclRule("read", f"{ROOT}/{federation}/#", OBSERVER),
-        *(
-            AclRule("readwrite", _pattern(federation, kind, node="+"), OBSERVER)
-            for kind in ADDRESSES
-            if kind.spec.sender == "device"
-        ),
+        AclRule("readwrite", _pattern(federation, InferenceRequestTo, node="+"), OBSERVER),
         AclRule("read", "$SYS/#", OBSERVER),
         AclRule("read", "$SYS/#", COORDINATOR),
     )
@@ -46,6 +48,6 @@ def _for_coordinator(federation: str, kind: type[Address]) -> AclRule:
     return AclRule("readwrite" if is_own else "read", _pattern(federation, kind, node="+"), COORDINATOR)
 
 
-def _pattern(federation: str, kind: type[Address], node: str) -> str:
-    names = {field.name: "+" for field in fields(kind)} | {"node": node}
+def _pattern(federation: str, kind: type[Address], **named: str) -> str:
+    names = {field.name: "+" for field in fields(kind)} | named
     return f"{ROOT}/{federation}/{kind.spec.pattern.format(**names)}"

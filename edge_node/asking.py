@@ -76,9 +76,7 @@ class Device:
 @contextmanager
 def device_for(broker: BrokerSettings, federation: str, node: str) -> Iterator[Device]:
     """Connect to the broker and listen for answers. Raises Unanswered, and ValueError for names that are none."""
-    # access rules know a device by the name that it logs in with
-    name = broker.username or f"chat-{secrets.token_hex(8)}"
-    answers = route(federation, InferenceAnswerFor(node, name)).topic
+    answers = route(federation, InferenceAnswerFor(node, _name(broker))).topic
     client = Client(
         broker.model_copy(update={"session_expiry_s": 0}),
         client_id=f"{federation}:chat:{secrets.token_hex(8)}",
@@ -88,6 +86,15 @@ def device_for(broker: BrokerSettings, federation: str, node: str) -> Iterator[D
     with client:
         _listen(client)
         yield Device(client, federation, node, answers)
+
+
+def _name(broker: BrokerSettings) -> str:
+    """What access rules know us by, where there are any."""
+    if broker.cert_file is not None:
+        from broker.certificates import common_name, read_certificate
+
+        return common_name(read_certificate(broker.cert_file))
+    return broker.username or f"chat-{secrets.token_hex(8)}"
 
 
 def _listen(client: Client) -> None:

@@ -22,7 +22,7 @@ from broker.bundle import load_coordinator_bundle, load_node_bundle, load_ring, 
 from broker.certificates import common_name, hosts_of, read_certificate
 from broker.client import Client
 from broker.embedded import BrokerFailed, EmbeddedBroker
-from broker.events import Connected, Disconnected, Message, Publication, Published
+from broker.events import Connected, Disconnected, Message, Publication, Published, Subscribed
 from broker.federation_keys import enrol, init, look, revoke, rotate
 from broker.key_files import KeyFileError, read_signing_key, write_new_file
 from broker.preflight import probe
@@ -32,6 +32,8 @@ from schemas.topics import (
     ADDRESSES,
     GlobalHead,
     GlobalKeys,
+    InferenceAnswerFor,
+    InferenceRequestTo,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
@@ -272,13 +274,14 @@ def test_another_root_is_not_taken_for_the_federations(keys: Path) -> None:
 # --- access rules ---
 
 
-def test_every_topic_has_a_rule_for_nodes_and_one_for_the_coordinator() -> None:
+def test_every_topic_has_a_rule_for_nodes_and_all_but_questions_one_for_the_coordinator() -> None:
     patterns = [(rule.user, rule.pattern) for rule in federation_rules("plant")]
     for kind in ADDRESSES:
         fields = dict.fromkeys(kind.__dataclass_fields__, "+")
         for user, node in ((None, "%u"), ("coordinator", "+")):
             pattern = f"alignfed/v1/plant/{kind.spec.pattern.format(**(fields | {'node': node}))}"
-            assert (user, pattern) in patterns
+            is_question = kind in (InferenceRequestTo, InferenceAnswerFor)
+            assert ((user, pattern) in patterns) is not (is_question and user == "coordinator")
 
 
 @pytest.fixture
@@ -306,6 +309,36 @@ def test_a_node_publishes_as_itself_only(keys: Path, secured: EmbeddedBroker, ex
         assert {tokens[answer.token] for answer in answers if answer.reason is None} == {addresses[0], addresses[2]}
         seen = {parse("plant", expect(observer, Message).topic) for _ in range(2)}
         assert seen == {addresses[0], addresses[2]}
+
+
+@pytest.mark.mosquitto
+def test_whoever_is_enrolled_asks_any_node_and_reads_its_own_answers_only(
+    keys: Path, secured: EmbeddedBroker, expect: Callable[..., Any]
+) -> None:
+    question, answer, other = (
+        Publication(route("plant", address).topic, b"x")
+        for address in (
+            InferenceRequestTo("kitchen"),
+            InferenceAnswerFor("kitchen", "office"),
+            InferenceAnswerFor("kitchen", "lamp"),
+        )
+    )
+    forged = Publication(route("plant", InferenceAnswerFor("garage", "office")).topic, b"x")
+    with (
+        client_of(keys, secured, "coordinator", "alignfed/#") as coordinator,
+        client_of(keys, secured, "nodes/office", "alignfed/#") as office,
+        client_of(keys, secured, "nodes/kitchen", question.topic) as kitchen,
+    ):
+        for one in (coordinator, office, kitchen):
+            expect(one, Subscribed)
+        office.publish(question)
+        assert expect(kitchen, Message).topic == question.topic
+        reasons = {kitchen.publish(said): said for said in (other, forged, answer)}
+        refused = [reasons[told.token] for told in (expect(kitchen, Published) for _ in reasons) if told.reason]
+        assert refused == [forged]
+        assert expect(office, Message).topic == answer.topic  # and not what is for the lamp
+        kitchen.publish(Publication(route("plant", NodeStateOf("kitchen")).topic, b"x"))
+        assert expect(coordinator, Message).topic == route("plant", NodeStateOf("kitchen")).topic  # nor any question
 
 
 @pytest.mark.mosquitto
