@@ -8,6 +8,7 @@ from examples.smart_home.outcome import LiveAnswer
 from examples.smart_home.wording import verdict
 
 STORIES = 4
+LONGEST = 160  # characters of an answer: what is no command yet may ramble
 
 
 class VersionAnswers(NamedTuple):
@@ -69,5 +70,5 @@ def _story(answers: Sequence[LiveAnswer]) -> Story:
     for text, same in groupby(answers, key=lambda answer: answer.answer):
         first, *_, last = [one.version for one in same] * 2
         span = version_name(first) if first == last else f"{version_name(first)}-{version_name(last)}"
-        said.append(Said(span, text))
+        said.append(Said(span, text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"))
     return Story(answers[0].prompt, answers[0].expected, tuple(said))
