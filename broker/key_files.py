@@ -4,11 +4,12 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from schemas.signing import SigningKey
+
+if TYPE_CHECKING:  # a process without keys needs none of its memory
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRIVATE, PUBLIC = 0o600, 0o644
 
@@ -36,6 +37,8 @@ def write_new_file(path: Path, content: bytes, mode: int = PRIVATE) -> None:
 
 def make_signing_key(path: Path) -> SigningKey:
     """The ed25519 key in this file; where there is none, a new one is made and kept there."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     if not path.exists():
         private = Ed25519PrivateKey.from_private_bytes(secrets.token_bytes(32))
         write_new_file(path, _pem(private))
@@ -54,6 +57,9 @@ def new_signing_key() -> SigningKey:
 
 def read_signing_key(path: Path) -> SigningKey:
     """The ed25519 key in a PEM file. Raises KeyFileError."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     content = read_key_file(path)
     if path.stat().st_mode & 0o077:
         raise KeyFileError(f"{path} can be read by others, and it is a secret: run chmod 600 {path}")
@@ -74,7 +80,9 @@ def read_key_file(path: Path) -> bytes:
         raise KeyFileError(f"cannot read {path}: {error.strerror}; `alignfed keys` makes it") from None
 
 
-def _pem(private: Ed25519PrivateKey) -> bytes:
+def _pem(private: "Ed25519PrivateKey") -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
     return private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -19,7 +19,7 @@ from edge_node.answering import Answering
 from edge_node.chat_tokens import ChatTokens
 from edge_node.export import ServedModel, export, prepack, usual_precision
 from edge_node.inference import AdapterRefused, Inference, ServedVersion
-from edge_node.memory import share_one_heap
+from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.metrics import Metrics
 from edge_node.mqtt import MqttServer
 from edge_node.session import Session
@@ -92,8 +92,15 @@ class Serving:
                 self._mqtt.serve(inference, answering, settings.max_tokens)
                 log.info("answering over MQTT after %.1f s", time.monotonic() - begun)
             running.callback(answering.stop)  # before the two faces stop: they pass on what it tells those who wait
-            while (given := self._adapters.get()) is not None:
-                _take_up(inference, self.metrics, *given)
+            while self._take_up_next(inference):
+                give_back_memory()  # what was served before, and what loading took
+
+    def _take_up_next(self, inference: Inference) -> bool:
+        """Wait for a version and serve it; its values are not held while the next one is waited for."""
+        if (given := self._adapters.get()) is None:
+            return False
+        _take_up(inference, self.metrics, *given)
+        return True
 
     @contextmanager
     def _answering_http(self, address: str, inference: Inference, answering: Answering) -> Iterator[None]:

@@ -10,12 +10,12 @@ believed in is schemas/trust.py's knowledge. Pure: keys are made elsewhere.
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-from cryptography.exceptions import InvalidSignature as _Mismatch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, NamedTuple
 
 from schemas.messages import InvalidMessage, PublicKey
+
+if TYPE_CHECKING:  # a process without keys needs none of its memory
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 HEAD_SIZE = 8 + 16 + 15 + 128 + 3  # bytes of the line with its line break
 KEY_ID_DIGITS = 16
@@ -40,12 +40,14 @@ class Signed(NamedTuple):
 class SigningKey:
     """A private ed25519 key with its public half in hexadecimal digits."""
 
-    private: Ed25519PrivateKey = field(repr=False, compare=False)
+    private: "Ed25519PrivateKey" = field(repr=False, compare=False)
     public: PublicKey
 
     @classmethod
     def from_bytes(cls, secret: bytes) -> "SigningKey":
         """The key of these 32 secret bytes; any other number of bytes raises ValueError."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         private = Ed25519PrivateKey.from_private_bytes(secret)
         return cls(private, private.public_key().public_bytes_raw().hex())
 
@@ -65,12 +67,15 @@ def take_apart(payload: bytes) -> Signed:
 
 def verified(key: PublicKey, topic: str, payload: bytes) -> bytes:
     """The message of a payload that this key has signed for this topic; InvalidSignature for any other."""
+    from cryptography.exceptions import InvalidSignature as Mismatch
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     signed = take_apart(payload)
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
             signed.signature, _signed_bytes(topic, signed.message)
         )
-    except (_Mismatch, ValueError):  # ValueError: some builds of OpenSSL look at the key's bytes first
+    except (Mismatch, ValueError):  # ValueError: some builds of OpenSSL look at the key's bytes first
         raise InvalidSignature(f"the signature on {topic[:200]!r} is not one of key {key_id(key)}") from None
     if signed.key_id != key_id(key):
         raise InvalidSignature(f"the message names key {signed.key_id}, key {key_id(key)} has signed it")
