@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import shutil
 import socket
 import threading
 import time
@@ -67,16 +66,6 @@ def adapters(session, make_adapter):
     return [
         inference.prepare(make_adapter(seed), ServedVersion(1, seed), make_adapter(seed).digest) for seed in (1, 2, 3)
     ]
-
-
-@pytest.fixture(scope="module")
-def endless(resolved, tmp_path_factory):
-    """The tiny model's tokenizer without an end of text: answers are as long as they may be."""
-    folder = shutil.copytree(resolved.path, tmp_path_factory.mktemp("endless") / "model")
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        values = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({k: v for k, v in values.items() if not k.startswith("eos_token")}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +241,7 @@ def test_an_answer_under_way_ends_on_the_adapter_that_began_it(session, resolved
 def test_an_overloaded_node_says_so_at_once_and_recovers(session, resolved, endless):
     with serving(Inference(session), resolved, endless, parallel=1, waiting=1) as node:
         with ThreadPoolExecutor(8) as clients:
-            responses = list(clients.map(lambda _: node.post(max_tokens=400), range(8)))
+            responses = list(clients.map(lambda _: node.post(max_tokens=1900), range(8)))
         assert {response.status for response in responses} == {200, 503}
         refused = next(response for response in responses if response.status == 503)
         assert refused.headers["retry-after"] == "1"
@@ -261,8 +250,8 @@ def test_an_overloaded_node_says_so_at_once_and_recovers(session, resolved, endl
         assert node.post(max_tokens=1).status == 200
 
 
-def test_an_answer_that_takes_too_long_is_given_up(session, resolved, endless):
-    with serving(Inference(session), resolved, endless, timeout_s=0.3) as node:
+def test_an_answer_that_takes_too_long_is_given_up(session, resolved, endless, too_short_s):
+    with serving(Inference(session), resolved, endless, timeout_s=too_short_s) as node:
         response = node.post(max_tokens=1900)
         assert response.status == 504
         assert json.load(response)["error"]["code"] == "timeout"
