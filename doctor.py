@@ -23,7 +23,7 @@ from broker.settings import BrokerSettings
 from configuration import Configuration
 from coordinator.calibration import CalibrationSet
 from coordinator.settings import CalibrationSettings
-from edge_node.local_data import LocalData
+from edge_node.data.local_data import LocalData
 from edge_node.settings import EdgeSettings
 from schemas.messages import MAX_CHUNK_SIZE, CoordinatorState, InvalidMessage, NodeState
 from schemas.signing import unsigned

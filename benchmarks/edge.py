@@ -30,12 +30,12 @@ from base_model.language_model import LanguageModel
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
-from edge_node.answering import Answering, Begun, Ended, News, Piece, Question
-from edge_node.chat_tokens import ChatTokens
-from edge_node.export import ServedModel, export, prepack
-from edge_node.generation import Sampling, generate
-from edge_node.inference import AdapterSlot, Inference, ServedVersion
-from edge_node.session import Session
+from edge_node.serving.answering import Answering, Begun, Ended, News, Piece, Question
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.export import ServedModel, export, prepack
+from edge_node.serving.generation import Sampling, generate
+from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion
+from edge_node.serving.session import Session
 from examples.smart_home.commands import held_out_examples, make_homes, private_examples
 from examples.smart_home.recipe import EVERY_LINEAR
 from schemas.adapter import Adapter, LoraConfig

@@ -26,11 +26,11 @@ import psutil
 import edge_node.service  # noqa: F401  a node's process has all of it
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
-from edge_node.local_data import LocalData
-from edge_node.serving import Serving
+from edge_node.data.local_data import LocalData
+from edge_node.serving.thread import Serving
 from edge_node.settings import EdgeSettings, ServingSettings
 from edge_node.state import GlobalAdapter, StepTrained, TrainingFinished, TrainingJob
-from edge_node.trainer import Trainer
+from edge_node.training.trainer import Trainer
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalPointer
 

@@ -23,15 +23,15 @@ import numpy as np
 
 from broker.recording import Row, read_rows, transaction
 from coordinator.core import step
-from coordinator.fuzzing import fuzz
 from coordinator.journal import open_journal, record
 from coordinator.recovery import restore
 from coordinator.registry import Registry
-from coordinator.replay import replay_journal
-from coordinator.source import open_source
+from coordinator.replay.fuzzing import fuzz
+from coordinator.replay.inside import replay_journal
+from coordinator.replay.source import open_source
+from coordinator.replay.what_if import Change, what_if
 from coordinator.state import FederationConfig, FederationState, Received
 from coordinator.strategies import FedBuff
-from coordinator.what_if import Change, what_if
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode

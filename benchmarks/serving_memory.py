@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 from base_model.reference import ResolvedModel
-from edge_node.answering import Answering
-from edge_node.chat_tokens import ChatTokens, Turn
-from edge_node.export import ServedModel
-from edge_node.http import HttpServer, application
-from edge_node.inference import Inference, ServedVersion
 from edge_node.memory import share_one_heap
-from edge_node.session import Session
+from edge_node.serving.answering import Answering
+from edge_node.serving.chat_tokens import ChatTokens, Turn
+from edge_node.serving.export import ServedModel
+from edge_node.serving.http import HttpServer, application
+from edge_node.serving.inference import Inference, ServedVersion
+from edge_node.serving.session import Session
 from schemas.adapter import Adapter, Layout
 
 ANSWER = 64  # tokens, after a prompt of about 128

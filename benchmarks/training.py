@@ -20,9 +20,9 @@ from base_model.language_model import Dtype, LanguageModel
 from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
-from edge_node.block_model import BlockModel
-from edge_node.block_training import train_blocks
-from edge_node.export import gguf_of
+from edge_node.serving.export import gguf_of
+from edge_node.training.block_model import BlockModel
+from edge_node.training.block_training import train_blocks
 from examples.smart_home.commands import make_homes, private_examples
 from examples.smart_home.recipe import EVERY_LINEAR
 from schemas.adapter import Adapter, LoraConfig

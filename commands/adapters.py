@@ -125,7 +125,7 @@ def verify_adapters(
     Every manifest's signature from the federation's root down, its place in the order, and every adapter's bytes. Needs
     no broker. Without keys only order and bytes are checked, which is said.
     """
-    from coordinator.verification import read_certified, verify_chain
+    from coordinator.trust.verification import read_certified, verify_chain
 
     registry = _registry(config, data_dir)
     bundle = keys or configuration(config).security.keys
@@ -164,7 +164,7 @@ def roll_back_adapters(
     """
     import time
 
-    from coordinator.requests import answer_of, ask
+    from coordinator.operations.requests import answer_of, ask
 
     registry = _registry(config, data_dir)
     manifest = registry.manifest(_number(registry, version))

@@ -11,7 +11,7 @@ import typer
 from commands.console import FAILED, USAGE, Broker, Config, Federation, configuration, ending, fail, with_certificate
 
 if TYPE_CHECKING:
-    from edge_node.asking import Device
+    from edge_node.serving.asking import Device
 
 app = typer.Typer()
 
@@ -55,7 +55,7 @@ def chat(
         return
     assert mqtt is not None
     settings = with_certificate(configuration(config, federation, broker))
-    from edge_node.asking import Unanswered, device_for
+    from edge_node.serving.asking import Unanswered, device_for
 
     try:
         with device_for(settings.broker, settings.federation, mqtt) as device:

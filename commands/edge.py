@@ -28,8 +28,8 @@ from commands.console import (
 if TYPE_CHECKING:
     from base_model.examples import Example
     from base_model.settings import BaseModelSettings
-    from edge_node.data_quality import QualityWarning
-    from edge_node.example_store import Summary
+    from edge_node.data.example_store import Summary
+    from edge_node.data.quality import QualityWarning
     from edge_node.settings import EdgeSettings
 
 REFUSED = "3  the federation cannot take this node, for instance for its base model"
@@ -101,7 +101,7 @@ def show_data(
     settings = configuration(config, edge={"node": node, "data": data, "data_dir": data_dir})
     if settings.edge is None:
         fail(NO_NODE, USAGE)
-    from edge_node.local_data import LocalData
+    from edge_node.data.local_data import LocalData
 
     local = LocalData.look(settings.edge.data, settings.edge.data_dir, settings.edge.local_data)
     local.refresh()
@@ -148,8 +148,8 @@ def install(
 def _warnings(
     edge: "EdgeSettings", base_model: "BaseModelSettings", summary: "Summary", training: "tuple[Example, ...]"
 ) -> "tuple[QualityWarning, ...]":
-    from edge_node.data_quality import quality
-    from edge_node.example_tokens import over_the_limits
+    from edge_node.data.quality import quality
+    from edge_node.training.example_tokens import over_the_limits
 
     found = quality(training, summary.held_out, edge.training.steps * edge.training.batch_size)
     return found + over_the_limits(training, base_model.name, base_model.cache)

@@ -10,8 +10,8 @@ from commands.console import FAILED, FAILURE, Config, DataDir, Json, configurati
 
 if TYPE_CHECKING:
     from coordinator.journal import UpdateRow
-    from coordinator.ledger import NodeReport
-    from coordinator.orders import Order
+    from coordinator.operations.orders import Order
+    from coordinator.trust.ledger import NodeReport
 
 MOST_SHOWN = 10  # of a node's refusals, the latest
 
@@ -84,7 +84,7 @@ def quarantine(
     A running coordinator obeys within a second, another one when it starts. What is in published versions stays there:
     `alignfed replay --without NODE` shows the versions as they would be without it.
     """
-    from coordinator.orders import Quarantine
+    from coordinator.operations.orders import Quarantine
 
     _give(Quarantine(node=node, reason=reason), config, data_dir, as_json)
 
@@ -92,13 +92,13 @@ def quarantine(
 @app.command(epilog=ending("alignfed nodes forgive kitchen", FAILURE))
 def forgive(node: Node, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """End a node's quarantine, and forget what speaks against it: its refusals and how its updates agreed."""
-    from coordinator.orders import Forgive
+    from coordinator.operations.orders import Forgive
 
     _give(Forgive(node=node), config, data_dir, as_json)
 
 
 def _give(order: "Order", config: Path | None, data_dir: Path | None, as_json: bool) -> None:
-    from coordinator.order_file import give
+    from coordinator.operations.order_file import give
 
     folder = _folder(config, data_dir)
     number = give(folder, order)

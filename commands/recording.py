@@ -11,7 +11,7 @@ from commands.console import FAILURE, USAGE, Json, ending, fail, note, print_tab
 
 if TYPE_CHECKING:
     from broker.recording import Row
-    from coordinator.recorded import Volume
+    from coordinator.replay.recorded import Volume
     from schemas.reading import Reading
 
 Recording = Annotated[Path, typer.Argument(metavar="FILE", help="A recording, or a coordinator's journal.")]
@@ -36,7 +36,7 @@ def info(
     How many messages of each type there are, their bytes, when the first and the last of them came, and how many are
     not what their topic says.
     """
-    from coordinator.recorded import is_journal, version_rows, volumes
+    from coordinator.replay.recorded import is_journal, version_rows, volumes
 
     by_type, by_topic = volumes(file)
     versions = version_rows(file)
@@ -70,7 +70,7 @@ def list_messages(
 
     The number in front is what `show` takes.
     """
-    from coordinator.recorded import Selection, select
+    from coordinator.replay.recorded import Selection, select
 
     wanted = Selection(tuple(node or ()), tuple(kind or ()), version, _ns(since), _ns(until))
     for row, said in select(file, wanted):
@@ -89,7 +89,7 @@ def show(
     """
     import sys
 
-    from coordinator.recorded import read_row, row_at
+    from coordinator.replay.recorded import read_row, row_at
 
     row = row_at(file, number)
     if raw:
@@ -119,8 +119,8 @@ def cut(
 
     By time, versions or nodes. What is of no node stays. A journal that is cut only at its end still replays.
     """
-    from coordinator.recorded import Cut
-    from coordinator.recorded import cut as cut_recording
+    from coordinator.replay.recorded import Cut
+    from coordinator.replay.recorded import cut as cut_recording
 
     wanted = Cut(_ns(since), _ns(until), from_version, to_version, tuple(node or ()), tuple(without or ()))
     _report(out, cut_recording(file, out, wanted), as_json)

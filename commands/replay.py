@@ -20,10 +20,10 @@ from commands.console import (
 )
 
 if TYPE_CHECKING:
-    from coordinator.outside import ReplayedTopic
-    from coordinator.recomputing import Recomputed
-    from coordinator.replay import ReplayedVersion
-    from coordinator.source import Source
+    from coordinator.replay.inside import ReplayedVersion
+    from coordinator.replay.outside import ReplayedTopic
+    from coordinator.replay.recomputing import Recomputed
+    from coordinator.replay.source import Source
     from coordinator.state import FederationState
 
 app = typer.Typer()
@@ -107,14 +107,14 @@ def replay(
 
 
 def _as_it_was(recording: Path, journal: Path | None, until: int | None, state: Path | None, as_json: bool) -> None:
-    from coordinator.recorded import is_journal
+    from coordinator.replay.recorded import is_journal
 
     if not is_journal(recording):
         _topics_as_they_were(recording, journal, until, state, as_json)
         return
     if journal is not None:
         fail(f"{recording} is a journal itself: it needs no --journal", USAGE)
-    from coordinator.replay import replay_journal
+    from coordinator.replay.inside import replay_journal
 
     replayed = replay_journal(recording, until, (lambda _: None) if as_json else _print_version)
     versions = replayed.versions
@@ -134,7 +134,7 @@ def _as_it_was(recording: Path, journal: Path | None, until: int | None, state: 
 def _topics_as_they_were(
     recording: Path, journal: Path | None, until: int | None, state: Path | None, as_json: bool
 ) -> None:
-    from coordinator.outside import replay_topics
+    from coordinator.replay.outside import replay_topics
 
     replayed = replay_topics(recording, journal, until)
     _write_state(state, replayed.state)
@@ -161,7 +161,7 @@ def _what_if(
     state: Path | None,
     as_json: bool,
 ) -> None:
-    from coordinator.what_if import Change, strategy_named, what_if
+    from coordinator.replay.what_if import Change, strategy_named, what_if
 
     source = _source(recording, journal)
     change = Change(without, strategy_named(name, source.config) if name else None)
@@ -194,7 +194,7 @@ def _what_if(
 
 
 def _fuzz(recording: Path, journal: Path | None, until: int | None, seed: int, as_json: bool) -> None:
-    from coordinator.fuzzing import fuzz
+    from coordinator.replay.fuzzing import fuzz
 
     result = fuzz(_source(recording, journal), seed, until)
     if as_json:
@@ -212,7 +212,7 @@ def _fuzz(recording: Path, journal: Path | None, until: int | None, seed: int, a
 def _recompute(recording: Path, config: Path | None, until: int | None, as_json: bool) -> None:
     from base_model.reference import resolve
     from coordinator.calibration import CalibrationSet
-    from coordinator.recomputing import Recomputed, recompute
+    from coordinator.replay.recomputing import Recomputed, recompute
 
     settings = configuration(config)
     calibration = settings.coordinator.calibration
@@ -244,7 +244,7 @@ def _through(recording: Path, address: str, speed: float | None, everything: boo
 
     from broker.recording import read_rows
     from broker.replayer import Sent, replay_through
-    from coordinator.recorded import is_of_a_node, is_published, sender_of
+    from coordinator.replay.recorded import is_of_a_node, is_published, sender_of
 
     broker = with_certificate(configuration(None, broker=address)).broker
     wanted = is_published if everything else is_of_a_node
@@ -274,7 +274,7 @@ def _write_state(file: Path | None, state: "FederationState | None") -> None:
 
 
 def _source(recording: Path, journal: Path | None) -> "Source":
-    from coordinator.source import open_source
+    from coordinator.replay.source import open_source
 
     return open_source(recording, journal)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from coordinator.settings import CoordinatorSettings
-    from coordinator.status import NodeStatus, Status, VersionStatus
-    from coordinator.trace import Trace
+    from coordinator.watch.status import NodeStatus, Status, VersionStatus
+    from coordinator.watch.trace import Trace
 
 TIMEOUT_S = 20.0
 NO_ANSWER = "1  there is no coordinator to ask, and no data of one"
@@ -77,8 +77,8 @@ def trace(
     It says when the update's parts arrived, what was decided and why, and which version it went into at what weight.
     Ids are in the log, in receipts and in `alignfed status`.
     """
-    from coordinator.trace import NoSuchUpdate
-    from coordinator.trace import trace as follow
+    from coordinator.watch.trace import NoSuchUpdate
+    from coordinator.watch.trace import trace as follow
 
     settings = configuration(config)
     try:
@@ -123,7 +123,7 @@ def _ask(address: tuple[str, int]) -> "Status":
 def _asked(host: str, port: int) -> "Status":
     from pydantic import ValidationError
 
-    from coordinator.status import Status
+    from coordinator.watch.status import Status
 
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
@@ -142,9 +142,9 @@ def _asked(host: str, port: int) -> "Status":
 
 
 def _read(data_dir: Path) -> "Status":
-    from coordinator.alarms import with_alarms
     from coordinator.journal import fold_history
-    from coordinator.status import Facts, status_of
+    from coordinator.watch.alarms import with_alarms
+    from coordinator.watch.status import Facts, status_of
 
     journal = data_dir / "journal.db"
     if not journal.exists():

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from coordinator.background import alarms, is_judged, keeps_average, serve_newest, take_background
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
-from coordinator.ledger import Accepted
 from coordinator.questions import MeasuredLosses, Recall, Unanswered, answer_from_bytes, fits
-from coordinator.robust import standings_after
 from coordinator.stages import finite
 from coordinator.state import Answered, AskModel, Effect, FederationState, Pending, PublishVersion
+from coordinator.trust.ledger import Accepted
+from coordinator.trust.robust import standings_after
 from coordinator.updates import AdapterUpdate, Aggregate, Buffer, Flush, GlobalAdapter
 from schemas.adapter import Adapter
 from schemas.chunks import describe_adapter

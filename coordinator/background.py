@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from coordinator.intake import Step
 from coordinator.questions import Answer, Fold, MeasuredLosses, MeasureLosses, TrainAnchor, TrainedAnchor
-from coordinator.robust import newest
 from coordinator.stages import finite, passes_gate
 from coordinator.state import Asked, AskModel, FederationState, PublishRelease
+from coordinator.trust.robust import newest
 from coordinator.updates import AnchorUpdate, Served
 from schemas.messages import MAX_CHUNK_SIZE, MAX_CHUNKS, ReleaseReport
 

@@ -17,11 +17,9 @@ from coordinator.aggregation import (
     take_back,
 )
 from coordinator.background import ask_in_background, unjudged
-from coordinator.enrolment import change_keys
 from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, with_ledger
-from coordinator.ledger import NodeLedger
-from coordinator.orders import Forgive, Quarantine, order_from_bytes
-from coordinator.rollback import roll_back
+from coordinator.operations.orders import Forgive, Quarantine, order_from_bytes
+from coordinator.operations.rollback import roll_back
 from coordinator.state import (
     Answered,
     Configured,
@@ -37,6 +35,8 @@ from coordinator.state import (
     Started,
     Ticked,
 )
+from coordinator.trust.enrolment import change_keys
+from coordinator.trust.ledger import NodeLedger
 from coordinator.updates import Buffer, GlobalAdapter, Served
 from schemas.adapter import Adapter
 from schemas.messages import InvalidMessage

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from coordinator.equations import staleness
-from coordinator.ledger import Accepted, NodeLedger, PartialUpdate, Refusal
 from coordinator.state import (
     Drop,
     Effect,
@@ -16,6 +15,7 @@ from coordinator.state import (
     Received,
     SendReceipt,
 )
+from coordinator.trust.ledger import Accepted, NodeLedger, PartialUpdate, Refusal
 from coordinator.updates import AdapterUpdate
 from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk, verify

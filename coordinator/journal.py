@@ -14,8 +14,6 @@ from typing import Literal
 
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
-from coordinator.history import History, observe
-from coordinator.ledger import NodeReport, report_of
 from coordinator.state import (
     Answered,
     Configured,
@@ -32,6 +30,8 @@ from coordinator.state import (
     Started,
     Ticked,
 )
+from coordinator.trust.ledger import NodeReport, report_of
+from coordinator.watch.history import History, observe
 from schemas.adapter import Adapter, InvalidAdapter
 from schemas.messages import GlobalManifest, InvalidMessage, Variant
 from schemas.trust import KeyRing

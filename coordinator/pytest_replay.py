@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from coordinator.fuzzing import Fuzzed
-    from coordinator.outside import ReplayedTopics
-    from coordinator.replay import Replayed
-    from coordinator.what_if import WhatIf
+    from coordinator.replay.fuzzing import Fuzzed
+    from coordinator.replay.inside import Replayed
+    from coordinator.replay.outside import ReplayedTopics
+    from coordinator.replay.what_if import WhatIf
 
 
 class Replay:
@@ -30,7 +30,7 @@ class Replay:
 
     def __call__(self, recording: str | PathLike[str], until: int | None = None) -> "Replayed":
         """Fold a coordinator's journal. Raises RecordingError for a file that is none."""
-        from coordinator.replay import replay_journal
+        from coordinator.replay.inside import replay_journal
 
         return replay_journal(self._find(recording), until)
 
@@ -41,7 +41,7 @@ class Replay:
         until: int | None = None,
     ) -> "ReplayedTopics":
         """Check a recording of topics, the terms from a journal or assumed."""
-        from coordinator.outside import replay_topics
+        from coordinator.replay.outside import replay_topics
 
         return replay_topics(self._find(recording), None if journal is None else self._find(journal), until)
 
@@ -54,8 +54,8 @@ class Replay:
         until: int | None = None,
     ) -> "WhatIf":
         """The same input without some nodes, or under another strategy; the base model is not asked."""
-        from coordinator.source import open_source
-        from coordinator.what_if import Change, strategy_named, what_if
+        from coordinator.replay.source import open_source
+        from coordinator.replay.what_if import Change, strategy_named, what_if
 
         source = open_source(self._find(recording))
         chosen = None if strategy is None else strategy_named(strategy, source.config)
@@ -63,8 +63,8 @@ class Replay:
 
     def fuzz(self, recording: str | PathLike[str], seed: int) -> "Fuzzed":
         """The same input as an unkind network would bring it."""
-        from coordinator.fuzzing import fuzz
-        from coordinator.source import open_source
+        from coordinator.replay.fuzzing import fuzz
+        from coordinator.replay.source import open_source
 
         return fuzz(open_source(self._find(recording)), seed)
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from broker.recording import path_of, transaction
 from coordinator.core import step
-from coordinator.history import History, observe
 from coordinator.intake import Step
 from coordinator.journal import fold_history, record, record_founding, record_nodes, row_of_event
 from coordinator.registry import Registry
@@ -20,6 +19,7 @@ from coordinator.state import (
     PublishVersion,
     Started,
 )
+from coordinator.watch.history import History, observe
 from schemas.adapter import Adapter
 from schemas.trust import KeyRing
 

@@ -36,19 +36,17 @@ from broker.key_files import KeyFileError
 from broker.recording import RecordingError, path_of, row_of
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
-from coordinator import home_assistant, order_file, publisher, requests
-from coordinator.board import Board
+from coordinator import publisher
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
-from coordinator.fleet import Fleet, hear, is_of_nodes
-from coordinator.history import observe
 from coordinator.journal import open_journal, record, record_nodes, row_of_event, was_carried_out
 from coordinator.lease import Lease, LeaseLost
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
+from coordinator.operations import order_file, requests
+from coordinator.operations.requests import RollbackAnswer
 from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
 from coordinator.recovery import FederationDiffers, Restored, restore_with_history
 from coordinator.registry import Registry, RegistryError
-from coordinator.requests import RollbackAnswer
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
 from coordinator.state import (
     Answered,
@@ -67,8 +65,12 @@ from coordinator.state import (
     SendReceipt,
     Ticked,
 )
-from coordinator.status import Facts, ProcessStatus
-from coordinator.voice import CoordinatorKeys, Voice
+from coordinator.trust.voice import CoordinatorKeys, Voice
+from coordinator.watch import home_assistant
+from coordinator.watch.board import Board
+from coordinator.watch.fleet import Fleet, hear, is_of_nodes
+from coordinator.watch.history import observe
+from coordinator.watch.status import Facts, ProcessStatus
 from schemas.adapter import Adapter
 from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
@@ -210,7 +212,7 @@ def _watching(settings: CoordinatorSettings, federation: str, board: Board) -> A
     """Whoever may look while this lasts, if the operator wants that."""
     if settings.http is None:
         return nullcontext()
-    from coordinator.http import watching  # nobody else needs its memory
+    from coordinator.watch.http import watching  # nobody else needs its memory
 
     return watching(settings.http, settings.data_dir, federation, board)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import anchor_share, anchored_step, ema_decay, freshness
 from coordinator.questions import Fold, MeasuredLosses
-from coordinator.robust import HeadGuard
+from coordinator.trust.robust import HeadGuard
 from coordinator.updates import Aggregate, AnchorUpdate, Flush
 from schemas.adapter import Adapter, weighted_sum
 from schemas.messages import AnchorReport, Variant

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from base_model.settings import TrainingConfig
-from coordinator.ledger import NodeLedger, Refusal
 from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
+from coordinator.trust.ledger import NodeLedger, Refusal
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
 from schemas.messages import (

@@ -8,7 +8,7 @@ from typing import Self
 
 from coordinator.equations import staleness
 from coordinator.questions import Fold
-from coordinator.robust import Measured, Standing
+from coordinator.trust.robust import Measured, Standing
 from schemas.adapter import Adapter
 from schemas.messages import AnchorReport, GroupReport, Variant
 

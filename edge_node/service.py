@@ -30,12 +30,12 @@ from broker.key_files import KeyFileError
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
 from edge_node import core, held_adapter, machine, state
-from edge_node.local_data import LocalData
-from edge_node.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
+from edge_node.data.local_data import LocalData
+from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import Publisher, publication
 from edge_node.settings import EdgeSettings
-from edge_node.trainer import Trainer, TrainerDied
+from edge_node.training.trainer import Trainer, TrainerDied
 from schemas import topics
 from schemas.messages import InvalidMessage, NodeState
 from schemas.trust import Trust
@@ -43,7 +43,7 @@ from schemas.trust import Trust
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from edge_node.serving import Serving
+    from edge_node.serving.thread import Serving
 
 log = logging.getLogger(__name__)
 
@@ -390,8 +390,8 @@ def _serving(
     node, settings = identity.settings.node, identity.settings.serving
     if not settings.is_on:
         return None
-    from edge_node.mqtt import MqttServer  # a node that only trains needs none of their memory
-    from edge_node.serving import Serving
+    from edge_node.serving.mqtt import MqttServer  # a node that only trains needs none of their memory
+    from edge_node.serving.thread import Serving
 
     mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
     return Serving(resolved, cache, settings, mqtt, put, _routes(identity.settings, data))
@@ -401,7 +401,7 @@ def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:
     """What the node takes over HTTP beside questions."""
     if settings.serving.http is None:
         return ()
-    from edge_node.example_requests import example_routes
+    from edge_node.data.example_requests import example_routes
 
     return example_routes(data, settings.local_data.http)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.settings import TrainingConfig
-from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
+from edge_node.data.settings import LocalBrokerSettings, LocalDataSettings
 from edge_node.policy import TrainingPolicy
 from schemas.kltp import COARSEST, FINEST
 from schemas.topics import Name

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from base_model.reference import ResolvedModel, resolve
-from edge_node.weights import GGUF_NAMES
+from edge_node.serving.weights import GGUF_NAMES
 
 TEXT = [
     'turn on the desk lamp in the kitchen {"intent":"TurnOn","area":"kitchen","name":"desk lamp"}',

@@ -20,9 +20,9 @@ from coordinator.equations import (
     participation_factor,
 )
 from coordinator.questions import AlignDeltas, Ask
-from coordinator.robust import HeadGuard, Measured, TrustStage, clip_factor, size_of, usual_size
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies.buffered import Buffered
+from coordinator.trust.robust import HeadGuard, Measured, TrustStage, clip_factor, size_of, usual_size
 from coordinator.updates import Aggregate, Flush, VersionGroup
 from schemas.adapter import Adapter, weighted_sum
 from schemas.messages import GroupReport

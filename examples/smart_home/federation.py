@@ -23,7 +23,7 @@ from broker.events import Message
 from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from coordinator.settings import CalibrationSettings, CoordinatorSettings
-from edge_node.data_settings import LocalDataSettings
+from edge_node.data.settings import LocalDataSettings
 from edge_node.settings import EdgeSettings, ServingSettings
 from examples.smart_home.fleet import MAX_RESTARTS, Fleet, Program, Restart
 from examples.smart_home.fleet_view import OBSERVED, FleetView, first_view, observe

@@ -12,7 +12,7 @@ from typing import Self
 from base_model.examples import Example
 from broker.events import NetworkThreadDied
 from broker.settings import BrokerSettings
-from edge_node.asking import Device, Unanswered, device_for
+from edge_node.serving.asking import Device, Unanswered, device_for
 from schemas.messages import ChatTurn, InferenceRequest
 
 MOST_TOKENS = 96

@@ -5,13 +5,13 @@ import socket
 import pytest
 
 from base_model.reference import resolve
-from edge_node.answering import Answering
-from edge_node.chat_tokens import ChatTokens
-from edge_node.export import export
-from edge_node.http import HttpServer, application
-from edge_node.inference import Inference
-from edge_node.mqtt import MqttServer
-from edge_node.session import Session
+from edge_node.serving.answering import Answering
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.export import export
+from edge_node.serving.http import HttpServer, application
+from edge_node.serving.inference import Inference
+from edge_node.serving.mqtt import MqttServer
+from edge_node.serving.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 
 from coordinator.journal import read_updates
-from coordinator.status import Status
+from coordinator.watch.status import Status
 
 
 def test_status_reads_a_data_folder(alignfed, federated):

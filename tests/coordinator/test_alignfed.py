@@ -13,9 +13,9 @@ from coordinator.questions import (
     Recall,
     Unanswered,
 )
-from coordinator.robust import HeadGuard, Standing, TrustStage, size_of
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.strategies import AlignFed, AlignFedLiteral, FedBuff, Strategy
+from coordinator.trust.robust import HeadGuard, Standing, TrustStage, size_of
 from coordinator.updates import AdapterUpdate, Aggregate, AnchorUpdate, Flush, GlobalAdapter
 from schemas.adapter import Adapter
 

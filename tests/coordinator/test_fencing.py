@@ -13,7 +13,7 @@ import pytest
 from broker.recording import transaction
 from coordinator.journal import open_journal, read_updates, read_versions
 from coordinator.lease import Lease, LeaseLost
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 
 PATIENCE_S = 60
 

@@ -20,7 +20,7 @@ from coordinator.questions import (
 )
 from coordinator.recovery import FederationDiffers, restore
 from coordinator.registry import Registry, RegistryError
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Answered, AskModel, CalibrationTerms, FederationConfig, FederationState, Received
 from coordinator.strategies import AlignFed, FedBuff

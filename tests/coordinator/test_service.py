@@ -11,7 +11,7 @@ import numpy as np
 
 from broker.embedded import EmbeddedBroker
 from coordinator.publisher import publication
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.messages import Body, CoordinatorState, join_body, update_id

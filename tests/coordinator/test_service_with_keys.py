@@ -19,7 +19,7 @@ from broker.events import Event, Message, Publication
 from broker.federation_keys import enrol, init, revoke, rotate
 from coordinator.journal import read_updates
 from coordinator.registry import Registry
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 from schemas.messages import GlobalPointer
 from schemas.topics import GlobalKeys, parse
 from schemas.trust import Trust

@@ -13,7 +13,7 @@ import pytest
 
 from base_model.examples import Example, save_examples
 from coordinator.calibration import CalibrationSet
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 from schemas.adapter import Adapter
 from schemas.messages import CoordinatorState
 from schemas.topics import CoordinatorStateOf, GlobalAverageChunk, GlobalChunk, GlobalManifestOf

@@ -8,7 +8,7 @@ from urllib.request import urlopen
 import pytest
 
 from coordinator.journal import read_updates, read_versions
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 
 NETWORK = "alignfedtest_default"
 ACCEPTED = ("accepted", "aggregated", "duplicate")

@@ -12,12 +12,12 @@ from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
-from coordinator.robust import HeadGuard, TrustStage
 from coordinator.settings import CalibrationSettings, CoordinatorSettings, HomeAssistantSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
 from coordinator.strategies import Strategy
-from edge_node.data_settings import LocalBrokerSettings, LocalDataSettings
+from coordinator.trust.robust import HeadGuard, TrustStage
+from edge_node.data.settings import LocalBrokerSettings, LocalDataSettings
 from edge_node.policy import TrainingPolicy
 from edge_node.settings import EdgeSettings, ServingSettings
 from schemas.adapter import LoraConfig
@@ -36,7 +36,7 @@ SECTIONS = {
     "coordinator.strategy.release": ReleaseStage,
     "coordinator.strategy.release.guard": HeadGuard,
     "coordinator.calibration": CalibrationSettings,
-    "coordinator.home_assistant": HomeAssistantSettings,
+    "coordinator.watch.home_assistant": HomeAssistantSettings,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,

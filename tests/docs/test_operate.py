@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator import alarms, http, status, trace
-from coordinator.metrics import metrics_page
-from coordinator.status import (
+from coordinator.watch import alarms, http, status, trace
+from coordinator.watch.metrics import metrics_page
+from coordinator.watch.status import (
     Alarm,
     GroupStatus,
     NodeStatus,
@@ -21,7 +21,7 @@ from coordinator.status import (
     Value,
     VersionStatus,
 )
-from coordinator.trace import Arrival, Trace, VersionOfUpdate
+from coordinator.watch.trace import Arrival, Trace, VersionOfUpdate
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
 from edge_node.settings import EdgeSettings

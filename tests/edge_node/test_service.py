@@ -23,9 +23,9 @@ from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, res
 from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Message, Publication
-from edge_node.data_settings import LocalDataSettings
-from edge_node.export import export, gguf_of, prepack
-from edge_node.local_data import LocalData
+from edge_node.data.local_data import LocalData
+from edge_node.data.settings import LocalDataSettings
+from edge_node.serving.export import export, gguf_of, prepack
 from schemas import topics
 from schemas.adapter import Adapter, LoraConfig
 from schemas.chunks import describe, split

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from coordinator.journal import read_updates, read_versions
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 
 NODES = ("node-0", "node-1", "node-2")
 

@@ -21,11 +21,11 @@ from paho.mqtt.properties import Properties
 from base_model.layout import layout_of
 from base_model.reference import resolve
 from coordinator.registry import Registry
-from edge_node.chat_tokens import ChatTokens
-from edge_node.export import export
-from edge_node.generation import Sampling, generate
-from edge_node.inference import AdapterSlot, Inference, ServedVersion
-from edge_node.session import Session
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.export import export
+from edge_node.serving.generation import Sampling, generate
+from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion
+from edge_node.serving.session import Session
 from schemas.adapter import LoraConfig
 
 PROMPTS = ("turn on the desk lamp", "set the volume to 20 percent", "turn off the lights in the office")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from base_model.examples import load_examples
 from coordinator.journal import fold
 from coordinator.registry import Registry
-from coordinator.replay import replay
+from coordinator.replay.inside import replay
 
 DEMO = """
 import sys

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from coordinator.core import found, next_deadline, step
-from coordinator.orders import Forgive, Quarantine
+from coordinator.operations.orders import Forgive, Quarantine
 from coordinator.questions import (
     AlignDeltas,
     AlignedDeltas,

@@ -13,12 +13,12 @@ import pytest
 
 from base_model.layout import layout_of
 from base_model.reference import ResolvedModel, resolve
-from edge_node.answering import Answering, Ended, Question
-from edge_node.chat_tokens import ChatTokens
-from edge_node.export import ServedModel, export
-from edge_node.generation import Sampling
-from edge_node.inference import Inference
-from edge_node.session import Session
+from edge_node.serving.answering import Answering, Ended, Question
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.export import ServedModel, export
+from edge_node.serving.generation import Sampling
+from edge_node.serving.inference import Inference
+from edge_node.serving.session import Session
 from schemas.adapter import Adapter, LoraConfig
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge_node.adapter_file import DamagedAdapterFile, Factor, load_factors, write_factors
+from edge_node.serving.adapter_file import DamagedAdapterFile, Factor, load_factors, write_factors
 
 PROMPT = [5, 17, 300, 42]
 

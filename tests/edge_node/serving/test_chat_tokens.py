@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.tokens import prompt_tokens
 from base_model.wheel import BaseModelError
-from edge_node.chat_tokens import ChatRefused, ChatTokens, until_stop
+from edge_node.serving.chat_tokens import ChatRefused, ChatTokens, until_stop
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<s>You are kind</s>' }}{% endif %}"

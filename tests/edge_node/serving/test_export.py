@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from base_model.language_model import LanguageModel
 from base_model.reference import resolve
 from base_model.wheel import BaseModelError
-from edge_node.architecture import read_architecture
-from edge_node.export import export, prepack, usual_precision
-from edge_node.inference import ServedVersion
-from edge_node.session import Session
-from edge_node.weights import dequantised, gguf_weights
+from edge_node.serving.architecture import read_architecture
+from edge_node.serving.export import export, prepack, usual_precision
+from edge_node.serving.inference import ServedVersion
+from edge_node.serving.session import Session
+from edge_node.serving.weights import dequantised, gguf_weights
 
 TOKENS = [5, 17, 300, 42, 8, 8, 120, 77, 3, 250]
 SIZES = {

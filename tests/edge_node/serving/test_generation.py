@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from base_model.language_model import LanguageModel
-from edge_node.generation import Cancelled, Sampling, _nucleus, generate
+from edge_node.serving.generation import Cancelled, Sampling, _nucleus, generate
 
 PROMPT = [5, 17, 300, 42]
 

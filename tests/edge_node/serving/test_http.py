@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_node.answering import Answering
-from edge_node.chat_tokens import ChatTokens
-from edge_node.http import MOST_BODY_BYTES, HttpServer, application
-from edge_node.inference import Inference, ServedVersion
+from edge_node.serving.answering import Answering
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.http import MOST_BODY_BYTES, HttpServer, application
+from edge_node.serving.inference import Inference, ServedVersion
 
 USER = [{"role": "user", "content": "turn on the desk lamp"}]
 

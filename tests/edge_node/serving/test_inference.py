@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge_node.adapter_file import Factor, load_factors, write_factors
-from edge_node.generation import Sampling, generate
-from edge_node.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
+from edge_node.serving.adapter_file import Factor, load_factors, write_factors
+from edge_node.serving.generation import Sampling, generate
+from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
 from schemas.adapter import Adapter, Layout, LoraConfig
 
 PROMPT = [5, 17, 300, 42]

@@ -10,13 +10,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from base_model.reference import ResolvedModel
-from edge_node.answering import Answering, Ended, News, Question
-from edge_node.chat_tokens import ChatTokens
 from edge_node.core import initial_state
-from edge_node.generation import Sampling
-from edge_node.http import HttpServer, application
-from edge_node.inference import Inference
 from edge_node.metrics import Metrics
+from edge_node.serving.answering import Answering, Ended, News, Question
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.generation import Sampling
+from edge_node.serving.http import HttpServer, application
+from edge_node.serving.inference import Inference
 from edge_node.settings import EdgeSettings
 from edge_node.state import Identity, Memory, WaitingUpdate
 

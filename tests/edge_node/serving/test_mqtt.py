@@ -15,10 +15,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.embedded import EmbeddedBroker
-from edge_node.answering import Answering
-from edge_node.chat_tokens import ChatTokens
-from edge_node.inference import Inference, ServedVersion
-from edge_node.mqtt import MOST_CORRELATION_BYTES, MOST_REQUEST_BYTES, MqttServer
+from edge_node.serving.answering import Answering
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.inference import Inference, ServedVersion
+from edge_node.serving.mqtt import MOST_CORRELATION_BYTES, MOST_REQUEST_BYTES, MqttServer
 
 USER = [{"role": "user", "content": "turn on the desk lamp"}]
 ASKED, ANSWERS = "alignfed/v1/home/infer/kitchen", "alignfed/v1/home/answer/kitchen/lamp"

@@ -1,0 +1,1 @@
+"""What an operator sees of the coordinator: one value, and its views."""

@@ -1,0 +1,300 @@
+"""The node's HTTP face: /v1/chat/completions, /v1/models and /healthz in OpenAI's shape, on a thread of its own.
+
+Every answer names the adapter version that made it. It decides nothing about adapters, and knows no broker.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ExceptionHandler
+
+from base_model.reference import ResolvedModel
+from edge_node.metrics import CONTENT_TYPE
+from edge_node.serving import http_messages as messages
+from edge_node.serving.answering import Answering, Begun, Ended, Failed, News, Overloaded, Pending, Piece, Question
+from edge_node.serving.http_messages import ADAPTED, BASE, JSON, ChatRequest, RequestRefused
+from edge_node.serving.inference import AdapterSlot, Inference
+
+MOST_BODY_BYTES = 256 << 10
+BODY_TIMEOUT_S = 10.0
+RETRY_AFTER_S = 1
+MOST_CONNECTIONS = 256  # beyond them 503 at once, so that strangers cannot hold more than 64 MB of bodies
+FAREWELL_S = 5
+VERSION_HEADER = "x-adapter-version"
+STATUS = {"invalid": 400, "too_long": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
+
+
+class HttpServer:
+    """Serves an application on a socket, from `start` to `stop`."""
+
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
+        """Take the address, 0 for any free port; OSError when it cannot be had."""
+        self._socket = socket.create_server((host, port), family=_family(host))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=FAREWELL_S,
+            limit_concurrency=MOST_CONNECTIONS,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Begin to serve; returns at once, and connections are taken from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more connections, let answers under way end for a moment, and end."""
+        self._server.should_exit = True
+        self._thread.join(FAREWELL_S + 1)
+        self._socket.close()
+
+
+def application(
+    inference: Inference,
+    answering: Answering,
+    resolved: ResolvedModel,
+    usual_tokens: int,
+    more: Sequence[BaseRoute] = (),
+    mqtt_counts: Callable[[], JSON] | None = None,
+) -> Starlette:
+    """The routes of one node, and `more`. Answers have at most `usual_tokens` tokens if a request sets no limit.
+
+    `mqtt_counts` says what came of requests over MQTT, for `/healthz`; None where there is no such way.
+    """
+    node = _Node(inference, answering, resolved, usual_tokens, mqtt_counts)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", node.chat, methods=["POST"]),
+            Route("/v1/models", node.models, methods=["GET"]),
+            Route("/v1/models/{name}", node.model, methods=["GET"]),
+            Route("/healthz", node.health, methods=["GET"]),
+            Route("/metrics", node.metrics, methods=["GET"]),
+            *more,
+        ],
+        exception_handlers=handlers(),
+    )
+
+
+def handlers() -> dict[Any, ExceptionHandler]:
+    """What becomes of faults: an answer that says what is wrong."""
+    return {RequestRefused: _refused, HTTPException: _not_found, ClientDisconnect: _gone}
+
+
+class _Node:
+    """What the routes answer from."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        answering: Answering,
+        resolved: ResolvedModel,
+        usual_tokens: int,
+        mqtt_counts: Callable[[], JSON] | None,
+    ) -> None:
+        self._inference, self._answering, self._resolved = inference, answering, resolved
+        self._usual_tokens, self._mqtt_counts, self._begun_at = usual_tokens, mqtt_counts, int(time.time())
+
+    async def chat(self, request: Request) -> Response:
+        asked = messages.parse_request(await read_body(request))
+        conversation = _Conversation(self._answering, asked.question(self._usual_tokens))
+        begun = await conversation.begin(request)
+        head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": asked.model,
+            "system_fingerprint": messages.fingerprint(begun.slot, self._resolved.digest),
+        }
+        headers = {VERSION_HEADER: messages.version_name(begun.slot)}
+        if asked.stream:
+            events = _events(conversation, asked, head, begun.prompt_tokens)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        text, ended = await conversation.whole(request)
+        usage = messages.usage_of(begun.prompt_tokens, ended.tokens)
+        return JSONResponse(messages.completion(head, text, ended.finish, usage), headers=headers)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._described(name) for name in (ADAPTED, BASE)]})
+
+    async def model(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) not in (ADAPTED, BASE):
+            text = f"this node serves the models {ADAPTED} and {BASE}"
+            raise RequestRefused(404, text, param="model", code="model_not_found")
+        return JSONResponse(self._described(name))
+
+    async def health(self, request: Request) -> Response:
+        counts = self._mqtt_counts() if self._mqtt_counts is not None else None
+        adapter = _adapter(self._inference.current)
+        return JSONResponse(
+            {"status": "ok", "adapter": adapter, "waiting": self._answering.waiting, "over_mqtt": counts}
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._answering.metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+    def _described(self, name: str) -> JSON:
+        slot = self._inference.current if name == ADAPTED else None
+        precision = self._inference.session.model.precision
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._begun_at,
+            "owned_by": "alignfed",
+            "base_model": {"name": self._resolved.name, "digest": self._resolved.digest, "precision": precision},
+            "adapter": _adapter(slot),
+        }
+
+
+class _Conversation:
+    """One question on its way: the answering thread's news, brought into this event loop."""
+
+    def __init__(self, answering: Answering, question: Question) -> None:
+        self._news: asyncio.Queue[News] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        try:
+            self._pending: Pending = answering.ask(question, lambda news: _from_thread(loop, self._news, news))
+        except Overloaded:
+            text = "the node has as many requests as it can take; try again in a moment"
+            raise RequestRefused(503, text, code="overloaded") from None
+
+    async def begin(self, request: Request) -> Begun:
+        """Wait until the answer is begun."""
+        news = await self._next(request)
+        assert isinstance(news, Begun)
+        return news
+
+    async def whole(self, request: Request) -> tuple[str, Ended]:
+        """The whole text, and how it ended."""
+        text = list[str]()
+        while True:
+            match await self._next(request):
+                case Piece(piece):
+                    text.append(piece)
+                case Ended() as ended:
+                    return "".join(text), ended
+
+    async def pieces(self) -> AsyncIterator[News]:
+        """News up to the end, a failure among them; when the client goes away, the answer ends too."""
+        try:
+            while True:
+                news = await self._news.get()
+                yield news
+                if isinstance(news, Ended | Failed):
+                    return
+        finally:
+            self._pending.given_up.set()
+
+    async def _next(self, request: Request) -> News:
+        """The next news for a client that is still there; a failure is raised."""
+        waits = asyncio.create_task(self._news.get())
+        try:
+            while not (await asyncio.wait({waits}, timeout=0.5))[0]:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+            news = waits.result()
+        except BaseException:
+            self._pending.given_up.set()
+            waits.cancel()
+            raise
+        if isinstance(news, Failed):
+            raise RequestRefused(STATUS[news.kind], news.reason, code=_code(news))
+        return news
+
+
+async def _events(
+    conversation: _Conversation, asked: ChatRequest, head: JSON, prompt_tokens: int
+) -> AsyncIterator[str]:
+    """A streamed answer as server-sent events."""
+    yield _event(messages.chunk(head, {"role": "assistant", "content": ""}))
+    async for news in conversation.pieces():
+        match news:
+            case Piece(text):
+                yield _event(messages.chunk(head, {"content": text}))
+            case Ended(finish, tokens):
+                yield _event(messages.chunk(head, {}, finish))
+                if asked.stream_options is not None and asked.stream_options.include_usage:
+                    yield _event(messages.usage_chunk(head, messages.usage_of(prompt_tokens, tokens)))
+                yield "data: [DONE]\n\n"
+            case Failed() as failed:  # the status line is long gone, so clients look for this
+                yield _event(messages.error_body(failed.reason, STATUS[failed.kind], code=_code(failed)))
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's body, no larger and no slower than allowed; RequestRefused otherwise."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # a web page may send anything else here without asking its user's browser for permission
+        raise RequestRefused(415, "send the request as content-type application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BODY_BYTES:
+                    raise RequestRefused(413, f"a request may have {MOST_BODY_BYTES} bytes", code="request_too_large")
+    except TimeoutError:
+        raise RequestRefused(408, f"the request did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    return bytes(body)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, news_queue: asyncio.Queue[News], news: News) -> None:
+    try:
+        loop.call_soon_threadsafe(news_queue.put_nowait, news)
+    except RuntimeError:  # the loop has ended, and with it whoever asked
+        return
+
+
+async def _refused(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, RequestRefused)
+    headers = {"retry-after": str(RETRY_AFTER_S)} if fault.status == 503 else {}
+    body = messages.error_body(str(fault), fault.status, fault.param, fault.code)
+    return JSONResponse(body, fault.status, headers=headers)
+
+
+async def _not_found(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    text = f"{request.method} {request.url.path[:100]} is not served here: {fault.detail}"
+    return JSONResponse(messages.error_body(text, fault.status_code), fault.status_code, headers=fault.headers)
+
+
+async def _gone(request: Request, fault: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+def _adapter(slot: AdapterSlot | None) -> JSON | None:
+    return {**slot.version._asdict(), "digest": slot.digest} if slot is not None else None
+
+
+def _code(failed: Failed) -> str | None:
+    named = {"too_long": "context_length_exceeded", "waited": "overloaded", "timeout": "timeout", "stopped": "stopped"}
+    return named.get(failed.kind)
+
+
+def _event(value: JSON) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

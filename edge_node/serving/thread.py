@@ -1,0 +1,152 @@
+"""Serving as a thread of the node: it loads the model, answers, and takes up each adapter that it is given.
+
+It does not know which adapter is to be served.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from base_model.reference import ResolvedModel
+from base_model.wheel import BaseModelError
+from edge_node.memory import give_back_memory, share_one_heap
+from edge_node.metrics import Metrics
+from edge_node.serving.answering import Answering
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.export import ServedModel, export, prepack, usual_precision
+from edge_node.serving.inference import AdapterRefused, Inference, ServedVersion
+from edge_node.serving.mqtt import MqttServer
+from edge_node.serving.session import Session
+from edge_node.settings import ServingSettings
+from schemas.adapter import Adapter
+from schemas.messages import GlobalPointer
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 12.0
+
+
+class Serving:
+    """Serves from the moment it is made, the base model first; `emit` is given the error that its thread died of.
+
+    `mqtt` takes requests from the broker, None where the owner does not want that.
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedModel,
+        cache: Path,
+        settings: ServingSettings,
+        mqtt: MqttServer | None,
+        emit: Callable[[Exception], None],
+        routes: Sequence["BaseRoute"] = (),
+    ) -> None:
+        self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
+        self._mqtt = mqtt
+        self._routes = routes  # of others, beside those of answering
+        self.metrics = Metrics()
+        self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
+        self._thread.start()
+
+    def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:
+        """Answer with this verified adapter as soon as it is loaded; returns at once."""
+        self._adapters.put((pointer, adapter))
+
+    def stop(self) -> None:
+        """Tell who waits for an answer, and end."""
+        self._adapters.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def _work(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # carried to the main loop, which stops loudly
+            self._emit(error)
+
+    def _serve(self) -> None:
+        begun = time.monotonic()
+        with ExitStack() as running:
+            if self._mqtt is not None:  # before the model is there: who asks is told to wait
+                self._mqtt.start()
+                running.callback(self._mqtt.stop)
+            share_one_heap()
+            chat = ChatTokens(self._resolved.path)
+            settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
+            answering = Answering(
+                inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self.metrics
+            )
+            if settings.http is not None:
+                running.enter_context(self._answering_http(settings.http, inference, answering))
+                log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
+            if self._mqtt is not None:
+                self._mqtt.serve(inference, answering, settings.max_tokens)
+                log.info("answering over MQTT after %.1f s", time.monotonic() - begun)
+            running.callback(answering.stop)  # before the two faces stop: they pass on what it tells those who wait
+            while self._take_up_next(inference):
+                give_back_memory()  # what was served before, and what loading took
+
+    def _take_up_next(self, inference: Inference) -> bool:
+        """Wait for a version and serve it; its values are not held while the next one is waited for."""
+        if (given := self._adapters.get()) is None:
+            return False
+        _take_up(inference, self.metrics, *given)
+        return True
+
+    @contextmanager
+    def _answering_http(self, address: str, inference: Inference, answering: Answering) -> Iterator[None]:
+        from edge_node.serving.http import HttpServer, application  # not needed to answer over MQTT
+
+        counts = self._mqtt.counts if self._mqtt is not None else None
+        app = application(inference, answering, self._resolved, self._settings.max_tokens, self._routes, counts)
+        try:
+            server = HttpServer(app, *_address(address))
+        except OSError as fault:
+            reason = os.strerror(fault.errno) if fault.errno else fault
+            raise OSError(f"cannot answer on {address}: {reason}; choose another --http") from fault
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
+    def _model(self) -> ServedModel:
+        precision = self._settings.precision or usual_precision(self._resolved)
+        portable = export(self._resolved, self._cache, precision, _log_stage)
+        try:
+            return prepack(portable, self._cache, _log_stage)
+        except BaseModelError as fault:
+            log.warning("%s; serving the portable graph, which needs more memory", fault)
+            return portable
+
+
+def _take_up(inference: Inference, metrics: Metrics, pointer: GlobalPointer, adapter: Adapter) -> None:
+    begun = time.monotonic()
+    try:
+        slot = inference.prepare(adapter, ServedVersion(pointer.epoch, pointer.version), pointer.digest)
+        inference.swap(slot)
+    except AdapterRefused as fault:
+        log.warning("version %d is not served: %s", pointer.version, fault)
+        return
+    took_s = time.monotonic() - begun
+    metrics.swap_seconds.observe(took_s)
+    text, about = "serving the %s of version %d, ready in %.0f ms", {"version": pointer.version}
+    log.info(text, pointer.variant, pointer.version, 1e3 * took_s, extra=about)
+
+
+def _address(http: str) -> tuple[str, int]:
+    host, _, port = http.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _log_stage(stage: str, _done: int, _total: int | None) -> None:
+    log.info("serving: %s", stage)

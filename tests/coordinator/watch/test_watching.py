@@ -1,0 +1,219 @@
+"""What a running coordinator shows: the same figures everywhere, the truth, and no harm to the service."""
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.embedded import EmbeddedBroker
+from coordinator.journal import fold_history
+from coordinator.publisher import publication
+from coordinator.replay.inside import replay
+from coordinator.watch.alarms import with_alarms
+from coordinator.watch.status import Facts, Status, status_of
+from schemas.messages import NodeMetrics, NodeState
+from schemas.topics import NodeMetricsOf, NodeStateOf
+
+FEDERATION, BOOT, PATIENCE_S = "test", "b" * 32, 60
+NOT_OF_THE_FOLDER = {"at_ns", "process", "nodes", "alarms"}
+
+
+@pytest.fixture
+def address() -> str:
+    """A free address on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def watched(start_coordinator: Callable[..., Any], base_model: Path, address: str) -> Any:
+    """A coordinator that makes a version of every two updates, and shows it."""
+    return start_coordinator(base_model, f'strategy = {{name = "fedbuff", buffer_size = 2}}\nhttp = "{address}"')
+
+
+def get(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def status_at(address: str) -> Status:
+    return Status.model_validate_json(get(address, "/api/status"))
+
+
+def samples(page: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample by its name and its labels' values."""
+    families = text_string_to_metric_families(page.decode())
+    return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
+
+
+def of_nodes(node: Any, name: str, version: int, **metrics: Any) -> None:
+    """Let a node say what it holds, and how it is."""
+    state = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=version)
+    node.client.publish(publication(FEDERATION, NodeStateOf(name), state.to_bytes()))
+    said = NodeMetrics(boot_id=BOOT, **metrics)
+    node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
+
+
+def two_versions(node: Any, address: str) -> list[str]:
+    """Two versions of two nodes, an update that is refused, and one that waits, all of it shown; the ids of all."""
+    node.until_version(0)
+    ids = []
+    for version in range(2):
+        ids += [node.send("a", version, node.head, 0.1), node.send("b", version, node.head, 0.3)]
+        node.until_version(version + 1)
+    false = node.head.model_copy(update={"digest": "0" * 64})
+    ids += [node.send("b", 8, false, 0.1), node.send("a", 9, node.head, 0.1)]
+    node.until(lambda: node.statuses(ids[-2]) == ["rejected"] and node.statuses(ids[-1]) == ["accepted"])
+    node.until(lambda: bool((told := status_at(address)).waiting and told.refusals))  # receipts go out first
+    return ids
+
+
+def test_page_metrics_and_status_tell_the_same(watched: Any, node: Any, address: str) -> None:
+    two_versions(node, address)
+    of_nodes(node, "a", 2, outbox=1, loss=0.5)
+    node.until(lambda: (told := status_at(address).node("a")) is not None and told.outbox == 1)
+    status, page = status_at(address), samples(get(address, "/metrics"))
+    assert page["alignfed_head_version", ()] == status.head == 2
+    assert page["alignfed_update_staleness_versions_count", ()] == sum(status.staleness.values()) == 4
+    assert page["alignfed_updates_refused_total", ("unknown version",)] == status.refusals["unknown version"] == 1
+    assert page["alignfed_waiting_updates", ("0",)] == status.waiting[0].updates == 1
+    for told in status.nodes:
+        assert page["alignfed_node_weight_share", (told.node,)] == pytest.approx(told.weight_share)
+        assert page["alignfed_node_participation_total", (told.node,)] == told.participation
+    assert page["alignfed_node_up", ("a",)] == 1
+    assert page["alignfed_node_outbox_updates", ("a",)] == 1
+
+
+def test_the_command_line_tells_the_same_in_the_same_second(watched: Any, node: Any, address: str) -> None:
+    two_versions(node, address)
+    before = status_at(address)
+    command = [sys.executable, "-m", "alignfed", "status", "--url", f"http://{address}", "--json"]
+    said = Status.model_validate_json(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    moving = {"at_ns", "process"}
+    assert said.model_dump(exclude=moving) == before.model_dump(exclude=moving)
+    page = samples(get(address, "/metrics"))
+    assert page["alignfed_head_version", ()] == said.head
+    assert page["alignfed_updates_refused_total", ("unknown version",)] == said.refusals["unknown version"]
+
+
+def test_the_first_event_is_the_status(watched: Any, node: Any, address: str) -> None:
+    two_versions(node, address)
+    with urllib.request.urlopen(f"http://{address}/api/events", timeout=10) as stream:
+        assert stream.readline() == b"event: status\n"
+        told = Status.model_validate_json(stream.readline().removeprefix(b"data: "))
+    assert (told.head, told.refusals) == (2, {"unknown version": 1})
+
+
+def test_the_data_folder_tells_what_the_process_told(watched: Any, node: Any, address: str) -> None:
+    two_versions(node, address)
+    told = status_at(address)
+    watched.kill()
+    *_, (state, history, _) = fold_history(watched.data_dir / "journal.db")
+    read = with_alarms(status_of(Facts(state, history), told.at_ns))
+    assert read.model_dump(exclude=NOT_OF_THE_FOLDER) == told.model_dump(exclude=NOT_OF_THE_FOLDER)
+    assert [n.model_copy(update={"liveness": "unknown"}) for n in told.nodes] == list(read.nodes)
+
+
+def test_what_nodes_say_of_themselves_is_not_journalled(watched: Any, node: Any, address: str) -> None:
+    node.until_version(0)
+    of_nodes(node, "a", 0, outbox=3)
+    node.until(lambda: status_at(address).node("a") is not None)
+    watched.kill()
+    with sqlite3.connect(watched.data_dir / "journal.db") as journal:
+        assert journal.execute("SELECT count(*) FROM messages WHERE topic LIKE '%/node/%'").fetchone() == (0,)
+    assert all(version.agrees for version in replay(watched.data_dir / "journal.db"))
+
+
+def test_a_will_of_an_older_life_does_not_bury_a_node_that_is_back(watched: Any, node: Any, address: str) -> None:
+    node.until_version(0)
+    of_nodes(node, "a", 0)
+    late = NodeState(online=False, boot_id="a" * 32, base_model=node.base_model)
+    node.client.publish(publication(FEDERATION, NodeStateOf("a"), late.to_bytes()))
+    of_nodes(node, "last", 0)
+    node.until(lambda: status_at(address).node("last") is not None)
+    told = status_at(address).node("a")
+    assert told is not None and told.liveness == "online"
+
+
+def test_garbage_on_node_topics_changes_nothing(watched: Any, node: Any, address: str) -> None:
+    node.until_version(0)
+    for payload in (b"{}", b"\xff" * 50, b"[" * 30_000):
+        node.client.publish(publication(FEDERATION, NodeStateOf("stray"), payload))
+        node.client.publish(publication(FEDERATION, NodeMetricsOf("stray"), payload))
+    of_nodes(node, "a", 0)
+    node.until(lambda: status_at(address).node("a") is not None)
+    assert status_at(address).node("stray") is None
+
+
+def test_an_update_is_followed_from_node_to_version(watched: Any, node: Any, address: str) -> None:
+    aggregated, *_, refused, waiting = two_versions(node, address)
+    told = json.loads(get(address, f"/api/trace/{aggregated[:8]}"))
+    assert (told["node"], told["status"], told["base_version"]) == ("a", "aggregated", 0)
+    assert (told["went_into"]["version"], told["went_into"]["updates"]) == (1, 2)
+    assert told["went_into"]["weight_share"] == pytest.approx(0.5)
+    assert {arrival["what"] for arrival in told["arrivals"]} >= {"manifest", "chunk 0"}
+    told = json.loads(get(address, f"/api/trace/{refused}"))
+    assert told["status"] == "rejected" and "fetch the head again" in told["reason"]
+    assert json.loads(get(address, f"/api/trace/{waiting}"))["went_into"] is None
+
+
+@pytest.mark.parametrize("id_", ["f" * 32, "short", "%25%25%25%25%25%25", "a" * 33])
+def test_an_unknown_update_is_said_to_be_unknown(watched: Any, node: Any, address: str, id_: str) -> None:
+    node.until_version(0)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(address, f"/api/trace/{id_}")
+    with caught.value as answer:
+        assert answer.code == 404
+        assert "update" in json.loads(answer.read())["error"]
+
+
+def test_health_fails_while_the_broker_is_away(watched: Any, node: Any, address: str, broker: EmbeddedBroker) -> None:
+    node.until_version(0)
+    assert json.loads(get(address, "/healthz")) == {"status": "ok", "faults": []}
+    broker.kill()
+
+    def is_failing() -> bool:
+        try:
+            return not get(address, "/healthz")
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return answer.code == 503 and "broker" in str(json.loads(answer.read())["faults"])
+
+    node.until(is_failing)
+    assert {alarm.kind for alarm in status_at(address).alarms} == {"broker_away"}
+
+
+def test_a_coordinator_that_is_watched_stops_when_asked(watched: Any, node: Any, address: str) -> None:
+    node.until_version(0)
+    with urllib.request.urlopen(f"http://{address}/api/events", timeout=10) as stream:
+        stream.readline()
+        watched.process.send_signal(signal.SIGTERM)
+        assert watched.process.wait(PATIENCE_S) == 0
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_cannot_be_framed(watched: Any, node: Any, address: str) -> None:
+    node.until_version(0)
+    with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+        policy, page = answer.headers["content-security-policy"], answer.read().decode()
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert "innerHTML" not in page and "//cdn" not in page and 'src="' not in page
+
+
+def test_an_address_that_is_taken_is_a_sentence(
+    start_coordinator: Callable[..., Any], base_model: Path, address: str
+) -> None:
+    host, port = address.split(":")
+    with socket.create_server((host, int(port))):
+        code, said = start_coordinator(base_model, f'http = "{address}"').ends()
+    assert code == 1
+    assert f"cannot show anything on {address}" in said and "--http" in said
