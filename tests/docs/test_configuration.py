@@ -36,7 +36,7 @@ SECTIONS = {
     "coordinator.strategy.release": ReleaseStage,
     "coordinator.strategy.release.guard": HeadGuard,
     "coordinator.calibration": CalibrationSettings,
-    "coordinator.watch.home_assistant": HomeAssistantSettings,
+    "coordinator.home_assistant": HomeAssistantSettings,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
