@@ -14,6 +14,7 @@ from commands.console import (
     Config,
     DataDir,
     Json,
+    Wait,
     configuration,
     ending,
     fail,
@@ -152,7 +153,7 @@ def verify_adapters(
 def roll_back_adapters(
     version: Version,
     head: Annotated[bool, typer.Option("--head", help="Have nodes train from it too, as a new version.")] = False,
-    wait: Annotated[float, typer.Option(min=0, max=3600, help="Seconds to wait for the coordinator.")] = 10,
+    wait: Wait = 10,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -162,23 +163,18 @@ def roll_back_adapters(
     Nodes serve what that version was served as, from the next moment on. It is a new entry with a higher epoch, never
     an old one again, and is recorded. A coordinator that does not run does it when it starts.
     """
-    import time
-
-    from coordinator.operations.requests import answer_of, ask
+    from coordinator.operations.order_file import answer_of, give
+    from coordinator.operations.orders import RollBack
 
     registry = _registry(config, data_dir)
     manifest = registry.manifest(_number(registry, version))
-    decision = registry.decision(manifest.version)
-    variant = decision.variant if decision is not None and decision.is_taken and not head else "head"
     folder = registry.folder.parent
-    request = ask(folder, manifest.version, variant, "head" if head else "release")
-    deadline = time.monotonic() + wait
-    while (answer := answer_of(folder, request)) is None:
-        if time.monotonic() > deadline:
-            fail(f"no answer in {wait:g} s: a coordinator of {folder} does it as soon as it runs", FAILED)
-        time.sleep(0.05)
+    order = give(folder, RollBack(version=manifest.version, scope="head" if head else "release"))
+    answer = answer_of(folder, order, wait)
+    if answer is None:
+        fail(f"no answer in {wait:g} s: a coordinator of {folder} does it as soon as it runs", FAILED)
     if as_json:
-        print(json.dumps({"request": request.id, **answer.model_dump()}, indent=2))
+        print(json.dumps({"order": order, **answer.model_dump()}, indent=2))
     if answer.refused is not None:
         fail(answer.refused, FAILED)
     if not as_json:

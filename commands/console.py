@@ -20,6 +20,7 @@ Broker = Annotated[str | None, typer.Option("--broker", metavar="HOST:PORT", hel
 Federation = Annotated[str | None, typer.Option(metavar="NAME", help="Federation to take part in.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where this process keeps its files.")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]
+Wait = Annotated[float, typer.Option(min=0, max=3600, help="Seconds to wait for the coordinator.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

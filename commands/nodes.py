@@ -6,11 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.console import FAILED, FAILURE, Config, DataDir, Json, configuration, ending, fail, note, print_table
+from commands.console import (
+    FAILED,
+    FAILURE,
+    Config,
+    DataDir,
+    Json,
+    Wait,
+    configuration,
+    ending,
+    fail,
+    note,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from coordinator.journal import UpdateRow
-    from coordinator.operations.orders import Order
+    from coordinator.operations.orders import Forgive, Quarantine
     from coordinator.trust.ledger import NodeReport
 
 MOST_SHOWN = 10  # of a node's refusals, the latest
@@ -75,36 +87,49 @@ def show_node(node: Node, config: Config = None, data_dir: DataDir = None, as_js
 def quarantine(
     node: Node,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the node is told.")] = "the operator shut it out",
+    wait: Wait = 10,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Take nothing from a node any more.
 
-    A running coordinator obeys within a second, another one when it starts. What is in published versions stays there:
-    `alignfed replay --without NODE` shows the versions as they would be without it.
+    A running coordinator obeys within a second, and its answer is waited for; another one does when it starts. What is
+    in published versions stays there: `alignfed replay --without NODE` shows the versions as they would be without it.
     """
     from coordinator.operations.orders import Quarantine
 
-    _give(Quarantine(node=node, reason=reason), config, data_dir, as_json)
+    _give(Quarantine(node=node, reason=reason), wait, config, data_dir, as_json)
 
 
 @app.command(epilog=ending("alignfed nodes forgive kitchen", FAILURE))
-def forgive(node: Node, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+def forgive(
+    node: Node, wait: Wait = 10, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """End a node's quarantine, and forget what speaks against it: its refusals and how its updates agreed."""
     from coordinator.operations.orders import Forgive
 
-    _give(Forgive(node=node), config, data_dir, as_json)
+    _give(Forgive(node=node), wait, config, data_dir, as_json)
 
 
-def _give(order: "Order", config: Path | None, data_dir: Path | None, as_json: bool) -> None:
-    from coordinator.operations.order_file import give
+def _give(
+    order: "Forgive | Quarantine", wait: float, config: Path | None, data_dir: Path | None, as_json: bool
+) -> None:
+    from coordinator.operations.order_file import answer_of, give
 
     folder = _folder(config, data_dir)
     number = give(folder, order)
+    answer = answer_of(folder, number, wait)
     if as_json:
-        print(json.dumps({"order": number, **order.model_dump(mode="json")}, indent=2))
-    note(f"order {number} is given: {order.kind} {order.node}; a running coordinator obeys within a second")
+        said = None if answer is None else answer.model_dump(mode="json")
+        print(json.dumps({"order": number, **order.model_dump(mode="json"), "answer": said}, indent=2))
+    if answer is None:
+        note(f"order {number} is given: {order.kind} {order.node}; no answer in {wait:g} s: a coordinator of {folder} "
+             "obeys as soon as it runs")  # fmt: skip
+    elif answer.refused is not None:
+        fail(answer.refused, FAILED)
+    else:
+        note(f"order {number} is obeyed: {order.kind} {order.node}")
 
 
 def _folder(config: Path | None, data_dir: Path | None) -> Path:

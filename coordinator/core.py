@@ -18,7 +18,7 @@ from coordinator.aggregation import (
 )
 from coordinator.background import ask_in_background, unjudged
 from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, with_ledger
-from coordinator.operations.orders import Forgive, Quarantine, order_from_bytes
+from coordinator.operations.orders import Forgive, Quarantine, RollBack, order_from_bytes
 from coordinator.operations.rollback import roll_back
 from coordinator.state import (
     Answered,
@@ -103,6 +103,8 @@ def _obey(state: FederationState, event: Ordered) -> Step:
             return _quarantine(state, order)
         case Forgive(node=node):
             return with_ledger(state, node, state.nodes.get(node, NodeLedger()).forgiven()), ()
+        case RollBack():  # with the adapter it is an event of its own
+            return drop(state, "order that cannot be read", "a rollback without its adapter")
 
 
 def _quarantine(state: FederationState, order: Quarantine) -> Step:

@@ -38,7 +38,7 @@ from schemas.trust import KeyRing
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
 KEYS = "$journal/keys"
-ROLLBACK = "$journal/rollback/"  # followed by the request's id, and version/variant/scope
+ROLLBACK = "$journal/rollback/"  # followed by the order's number, and version/variant/scope
 ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
 ORDER = "$journal/order/"  # followed by the order's number
 
@@ -145,8 +145,8 @@ def row_of_event(
             return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
         case KeysChanged():
             return Row(event.at_ns, KEYS, event.ring.to_bytes())
-        case RolledBack(at_ns, request, version, variant, scope, body):
-            return Row(at_ns, f"{ROLLBACK}{request}/{version}/{variant}/{scope}", body)
+        case RolledBack(at_ns, number, version, variant, scope, body):
+            return Row(at_ns, f"{ROLLBACK}{number}/{version}/{variant}/{scope}", body)
 
 
 def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
@@ -178,10 +178,12 @@ def fold_history(path: Path) -> Iterator[tuple[FederationState, History, tuple[E
         yield state, history, effects
 
 
-def was_carried_out(connection: sqlite3.Connection, request: str) -> bool:
-    """Whether a rollback with this id is in the journal."""
-    pattern = f"{ROLLBACK}{request}/*"
-    return connection.execute("SELECT 1 FROM messages WHERE topic GLOB ?", (pattern,)).fetchone() is not None
+def was_taken(connection: sqlite3.Connection, number: int) -> bool:
+    """Whether the order of this number is in the journal."""
+    found = connection.execute(
+        "SELECT 1 FROM messages WHERE topic = ? OR topic GLOB ?", (f"{ORDER}{number}", f"{ROLLBACK}{number}/*")
+    )
+    return found.fetchone() is not None
 
 
 def read_versions(path: Path) -> list[GlobalManifest]:
@@ -231,10 +233,12 @@ def event_of_row(row: Row) -> Event:
         case topic if topic == KEYS:
             return KeysChanged(row.received_at_ns, KeyRing.from_bytes(row.payload))
         case topic if topic.startswith(ROLLBACK):
-            request, number, of, scope = topic.removeprefix(ROLLBACK).split("/")
+            order, version, of, scope = topic.removeprefix(ROLLBACK).split("/")
             variant: Variant = "average" if of == "average" else "head"
             wanted: Literal["release", "head"] = "head" if scope == "head" else "release"
-            return RolledBack(row.received_at_ns, request, int(number), variant, wanted, row.payload)
+            # rollbacks were once named by 32 digits of their own
+            number = int(order) if len(order) < 32 else None
+            return RolledBack(row.received_at_ns, number, int(version), variant, wanted, row.payload)
         case _:
             return Received(row.received_at_ns, row.topic, row.payload)
 

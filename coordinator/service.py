@@ -39,11 +39,11 @@ from broker.settings import BrokerSettings
 from coordinator import publisher
 from coordinator.calibration import CalibrationSet
 from coordinator.core import next_deadline, step
-from coordinator.journal import open_journal, record, record_nodes, row_of_event, was_carried_out
+from coordinator.journal import open_journal, record, record_nodes, row_of_event
 from coordinator.lease import Lease, LeaseLost
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
-from coordinator.operations import order_file, requests
-from coordinator.operations.requests import RollbackAnswer
+from coordinator.operations import order_file
+from coordinator.operations.obeying import answer_to, event_of_order
 from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
 from coordinator.recovery import FederationDiffers, Restored, restore_with_history
 from coordinator.registry import Registry, RegistryError
@@ -249,6 +249,8 @@ class Service:
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
+        self.look_at = 0.0  # for orders, monotonic
+        order_file.begin(self.data_dir, state.orders)
         self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
         if keys is not None:
@@ -289,7 +291,6 @@ class Service:
             self._take(batch)
         self._listen_to_model()
         self._look_at_keys()
-        self._carry_out_requests()
         self._listen_to_operator()
         deadline = next_deadline(self.state)
         if deadline is not None and time.time_ns() >= deadline:
@@ -350,35 +351,22 @@ class Service:
         elif time.time_ns() >= self.renew_at_ns > 0:
             self.publisher.add(self._pointers())
 
-    def _carry_out_requests(self) -> None:
-        """Do what the operator asks for by a file in the data folder."""
-        for request in requests.waiting(self.data_dir):
-            refused = None
-            try:
-                if not was_carried_out(self.journal, request.id):
-                    body = self.registry.body(request.version, request.variant)
-                    asked = (request.id, request.version, request.variant, request.scope, body)
-                    log.warning("back to version %d, as the operator asks (%s)", request.version, request.scope)
-                    self._happen(RolledBack(time.time_ns(), *asked))
-            except RegistryError as fault:
-                refused = str(fault)
-            state = self.state
-            release = (state.release.version, state.release.variant)
-            answer = RollbackAnswer(
-                refused=refused, epoch=state.epoch, head=state.head.version, release=release[0], variant=release[1]
-            )
-            requests.answer(self.data_dir, request, answer)
-
     def _listen_to_model(self) -> None:
         """Take in the base model's answer, if there is one."""
         if self.model is not None and (answer := self.model.answer()) is not None:
             self._happen(Answered(time.time_ns(), *answer))
 
     def _listen_to_operator(self) -> None:
-        """Take in the orders that were given since the last one."""
-        for number, payload in order_file.given(self.data_dir, self.state.orders):
-            log.info("order %d: %s", number, payload.decode(errors="replace"))
-            self._happen(Ordered(time.time_ns(), number, payload))
+        """Take in the orders that were given since the last look, and say what came of each."""
+        if time.monotonic() < self.look_at:
+            return
+        for given in order_file.waiting(self.data_dir, self.state.orders):
+            event = event_of_order(given, self.state.orders, self.registry, self.journal, time.time_ns())
+            if isinstance(event, Ordered | RolledBack):
+                log.warning("order %d: %s", given.number, given.payload.decode(errors="replace"))
+                self._happen(event)
+            order_file.answer(self.data_dir, given.number, answer_to(event, self.state))
+        self.look_at = time.monotonic() + WAKE_S
 
     def _happen(self, event: Ticked | Answered | KeysChanged | Ordered | RolledBack) -> None:
         """Journal and decide on something that is not a message, then act."""

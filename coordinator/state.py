@@ -215,11 +215,11 @@ class KeysChanged:
 class RolledBack:
     """The operator wants an earlier version's adapter served, and, for the head, trained from; `body` is safetensors.
 
-    `request` names the operator's request, so that it is not carried out twice.
+    `number` is that of the order; None in journals from before rollbacks were numbered as orders are.
     """
 
     at_ns: int
-    request: str
+    number: int | None
     version: int
     variant: Variant
     scope: Literal["release", "head"]

@@ -16,6 +16,10 @@ from schemas.messages import ReleaseReport
 
 def roll_back(state: FederationState, event: RolledBack) -> Step:
     """Have nodes serve an earlier adapter from now on, and, for the head, train from it too."""
+    if event.number is not None:
+        if event.number <= state.orders:
+            return drop(state, "order that was taken already", str(event.number))
+        state = replace(state, orders=event.number)
     try:
         adapter = Adapter.from_safetensors(state.config.layout, event.body)
     except InvalidAdapter as error:

@@ -78,7 +78,7 @@ def federate(
     setting = Setting(f"{broker.kind} on {broker.settings.address}", plan.recipe.strategy.name, time.time_ns())
     filters = [topic_filter(FEDERATION, kind) for kind in OBSERVED]
     with (
-        Fleet(_environment()) as fleet,
+        Fleet(environment()) as fleet,
         Client(broker.settings, f"{FEDERATION}-bystander", subscriptions=filters, clean_start=True) as client,
         shown(console, setting, first) as show,
         Interviewer(broker.settings, FEDERATION, serving_node(plan), questions, plan.recipe.ask_every_s) as interviewer,
@@ -107,7 +107,7 @@ class _Site:
 
 def _watch(site: _Site, client: Client, view: FleetView, show: Show) -> FleetView:
     """Start everybody, look on and tend until the last version is out and it is decided whether nodes serve it."""
-    site.fleet.start(_program(site.place, COORDINATOR))
+    site.fleet.start(program(site.place, COORDINATOR))
     waiting = list(site.plan.nodes)
     progressed_at, head = time.monotonic(), view.head
     while not view.is_final:
@@ -116,7 +116,7 @@ def _watch(site: _Site, client: Client, view: FleetView, show: Show) -> FleetVie
             show(view, time.time_ns())
         show(view, time.time_ns())
         for node in [node for node in waiting if _may_join(node, view)]:
-            site.fleet.start(_program(site.place, node.name))
+            site.fleet.start(program(site.place, node.name))
             waiting.remove(node)
         if not view.is_final:  # then the processes may end by themselves
             _tend(site)
@@ -159,7 +159,8 @@ def _may_join(node: NodePlan, view: FleetView) -> bool:
     return node.joins_at is None or (view.head is not None and view.head >= node.joins_at)
 
 
-def _program(place: Workplace, name: str) -> Program:
+def program(place: Workplace, name: str) -> Program:
+    """The process of a run that has this name."""
     role = COORDINATOR if name == COORDINATOR else "edge"
     command = (sys.executable, "-m", "alignfed", role, "--config", str(place.config(name)))
     return Program(name, command, place.log(name))
@@ -167,21 +168,8 @@ def _program(place: Workplace, name: str) -> Program:
 
 def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, port: int, keys: Path | None) -> None:
     recipe = plan.recipe
-    coordinator = CoordinatorSettings(
-        data_dir=place.coordinator,
-        lora=recipe.lora,
-        strategy=recipe.strategy,
-        seed=plan.seed,
-        final_version=recipe.versions,
-        calibration=CalibrationSettings(
-            data=place.calibration,
-            anchor_examples=recipe.anchor_examples,
-            gate_examples=recipe.gate_examples,
-            training=recipe.training,
-        ),
-    )
     shared: dict[str, BaseModel] = {"base_model": base_model, "broker": BrokerSettings(port=port)}
-    own = shared | {"coordinator": coordinator} | _security(keys, COORDINATOR)
+    own = sections(shared | {"coordinator": coordinator_settings(plan, place)}, keys, COORDINATOR)
     write_config(place.config(COORDINATOR), FEDERATION, own)
     for node in plan.nodes:
         edge = EdgeSettings(
@@ -195,15 +183,34 @@ def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, 
             local_data=LocalDataSettings(held_out=0),
             serving=ServingSettings(mqtt=node.name == serving_node(plan)),
         )
-        own = shared | {"edge": edge} | _security(keys, f"nodes/{node.name}")
+        own = sections(shared | {"edge": edge}, keys, f"nodes/{node.name}")
         write_config(place.config(node.name), FEDERATION, own)
 
 
-def _security(keys: Path | None, bundle: str) -> dict[str, BaseModel]:
-    return {} if keys is None else {"security": SecuritySettings(keys=keys / bundle)}
+def coordinator_settings(plan: Plan, place: Workplace) -> CoordinatorSettings:
+    """What the coordinator of a plan is told."""
+    recipe = plan.recipe
+    return CoordinatorSettings(
+        data_dir=place.coordinator,
+        lora=recipe.lora,
+        strategy=recipe.strategy,
+        seed=plan.seed,
+        final_version=recipe.versions,
+        calibration=CalibrationSettings(
+            data=place.calibration,
+            anchor_examples=recipe.anchor_examples,
+            gate_examples=recipe.gate_examples,
+            training=recipe.training,
+        ),
+    )
 
 
-def _environment() -> dict[str, str]:
+def sections(own: Mapping[str, BaseModel], keys: Path | None, bundle: str) -> Mapping[str, BaseModel]:
+    """The sections of one process's settings, with its bundle where there are keys."""
+    return own if keys is None else {**own, "security": SecuritySettings(keys=keys / bundle)}
+
+
+def environment() -> dict[str, str]:
     """For the processes: one thread each, and no setting of this shell that would overrule their files."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ALIGNFED_")}
     single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -47,18 +47,22 @@ def test_a_folder_without_a_journal_is_refused(alignfed, tmp_path) -> None:
 def test_a_running_coordinator_obeys_and_goes_on_obeying_after_a_restart(
     alignfed, start, federated, data_dir, tmp_path
 ) -> None:
-    given = alignfed("nodes", "quarantine", "kitchen", "--reason", "it was stolen", "--data-dir", data_dir, "--json")
-    assert json.loads(given.stdout) == {"order": 1, "kind": "quarantine", "node": "kitchen", "reason": "it was stolen"}
+    words = ("nodes", "quarantine", "kitchen", "--reason", "it was stolen", "--wait", 0, "--json")
+    given = alignfed(*words, "--data-dir", data_dir)
+    order = {"order": 1, "kind": "quarantine", "node": "kitchen", "reason": "it was stolen"}
+    assert (given.returncode, json.loads(given.stdout)) == (0, {**order, "answer": None})
+    assert "as soon as it runs" in given.stderr
     shutil.copy(federated.config, tmp_path / "federation.toml")
     shutil.copy(federated.config.parent / "calibration.jsonl", tmp_path)
-    words = ("coordinator", "--config", "federation.toml", "--federation", "cli")
-    running = start(*words, "--data-dir", data_dir)
+    start_words = ("coordinator", "--config", "federation.toml", "--federation", "cli")
+    running = start(*start_words, "--data-dir", data_dir)
     wait(lambda: state(data_dir) == "it was stolen", running)
-    alignfed("nodes", "forgive", "kitchen", "--data-dir", data_dir)
-    wait(lambda: state(data_dir) is None, running)
+    forgiven = alignfed("nodes", "forgive", "kitchen", "--wait", PATIENCE_S, "--data-dir", data_dir)
+    assert "order 2 is obeyed" in forgiven.stderr
+    assert state(data_dir) is None  # the answer comes when it is done
     running.kill()
-    alignfed("nodes", "quarantine", "kitchen", "--data-dir", data_dir)
-    again = start(*words, "--data-dir", data_dir)
+    alignfed("nodes", "quarantine", "kitchen", "--wait", 0, "--data-dir", data_dir)
+    again = start(*start_words, "--data-dir", data_dir)
     wait(lambda: state(data_dir) == "the operator shut it out", again)
     replayed = alignfed("replay", data_dir / "journal.db")
     assert replayed.returncode == 0, replayed.stderr

@@ -1,13 +1,13 @@
 """Back to an earlier version is a step forward: a new entry, above all before it, and recorded like any other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broker.recording import Row, transaction
 from coordinator.core import found, step
-from coordinator.journal import open_journal, record, row_of_event, was_carried_out
-from coordinator.operations.requests import RollbackAnswer, answer, answer_of, ask, waiting
+from coordinator.journal import event_of_row, open_journal, record, row_of_event, was_taken
 from coordinator.recovery import restore
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay_journal
@@ -18,8 +18,8 @@ from coordinator.trust.verification import verify_chain
 from schemas.adapter import Adapter
 
 
-def back_to(version: int, adapter: Adapter, scope: str = "release") -> RolledBack:
-    return RolledBack(5, "0" * 32, version, "head", scope, adapter.to_safetensors())  # type: ignore[arg-type]
+def back_to(version: int, adapter: Adapter, scope: str = "release", order: int = 1) -> RolledBack:
+    return RolledBack(5, order, version, "head", scope, adapter.to_safetensors())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_became_too_old_by_it_is_refused(config, adapter, message) -> None:
 
     state, _ = found(config(FedAsync(max_staleness=1)), adapter(0), 0)
     state, _ = step(state, back_to(0, adapter(0), "head"))
-    state, _ = step(state, back_to(0, adapter(0), "head"))
+    state, _ = step(state, back_to(0, adapter(0), "head", order=2))
     _, effects = step(state, message("a", 1))
     assert [effect.receipt.status for effect in effects if isinstance(effect, SendReceipt)] == ["stale"]
 
@@ -77,8 +77,8 @@ def test_what_became_too_old_by_it_is_refused(config, adapter, message) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        RolledBack(5, "0" * 32, 1, "head", "release", b"no adapter"),
-        RolledBack(5, "0" * 32, 1, "head", "head", b""),
+        RolledBack(5, 1, 1, "head", "release", b"no adapter"),
+        RolledBack(5, 1, 1, "head", "head", b""),
     ],
 )
 def test_a_rollback_to_no_adapter_changes_nothing(state, event: Event) -> None:
@@ -92,18 +92,32 @@ def test_a_rollback_to_a_version_that_is_not_there_yet_changes_nothing(state, ad
     assert after.served == state.served
 
 
+def test_an_order_is_carried_out_once(state, adapter) -> None:
+    once, _ = step(state, back_to(1, adapter(1)))
+    twice, effects = step(once, back_to(0, adapter(0)))
+    assert twice.served == once.served and [type(effect) for effect in effects] == [Drop]
+
+
+def test_a_journal_from_before_rollbacks_were_numbered_replays(state, adapter) -> None:
+    event = back_to(1, adapter(1), order=3)
+    row = row_of_event(event)
+    old = event_of_row(replace(row, topic=row.topic.replace("/3/", f"/{'0' * 32}/")))
+    assert old == replace(event, number=None)
+    assert step(state, old)[0].served == step(state, event)[0].served
+
+
 def test_it_replays_and_a_restart_serves_what_was_rolled_back_to(tmp_path: Path, config, adapter, message) -> None:
     connection = open_journal(tmp_path / "journal.db")
     registry = Registry(tmp_path / "adapters")
     terms = config(FedBuff(buffer_size=1))
     state, _ = restore(connection, registry, terms, adapter(0), 0)
-    events: list[Event] = [message("a", 1, 0), back_to(0, adapter(0)), back_to(0, adapter(0), "head")]
+    events: list[Event] = [message("a", 1, 0), back_to(0, adapter(0)), back_to(0, adapter(0), "head", order=2)]
     for event in events:
         state, effects = step(state, event)
         row = Row(event.at_ns, event.topic, event.payload) if isinstance(event, Received) else row_of_event(event)
         with transaction(connection):
             record(connection, row, effects)
-    assert was_carried_out(connection, "0" * 32) and not was_carried_out(connection, "1" * 32)
+    assert [was_taken(connection, order) for order in (1, 2, 3, 12)] == [True, True, False, False]
     again, _ = restore(connection, registry, terms, adapter(0), 9)
     connection.close()
     assert (again.head, again.served) == (state.head, state.served)
@@ -134,23 +148,3 @@ def test_a_recording_of_topics_shows_it_as_an_earlier_version_over_again(tmp_pat
     ]
     assert verdicts[1] == (1, "agrees", "version 0 over again, by the operator's word")
     assert after.head.version == 1
-
-
-# --- requests on disk ---
-
-
-def test_requests_are_found_in_the_order_they_were_made_and_answered_once(tmp_path: Path) -> None:
-    first, second = ask(tmp_path, 1, "head", "release"), ask(tmp_path, 2, "average", "release")
-    assert list(waiting(tmp_path)) == [first, second]
-    said = RollbackAnswer(epoch=1, head=2, release=1, variant="head")
-    assert answer_of(tmp_path, first) is None
-    answer(tmp_path, first, said)
-    assert answer_of(tmp_path, first) == said
-    assert list(waiting(tmp_path)) == [second]
-
-
-def test_a_file_that_is_no_request_is_put_away(tmp_path: Path) -> None:
-    (tmp_path / "requests").mkdir()
-    (tmp_path / "requests" / "x.json").write_text("{}")
-    assert list(waiting(tmp_path)) == []
-    assert [path.name for path in (tmp_path / "requests").iterdir()] == ["x.unreadable"]
