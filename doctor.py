@@ -187,8 +187,9 @@ def check_port(name: str, http: str) -> Check:
 
 def secrets(configuration: Configuration) -> list[Path]:
     """Files that nobody else should be able to read."""
-    broker = configuration.broker
-    return [path for path in (broker.password_file, broker.key_file) if path is not None]
+    broker, token = configuration.broker, configuration.coordinator.http_token
+    made = token if token is not None and token.exists() else None  # the coordinator makes it
+    return [path for path in (broker.password_file, broker.key_file, made) if path is not None]
 
 
 def check_secret(path: Path) -> Check:

@@ -213,8 +213,11 @@ def _watching(settings: CoordinatorSettings, federation: str, board: Board) -> A
     if settings.http is None:
         return nullcontext()
     from coordinator.watch.http import watching  # nobody else needs its memory
+    from coordinator.watch.ordering import Guard
+    from coordinator.watch.token_file import read_or_make_token
 
-    return watching(settings.http, settings.data_dir, federation, board)
+    token = None if settings.http_token is None else read_or_make_token(settings.http_token)
+    return watching(settings.http, settings.data_dir, federation, board, Guard(token, settings.http_names))
 
 
 class Service:

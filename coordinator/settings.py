@@ -64,6 +64,14 @@ class CoordinatorSettings(BaseModel):
         pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
         description="HOST:PORT of the page, /metrics and /healthz; they ask for no password, so mind who can reach it",
     )
+    http_token: Path | None = Field(
+        default=None,
+        description="file with the token by which the page takes orders; made where it is missing; without it the page "
+        "only shows",
+    )
+    http_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$")], ...] = Field(
+        default=(), max_length=16, description="names of the page under which orders are taken, beside addresses"
+    )
     home_assistant: HomeAssistantSettings | None = Field(
         default=None, description="without it nothing is published for Home Assistant"
     )

@@ -1,7 +1,8 @@
 """The coordinator's HTTP face: the page, its status as JSON and as events, metrics, traces, and whether all is well.
 
-It runs on a thread of its own and only reads what the board shows and what is on disk. It changes nothing, and a fault
-in it never reaches the service. There is no login: who can reach the address can read.
+It runs on a thread of its own and only reads what the board shows and what is on disk. A fault in it never reaches the
+service. There is no login: who can reach the address can read. It changes nothing; where there is a token for it,
+whoever has that may leave orders for the coordinator: ordering.py.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from starlette.routing import Route
 from broker.recording import RecordingError
 from coordinator.watch.board import Board
 from coordinator.watch.metrics import CONTENT_TYPE, metrics_page
+from coordinator.watch.ordering import Guard, can_order, take_order
 from coordinator.watch.trace import NoSuchUpdate, trace
 
 log = logging.getLogger("coordinator")
@@ -46,13 +48,13 @@ SAFE = {
 
 
 @contextmanager
-def watching(http: str, data_dir: Path, federation: str, board: Board) -> Iterator[None]:
-    """While this lasts, whoever asks at `http`, HOST:PORT, is shown the board.
+def watching(http: str, data_dir: Path, federation: str, board: Board, guard: Guard) -> Iterator[None]:
+    """While this lasts, whoever asks at `http`, HOST:PORT, is shown the board; whom the guard lets pass gives orders.
 
     Raises OSError when the address cannot be had.
     """
     host, _, port = http.rpartition(":")
-    window = _Window(board, data_dir, federation)
+    window = _Window(board, data_dir, federation, guard)
     server = _Server(window.application(), host.strip("[]"), int(port))
     server.start()
     log.info("what goes on is shown on http://%s", http)
@@ -101,8 +103,8 @@ class _Server:
 class _Window:
     """What the routes answer from."""
 
-    def __init__(self, board: Board, data_dir: Path, federation: str) -> None:
-        self._board, self._data_dir, self._federation = board, data_dir, federation
+    def __init__(self, board: Board, data_dir: Path, federation: str, guard: Guard) -> None:
+        self._board, self._data_dir, self._federation, self._guard = board, data_dir, federation, guard
         self._page = PAGE.read_text(encoding="utf-8")
         self._page_headers = SAFE | {"content-security-policy": _policy(self._page)}
         self._tracing = asyncio.Lock()  # a trace reads the whole journal: one at a time
@@ -116,6 +118,8 @@ class _Window:
                 Route("/api/status", self.status, methods=["GET"]),
                 Route("/api/events", self.events, methods=["GET"]),
                 Route("/api/trace/{update_id}", self.trace, methods=["GET"]),
+                Route("/api/orders", self.can_order, methods=["GET"]),
+                Route("/api/orders", self.order, methods=["POST"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
                 Route("/healthz", self.health, methods=["GET"]),
             ]
@@ -155,6 +159,12 @@ class _Window:
             log.warning("%s", fault)
             return JSONResponse({"error": "the journal cannot be read now; the coordinator's log says why"}, 503)
         return Response(found.model_dump_json(), media_type="application/json", headers=SAFE)
+
+    async def can_order(self, request: Request) -> Response:
+        return await can_order(self._guard, request)
+
+    async def order(self, request: Request) -> Response:
+        return await take_order(self._guard, self._data_dir, request)
 
     async def health(self, request: Request) -> Response:
         faults = await asyncio.to_thread(self._faults)

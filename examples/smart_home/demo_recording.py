@@ -2,8 +2,8 @@
 
     python -m examples.smart_home.demo_recording tests/golden/demo.rec
 
-Four homes train the real base model over a real broker, with keys. One of them sends uncompressed deltas, so that they
-travel in chunks. One is put into quarantine and forgiven, so that updates of it are refused. What nodes serve goes back
+Four homes train the real base model over a real broker, with keys. One of them sends its deltas as float16, too large
+for one message. One is put into quarantine and forgiven, so that updates of it are refused. What nodes serve goes back
 to an earlier version once. The recording is the coordinator's journal, cut at its end.
 """
 
@@ -37,7 +37,7 @@ from schemas.adapter import LoraConfig
 
 RECIPE = Recipe(
     versions=6,
-    lora=LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "v_proj"), last_layers=16),
+    lora=LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "v_proj"), last_layers=18),
     strategy=AlignFed(buffer_size=2),
     training=TrainingConfig(steps=4, batch_size=2, learning_rate=2e-3),
     private_examples=60,

@@ -99,6 +99,13 @@ class Browser:
     def text(self, selector: str) -> str:
         return str(self.see(f"document.querySelector({json.dumps(selector)})?.innerText"))
 
+    def press(self, key: str) -> None:
+        """Press a key and let it go, as a person would."""
+        codes = {"Enter": 13, "Escape": 27}
+        words = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", **words, **({"text": "\r"} if key == "Enter" else {}))
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **words)
+
     def look(self, path: Path, screen: dict[str, Any], scheme: str) -> None:
         """Take a picture of the whole page."""
         self.ask("Emulation.setDeviceMetricsOverride", **screen)
@@ -231,3 +238,54 @@ def test_two_hundred_nodes_are_shown_without_lag(watched: Any, node: Any, addres
         browser.see("$('filter').value = ''; showFleet(newest)")
         browser.look(folder / "two-hundred.png", DESK, "light")
     assert browser.faults == []
+
+
+def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confirmation(
+    start_coordinator: Callable[..., Any], base_model: Path, node: Any, address: str, browser: Browser, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    start_coordinator(
+        base_model, f'strategy = {{name = "fedbuff", buffer_size = 1}}\nhttp = "{address}"\nhttp_token = "{token}"'
+    )
+    node.until_version(0)
+    node.send("kitchen", 0, node.head, 0.1)
+    node.until_version(1)
+    browser.open(address)
+    browser.until("!$('operate').hidden && document.querySelector('tr[data-node=kitchen]') !== null")
+    assert browser.see("getComputedStyle(document.querySelector('td.act')).display") == "none"
+    browser.see("$('token').value = 'not the token'.replaceAll(' ', '-'); $('token-form').requestSubmit()")
+    browser.until("$('order-result').innerText.includes('the token is wrong')")
+    browser.faults.clear()  # the browser notes every 401
+    browser.see(f"$('token').value = {json.dumps(token.read_text())}; $('token-form').requestSubmit()")
+    browser.until("$('fleet').className === ''")
+    assert browser.see("document.activeElement.id") == "rollback-version"
+    # by keyboard alone: Enter opens the question, Escape is no, and the focus is back where it was
+    shut_out = "document.querySelector('tr[data-node=kitchen] td.act button')"
+    assert browser.see(f"{shut_out}.getAttribute('aria-label')") == "shut out kitchen"
+    browser.see(f"{shut_out}.focus()")
+    browser.press("Enter")
+    browser.until("$('confirm').open")
+    assert browser.text("#confirm-title") == "Shut out kitchen?"
+    assert browser.see("document.activeElement.id") == "cancel"
+    if (folder := pictures()) is not None:
+        browser.look(folder / "confirm.png", DESK, "dark")
+    browser.press("Escape")
+    browser.until("!$('confirm').open")
+    assert browser.see(f"document.activeElement === {shut_out}")
+    assert browser.see("newest.nodes[0].quarantine") is None
+    browser.press("Enter")
+    browser.until("$('confirm').open")
+    browser.see("$('reason').value = '<b>stolen</b>'; $('confirm-form').requestSubmit()")
+    browser.until("$('order-result').innerText === 'Order 1 is obeyed: quarantine kitchen.'")
+    browser.until(f"newest.nodes[0].quarantine === '<b>stolen</b>' && {shut_out}.innerText === 'forgive …'")
+    browser.see("$('rollback-version').value = '0'; $('rollback-form').requestSubmit(); $('go').click()")
+    browser.until("$('order-result').innerText.startsWith('Order 2 is obeyed: nodes serve version 0')")
+    node.until(lambda: node.release is not None and node.release.version == 0)
+    browser.see("$('rollback-version').value = '7'; $('rollback-form').requestSubmit(); $('go').click()")
+    browser.until("$('order-result').innerText.includes('there is no version 7')")
+    browser.ask("Emulation.setDeviceMetricsOverride", **PHONE)
+    if folder is not None:
+        browser.look(folder / "operate-phone.png", PHONE, "light")
+    assert browser.see("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert browser.see("document.querySelectorAll('b').length") == 0
+    assert [fault for fault in browser.faults if "409" not in fault] == []
