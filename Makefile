@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/nul
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-docker check docs golden clean
+.PHONY: help demo demo-recording test test-docker check docs golden clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
@@ -12,6 +12,10 @@ help:  ## say what each word does
 
 demo: $(STAMP)  ## run the whole system on this machine on real data
 	$(VENV)/bin/alignfed demo
+
+demo-recording: $(STAMP)  ## record the demo anew for the tests; read docs/replay.md before you commit it
+	rm -f tests/golden/demo.rec
+	$(VENV)/bin/python -m examples.smart_home.demo_recording tests/golden/demo.rec
 
 test: $(STAMP)  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile

@@ -5,7 +5,7 @@ instead), and QoS 2 goes as QoS 1.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Sent:
 
 def replay_through(
     broker: BrokerSettings, rows: Iterable[Row], sender_of: Callable[[Row], str], speed: float | None
-) -> Iterator[Sent]:
+) -> Generator[Sent, None, None]:
     """Publish rows in order, `speed` times as fast as they came, or one at a time when `speed` is None.
 
     One at a time: the next goes out when the broker has acknowledged the last, so the order holds across senders.

@@ -14,14 +14,15 @@ from commands.console import (
     configuration,
     ending,
     fail,
+    log,
     note,
     print_table,
     with_certificate,
 )
 
 if TYPE_CHECKING:
-    from coordinator.replay.inside import ReplayedVersion
-    from coordinator.replay.outside import ReplayedTopic
+    from coordinator.replay.inside import Replayed, ReplayedVersion
+    from coordinator.replay.outside import ReplayedTopic, ReplayedTopics
     from coordinator.replay.recomputing import Recomputed
     from coordinator.replay.source import Source
     from coordinator.state import FederationState
@@ -60,6 +61,10 @@ def replay(
     everything: Annotated[
         bool, typer.Option("--everything", help="With --through: also what the coordinator published.")
     ] = False,
+    coordinator: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --lockstep: be the coordinator too, there, and compare."),
+    ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Ask the base model again, and say how far its answers are.")
     ] = False,
@@ -76,8 +81,11 @@ def replay(
     part in it; what cannot be checked is said.
 
     --without and --strategy show other versions, made without the base model: good for finding causes, not for results.
+    --through HOST:PORT --lockstep --coordinator FOLDER lets a coordinator's service take in what is sent through the
+    broker, while all else that happened, the base model's answers too, comes from the journal in its place.
     --fuzz checks that the coordinator's core never fails, whatever the network does.
-    --recompute asks the base model of the coordinator's settings (--config) every recorded question again.
+    --recompute asks the base model of the coordinator's settings (--config) every recorded question again; from a
+    recording of topics it makes the versions again with the answers of now.
     """
     what_if = bool(without) or strategy is not None
     if sum((what_if, fuzz is not None, through is not None, recompute)) > 1:
@@ -88,13 +96,17 @@ def replay(
         fail("--recompute takes the journal itself and has no state to write: leave out --journal and --state", USAGE)
     if through is None and (speed is not None or lockstep or everything):
         fail("--speed, --lockstep and --everything say how to go --through a broker: name it", USAGE)
-    if through is not None and (until is not None or journal is not None or state is not None):
+    if coordinator is not None and (not lockstep or everything):
+        fail("--coordinator takes in what nodes sent --through a broker in --lockstep, and publishes the rest", USAGE)
+    if through is not None and (journal is not None or state is not None or (until is not None and not coordinator)):
         fail("--through sends a recording as it is: leave out --until, --journal and --state", USAGE)
     if fuzz is not None and state is not None:
         fail("--fuzz has no state to write: leave out --state", USAGE)
     if speed is not None and lockstep:
         fail("--speed and --lockstep exclude each other", USAGE)
-    if through is not None:
+    if through is not None and coordinator is not None:
+        _in_step(recording, through, coordinator, until, as_json)
+    elif through is not None:
         _through(recording, through, None if lockstep else speed or 1.0, everything, as_json)
     elif what_if:
         _what_if(recording, journal, until, tuple(without or ()), strategy, state, as_json)
@@ -117,8 +129,13 @@ def _as_it_was(recording: Path, journal: Path | None, until: int | None, state: 
     from coordinator.replay.inside import replay_journal
 
     replayed = replay_journal(recording, until, (lambda _: None) if as_json else _print_version)
-    versions = replayed.versions
     _write_state(state, replayed.state)
+    _judge(recording, replayed, as_json)
+
+
+def _judge(recording: Path, replayed: "Replayed", as_json: bool) -> None:
+    """Say what programs want to know, and end the process if a version is another one."""
+    versions = replayed.versions
     if as_json:
         print(json.dumps([_version_as_json(version) for version in versions], indent=2))
     if not versions:
@@ -138,6 +155,11 @@ def _topics_as_they_were(
 
     replayed = replay_topics(recording, journal, until)
     _write_state(state, replayed.state)
+    _judge_topics(recording, replayed, as_json)
+
+
+def _judge_topics(recording: Path, replayed: "ReplayedTopics", as_json: bool) -> None:
+    """Say what was found of each version, and end the process if one is not what its inputs make."""
     if as_json:
         print(json.dumps([vars(version) for version in replayed.versions], indent=2))
     else:
@@ -213,6 +235,7 @@ def _recompute(recording: Path, config: Path | None, until: int | None, as_json:
     from base_model.reference import resolve
     from coordinator.calibration import CalibrationSet
     from coordinator.replay.recomputing import Recomputed, recompute
+    from coordinator.replay.recorded import is_journal
 
     settings = configuration(config)
     calibration = settings.coordinator.calibration
@@ -220,6 +243,16 @@ def _recompute(recording: Path, config: Path | None, until: int | None, as_json:
         fail("the settings have no [coordinator.calibration]: give the coordinator's own with --config", USAGE)
     resolved = resolve(settings.base_model.name, settings.base_model.cache)
     examples = CalibrationSet.load(calibration.data, calibration.anchor_examples, calibration.gate_examples)
+    if not is_journal(recording):
+        from coordinator.model_process import ModelJob
+        from coordinator.replay.asking import replay_asking
+        from coordinator.service import terms
+
+        own, _ = terms(settings.federation, settings.base_model.name, resolved, settings.coordinator, examples)
+        assert own.calibration is not None  # there are examples
+        model = ModelJob(resolved, examples, calibration.model_copy(update={"training": own.calibration.training}))
+        _judge_topics(recording, replay_asking(recording, own, model, until), as_json)
+        return
     answers = list[Recomputed]()
     for answer in recompute(recording, resolved, examples, calibration, until):
         answers.append(answer)
@@ -262,6 +295,16 @@ def _through(recording: Path, address: str, speed: float | None, everything: boo
         )
     if sent.messages == 0:
         fail(f"{recording} has no message of a node; --everything takes all that was published", FAILED)
+
+
+def _in_step(recording: Path, address: str, folder: Path, until: int | None, as_json: bool) -> None:
+    from coordinator.replay.lockstep import replay_in_step
+
+    log("error")
+    broker = with_certificate(configuration(None, broker=address)).broker
+    source = _source(recording, None)
+    report = (lambda _: None) if as_json else _print_version
+    _judge(recording, replay_in_step(source, broker, folder, until, report), as_json)
 
 
 def _write_state(file: Path | None, state: "FederationState | None") -> None:

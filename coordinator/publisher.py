@@ -49,6 +49,11 @@ class PhasedPublisher:
         self._phases.extend(map(iter, phases))
         self._pump()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is out."""
+        return not self._phases and not self._unacknowledged
+
     def start_over(self, *phases: Iterable[Publication]) -> None:
         """Forget what is queued and begin with these phases instead."""
         self._phases.clear()

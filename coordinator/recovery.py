@@ -77,7 +77,7 @@ def restore_with_history(
         state, more = step(state, event)
         with transaction(journal):
             record(journal, row_of_event(event), more)
-        _keep(registry, more)
+        keep(registry, more)
         history = observe(history, event, more, at_ns)
     with transaction(journal):
         record_nodes(journal, None, state)
@@ -89,12 +89,13 @@ def restore_with_history(
 def _folded(journal: sqlite3.Connection, registry: Registry) -> tuple[FederationState | None, History]:
     last: tuple[FederationState | None, History] = None, History()
     for state, history, effects in fold_history(path_of(journal)):
-        _keep(registry, effects)
+        keep(registry, effects)
         last = state, history
     return last
 
 
-def _keep(registry: Registry, effects: tuple[Effect, ...]) -> None:
+def keep(registry: Registry, effects: tuple[Effect, ...]) -> None:
+    """Put into the registry what these effects say and what is not there yet."""
     for effect in effects:
         if isinstance(effect, PublishVersion) and not registry.has(effect.manifest):
             registry.add(effect.manifest, effect.adapter)

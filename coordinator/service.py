@@ -32,6 +32,9 @@ from broker.events import (
     Published,
     Subscribed,
 )
+from broker.events import (
+    Event as ClientEvent,
+)
 from broker.key_files import KeyFileError
 from broker.recording import RecordingError, path_of, row_of
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
@@ -52,6 +55,7 @@ from coordinator.state import (
     Answered,
     AskModel,
     CalibrationTerms,
+    Configured,
     Drop,
     Effect,
     FederationConfig,
@@ -63,6 +67,7 @@ from coordinator.state import (
     Received,
     RolledBack,
     SendReceipt,
+    Started,
     Ticked,
 )
 from coordinator.trust.voice import CoordinatorKeys, Voice
@@ -88,6 +93,8 @@ from schemas.topics import (
 )
 
 log = logging.getLogger("coordinator")
+
+Own = Ticked | Answered | Started | Configured | KeysChanged | Ordered | RolledBack  # events that are no message
 
 UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk
@@ -298,6 +305,10 @@ class Service:
         deadline = next_deadline(self.state)
         if deadline is not None and time.time_ns() >= deadline:
             self._happen(Ticked(time.time_ns()))
+        self._hear_of_broker(event)
+
+    def _hear_of_broker(self, event: ClientEvent | None) -> None:
+        """Deal with what is no message: the connection, the subscriptions, the publications."""
         match event:
             case Connected(max_packet_size=limit) if limit is not None and limit < SMALLEST_PACKET_LIMIT:
                 raise PublishRefused(
@@ -371,7 +382,7 @@ class Service:
             order_file.answer(self.data_dir, given.number, answer_to(event, self.state))
         self.look_at = time.monotonic() + WAKE_S
 
-    def _happen(self, event: Ticked | Answered | KeysChanged | Ordered | RolledBack) -> None:
+    def _happen(self, event: Own) -> None:
         """Journal and decide on something that is not a message, then act."""
         state, effects = step(self.state, event)
         with self.lease.transaction():

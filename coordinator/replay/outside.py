@@ -64,7 +64,7 @@ def replay_topics(path: Path, journal: Path | None = None, until: int | None = N
         found = tuple(ReplayedTopic(c.version, c.digest, None, c.row, c.verdict, c.reason) for c in chain)
         return ReplayedTopics(found, not_folded=str(why))
     made, state = _folded(source, until)
-    versions = tuple(_judged(checked, made.get(checked.version)) for checked in chain)
+    versions = tuple(judged(checked, made.get(checked.version)) for checked in chain)
     return ReplayedTopics(versions, source.assumptions, state=state)
 
 
@@ -82,7 +82,8 @@ def _folded(source: Source, until: int | None) -> tuple[dict[int, str], Federati
     return made, state
 
 
-def _judged(checked: CheckedVersion, replayed: str | None) -> ReplayedTopic:
+def judged(checked: CheckedVersion, replayed: str | None) -> ReplayedTopic:
+    """What follows for a version from its chain and from what the fold makes of the same input."""
     verdict, reason = checked.verdict, checked.reason
     if replayed == checked.digest and verdict != "differs":
         verdict, reason = "agrees", "made again, bit for bit"

@@ -66,7 +66,7 @@ def recompute(
         return
     terms = _terms(first.config, resolved, calibration)
     job = ModelJob(resolved, calibration, settings.model_copy(update={"training": terms.training}))
-    with closing(_Blocking(job)) as model:
+    with closing(Blocking(job)) as model:
         yield _compared(first, model.answer(first.asked, first.config.layout))
         for one in recorded:
             if _terms(one.config, resolved, calibration) != terms:
@@ -105,7 +105,7 @@ def _terms(config: FederationConfig, resolved: ResolvedModel, calibration: Calib
     return terms
 
 
-class _Blocking:
+class Blocking:
     """The base model's process, asked one question after the other."""
 
     def __init__(self, job: ModelJob) -> None:
@@ -113,10 +113,14 @@ class _Blocking:
 
     def answer(self, asked: Asked, layout: Layout) -> Answer:
         """The answer to a question, as it would have been recorded."""
+        return answer_from_bytes(layout, self.payload(asked))
+
+    def payload(self, asked: Asked) -> bytes:
+        """The same as the bytes that would have been recorded."""
         self._process.ask(asked.id, asked.question)
         while (answered := self._process.answer()) is None:
             time.sleep(POLL_S)
-        return answer_from_bytes(layout, answered[1])
+        return answered[1]
 
     def close(self) -> None:
         """End the process."""

@@ -92,17 +92,25 @@ def open_source(path: Path, journal: Path | None = None) -> Source:
     return _from_topics(path, journal)
 
 
+def open_topics(path: Path, config: FederationConfig) -> Source:
+    """Open a recording of topics under these terms, for who can answer as the base model. Raises RecordingError."""
+    heard = listen(path)
+    layout, body = _first_adapter(path, heard)
+    if (config.federation, config.layout.digest) != (heard.federation, layout.digest):
+        raise NotReplayable(f"{path} is of another federation, or has adapters of another shape, than the settings say")
+    config = config.model_copy(update={"root": None})
+    adapter = Adapter.from_safetensors(layout, body)
+    return Source(path, config, adapter, heard.founded_at_ns, heard.heads, is_journal=False)
+
+
 def _from_topics(path: Path, journal: Path | None) -> Source:
     heard = listen(path)
-    if heard.manifest is None or heard.birth is None:
-        oldest = f"begins at version {min(heard.heads)}" if heard.heads else "has no version"
-        raise NotReplayable(f"{path} {oldest}: to make versions again, version 0 and all updates since must be in it")
+    layout, body = _first_adapter(path, heard)
     if heard.anchored is not None:
         raise NotReplayable(
             f"{path}: the base model moved version {heard.anchored}, and its answers are on no topic: replay the "
-            "coordinator's journal"
+            "coordinator's journal, or ask the model again by --recompute"
         )
-    layout, body = _first_adapter(path, heard.manifest, heard.chunks)
     if journal is not None:
         config = open_source(journal).config.model_copy(update={"calibration": None, "root": None})
         assumptions: tuple[str, ...] = (f"the terms are those of {journal}",)
@@ -151,8 +159,12 @@ def _parsed(kind: type[M], row: Row) -> M | None:
         return None  # a deletion, or what no node could read either
 
 
-def _first_adapter(path: Path, manifest: GlobalManifest, chunks: Mapping[int, bytes]) -> tuple[Layout, bytes]:
+def _first_adapter(path: Path, heard: Heard) -> tuple[Layout, bytes]:
     """Version 0's layout and body, checked against what its manifest names."""
+    manifest, chunks = heard.manifest, heard.chunks
+    if manifest is None or heard.birth is None:
+        oldest = f"begins at version {min(heard.heads)}" if heard.heads else "has no version"
+        raise NotReplayable(f"{path} {oldest}: to make versions again, version 0 and all updates since must be in it")
     if missing := set(range(len(manifest.body.chunks))) - chunks.keys():
         raise NotReplayable(f"{path}: {len(missing)} chunks of version 0 are missing")
     body = b"".join(chunks[index] for index in range(len(manifest.body.chunks)))

@@ -7,9 +7,11 @@ for one message. One is put into quarantine and forgiven, so that updates of it 
 to an earlier version once. The recording is the coordinator's journal, cut at its end.
 """
 
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -37,7 +39,7 @@ from schemas.adapter import LoraConfig
 
 RECIPE = Recipe(
     versions=6,
-    lora=LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "v_proj"), last_layers=18),
+    lora=LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "v_proj"), last_layers=20),
     strategy=AlignFed(buffer_size=2),
     training=TrainingConfig(steps=4, batch_size=2, learning_rate=2e-3),
     private_examples=60,
@@ -67,6 +69,8 @@ def make_recording(out: Path, runs: Path) -> None:
             fleet.start(program(place, name))
         _operate(place, fleet, console)
     cut(place.journal, out, Cut())
+    with closing(sqlite3.connect(out)) as recording:
+        recording.execute("PRAGMA journal_mode = DELETE")  # one file, which can be read where nothing can be written
     line(console, "recording", f"{out}, {out.stat().st_size} bytes")
     if out.stat().st_size > LARGEST:
         raise ValueError(f"{out} is larger than {LARGEST} bytes: make the adapter smaller")
