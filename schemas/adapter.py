@@ -165,7 +165,9 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the safetensors bytes: what `sha256sum adapter_model.safetensors` prints."""
-        return hashlib.sha256(self.to_safetensors()).hexdigest()
+        hashed = hashlib.sha256(self.layout.safetensors_header)
+        hashed.update(self.values.astype("<f4", copy=False).data)  # without a copy of them
+        return hashed.hexdigest()
 
     def only(self, factor: Literal["A", "B"]) -> Self:
         """This adapter with the other factor of every module zero."""
@@ -175,7 +177,7 @@ class Adapter:
         }
         return self.from_tensors(self.layout, kept)
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """Euclidean norm of all values, summed in float64."""
         return math.sqrt(float(np.einsum("i,i->", self.values, self.values, dtype=np.float64)))

@@ -56,6 +56,7 @@ class Reach(NamedTuple):
 
 
 Reader = Callable[[str], Product]
+ROUNDED = 1e-6  # what rounding in float64 takes from a norm is far less
 
 
 def transplant(head: Adapter, base: Adapter, delta: Adapter, ridge: float, sweeps: int = 2) -> Adapter:
@@ -133,6 +134,12 @@ def reach(head: Adapter, delta: Adapter) -> Reach:
             product += _square(change)
     parts = (math.sqrt(part) if math.isfinite(part) else math.inf for part in (linear, product))
     return Reach(*parts)
+
+
+def reach_at_most(head: Adapter, delta: Adapter) -> float:
+    """A bound on `reach(head, delta).whole` from the lengths of the two alone; no less than it, also when rounded."""
+    most = _scale(head.layout) * (head.norm * delta.norm + delta.norm**2 / 2)
+    return most * (1 + ROUNDED)
 
 
 def product_distance(x: Adapter, y: Adapter) -> float:

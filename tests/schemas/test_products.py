@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from schemas.adapter import Adapter, Layout, LoraConfig
-from schemas.products import mean_product, product_distance, stack, transplant, truncate
+from schemas.products import mean_product, product_distance, reach, reach_at_most, stack, transplant, truncate
 
 Dense = dict[str, NDArray[np.float64]]
 
@@ -277,6 +277,17 @@ def test_the_distance_is_that_of_the_products_in_full() -> None:
     assert product_distance(x, regauged(x, 3)) < 1e-6
     assert product_distance(x, Adapter.zeros(layout(2))) == pytest.approx(1)
     assert product_distance(Adapter.zeros(layout(4)), untrained(layout(4), 0)) == 0
+
+
+@given(SEEDS, st.integers(1, 5), st.sampled_from([0.0, 1e-20, 1e-3, 1.0, 1e6, 1e18]))
+@settings(max_examples=60)
+def test_no_delta_reaches_further_than_the_lengths_alone_allow(seed: int, rank: int, size: float) -> None:
+    head, delta = random_adapter(layout(rank), seed), random_adapter(layout(rank), seed + 1, size)
+    assert reach(head, delta).whole <= reach_at_most(head, delta)
+    # one module of rank 1 whose factors all point the same way comes as far as the bound says
+    thin = layout(1, shapes={"down": (1, 1)})
+    head, delta = Adapter(thin, np.ones(2, np.float32)), Adapter(thin, np.full(2, size, np.float32))
+    assert reach(head, delta).whole == pytest.approx(reach_at_most(head, delta), rel=1e-5)
 
 
 def test_adapters_of_different_modules_are_refused() -> None:
