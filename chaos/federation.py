@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ CONTROL = ("control-0", "control-1")
 KEY_DAYS = 400
 DISK_MIB = 192
 BUFFER = 5
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,10 @@ class Process:
 
     command: list[str]
     log: Path
-    environment: dict[str, str] = field(default_factory=dict)
     running: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         tied = ["setpriv", "--pdeathsig", "KILL", "--", *self.command] if shutil.which("setpriv") else self.command
         with self.log.open("ab") as log:
             self.running = subprocess.Popen(
@@ -113,7 +111,7 @@ class Federation:
         }
         self.broker = EmbeddedBroker("mosquitto", folder / "broker", keys=setting.keys)
         self.clock = folder / "clock"
-        self.clock.write_text("+0s")
+        self.clock.write_text("0")
         self.processes: dict[str, Process] = {}
         self.proxy: FaultProxy | None = None
         self.has_small_disks = all(disk.is_small for disk in self.disks.values())
@@ -136,10 +134,8 @@ class Federation:
             process.start()
 
     def standby(self) -> Process:
-        """A second process of the coordinator, not started yet; libfaketime breaks the sleep that it waits in."""
-        standby = self._coordinator(f"standby-{time.monotonic_ns()}")
-        standby.environment = {}
-        return standby
+        """A second process of the coordinator, not started yet."""
+        return self._coordinator(f"standby-{time.monotonic_ns()}")
 
     def kill_all(self) -> None:
         """Leave nothing behind but the files; safe at any moment."""
@@ -158,11 +154,6 @@ class Federation:
         (self.folder / "broker").mkdir()
 
     @property
-    def can_jump(self) -> bool:
-        """Whether the coordinator's clock can be set wrong."""
-        return FAKETIME.exists()
-
-    @property
     def _port(self) -> int:
         return self.broker.settings.port
 
@@ -178,18 +169,8 @@ class Federation:
             "coordinator.limits.updates_per_hour": 10**9,
             "coordinator.limits.resend_after_s": 1,
         })  # fmt: skip
-        clock = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
-        return Process(
-            [*_ALIGNFED, "coordinator", "--config", str(config)],
-            self.logs / f"{log}.log",
-            clock if self.can_jump else {},
-        )
+        command = [sys.executable, "-m", "chaos.wrong_clock", str(self.clock)]
+        return Process([*command, "coordinator", "--config", str(config)], self.logs / f"{log}.log")
 
     def _edge(self) -> Process:
         examples = self.folder / "examples.jsonl"
@@ -204,7 +185,7 @@ class Federation:
             "edge.training.batch_size": 2,
             "edge.slowdown": 200,  # training takes seconds of processor to begin, so there is little of it
         })  # fmt: skip
-        return Process([*_ALIGNFED, "edge", "--config", str(config)], self.logs / "node.log")
+        return Process([sys.executable, "-m", "alignfed", "edge", "--config", str(config)], self.logs / "node.log")
 
     def _clients(self, name: str, nodes: tuple[str, ...], port: int, module: str) -> Process:
         settings = LoadSettings(
@@ -237,7 +218,3 @@ class Federation:
         )
         path.write_text("".join(lines))
         return path
-
-
-# as the console command does it, without its few lines of start-up
-_ALIGNFED = [sys.executable, "-m", "alignfed"]

@@ -97,8 +97,6 @@ def _left_out(federation: Federation, traces: bool) -> Iterator[str]:
         yield "named points: strace may not attach here, so these kills were at random times"
     if not federation.has_small_disks:
         yield "full disk: no tmpfs may be mounted here"
-    if not federation.can_jump:
-        yield "clock jumps: install faketime"
 
 
 def _settle(federation: Federation, hand: Faults) -> None:
