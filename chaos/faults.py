@@ -132,14 +132,14 @@ class Faults:
 
     def _at_point(self, target: Target, point: str, nth: int) -> None:
         pid = self._federation.broker.pid if target == "broker" else self._federation.processes[target].pid
-        if not self._can_trace:
-            self._kill(target, "random")
-        else:
+        reached = False
+        if self._can_trace:
             with tracing(pid, POINTS[point][target], nth) as tracer:
                 if tracer.is_attached and target == "broker" and "file" in point:
                     os.kill(pid, signal.SIGUSR1)  # mosquitto saves now
                 reached = tracer.is_attached and _dies(pid, POINT_PATIENCE_S)
-            self._kill(target, point if reached else "random")  # of what is dead it only collects the exit code
+        # of what is dead this only collects the exit code; not while strace, which may sit on it, is there
+        self._kill(target, point if reached else "random")
         self._start(target)
 
     def _freeze(self) -> None:
