@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ATTACH_S = 5.0
+LET_GO_S = 1.0
 
 
 def can_trace() -> bool:
@@ -49,7 +50,7 @@ class Tracer:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()  # it lets go of the process first
         try:
-            self._process.wait(ATTACH_S)
+            self._process.wait(LET_GO_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
