@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/nul
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-recording test test-docker check docs golden clean
+.PHONY: help demo demo-recording test test-docker chaos check docs golden clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
@@ -28,6 +28,12 @@ check: $(STAMP)  ## check format, lint, types and import rules
 
 test-docker: $(STAMP)  ## build the images and try the compose stack: kills, cuts, ledger; needs root
 	$(VENV)/bin/python -m pytest tests/docker -rs
+
+KILLS ?= 1000
+SEED ?= 1
+
+chaos: $(STAMP)  ## kill processes of a real federation KILLS times by SEED, and check what is left; prints JSON
+	@$(VENV)/bin/python -m chaos --kills $(KILLS) --seed $(SEED)
 
 docs: $(STAMP)  ## build the documentation into site/; a link to nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

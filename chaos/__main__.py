@@ -28,7 +28,7 @@ def main(
     kills: Annotated[int, typer.Option(min=1, help="Processes to kill in all.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the plan of faults.")] = 1,
     minutes: Annotated[float, typer.Option(min=1, help="No fault begins after so long.")] = 120,
-    kills_per_round: Annotated[int, typer.Option(min=10, help="After so many, a new federation.")] = 100,
+    kills_per_round: Annotated[int, typer.Option(min=10, help="After so many, a new federation.")] = 50,
     keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep all files there, whatever happens.")] = None,
 ) -> None:
     """Kill and hinder a federation of real processes, and check what it has left behind."""

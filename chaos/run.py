@@ -34,8 +34,8 @@ class Options:
 
     kills: int
     seed: int
-    kills_per_round: int = 100
-    training_s: float = 0.6
+    kills_per_round: int = 50
+    training_s: float = 1.2
     until: float = float("inf")  # of the monotonic clock: no fault begins after it
 
 
