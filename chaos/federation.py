@@ -26,7 +26,7 @@ NODE = "node"
 LOAD = {"load-0": tuple(f"a{i}" for i in range(5)), "load-1": tuple(f"b{i}" for i in range(7))}
 CONTROL = ("control-0", "control-1")
 KEY_DAYS = 400
-DISK_MIB = 192
+DISK_MIB = 256
 BUFFER = 5
 
 

@@ -22,7 +22,7 @@ from chaos.plan import Fault, kills_of, plan
 from chaos.points import can_trace
 
 WHOLE, IN_CHUNKS = 2, 80  # LoRA ranks: an update of 14 KB in one message, one of 143 KB in chunks
-CHUNKED_EVERY = 4  # rounds
+CHUNKED_EVERY, CHUNKED_SLOWER = 3, 4  # rounds; and then a node makes so many times fewer updates
 SETTLE_S, QUIET_S = 60.0, 3.0
 
 Progress = Callable[[Fault, int, float], None]
@@ -55,8 +55,10 @@ def rounds(options: Options, folder: Path, model: Path, progress: Progress) -> I
     left, number = options.kills, 0
     while left > 0 and time.monotonic() < options.until:
         kills = min(left, options.kills_per_round)
-        rank = IN_CHUNKS if number % CHUNKED_EVERY == CHUNKED_EVERY - 1 else WHOLE
-        federation = Federation(setting, folder / f"round-{number:03}", rank, options.training_s)
+        is_chunked = number % CHUNKED_EVERY == CHUNKED_EVERY - 1
+        rank = IN_CHUNKS if is_chunked else WHOLE
+        training_s = options.training_s * (CHUNKED_SLOWER if is_chunked else 1)
+        federation = Federation(setting, folder / f"round-{number:03}", rank, training_s)
         yield _round(federation, plan(options.seed, number, kills), traces, options, progress)
         left, number = left - kills, number + 1
 
