@@ -180,7 +180,7 @@ class Federation:
             "edge.node": NODE,
             "edge.data": examples,
             "edge.data_dir": self.folder / NODE,
-            "edge.resend_after_s": 1,
+            "edge.resend_after_s": 2,
             "edge.training.steps": 2,
             "edge.training.batch_size": 2,
             "edge.slowdown": 200,  # training takes seconds of processor to begin, so there is little of it

@@ -160,7 +160,7 @@ def _work(settings: LoadSettings, name: str, resolved: ResolvedModel, resting: t
     try:
         folder, examples = settings.folder / name, settings.witness / f"{name}.examples"
         examples.write_text(EXAMPLE)
-        chosen = {"node": name, "data": examples, "data_dir": folder, "codec": "fp32", "resend_after_s": 1}
+        chosen = {"node": name, "data": examples, "data_dir": folder, "codec": "fp32", "resend_after_s": 2}
         node = EdgeSettings.model_validate(chosen)
         with service._alone_in(folder), Outbox(folder / "outbox.db") as outbox:
             LoadNode(settings, node, resolved, outbox, resting).work()
