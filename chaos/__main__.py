@@ -21,8 +21,6 @@ from chaos.checker import Findings, summary_of, together
 from chaos.plan import Fault
 from chaos.run import Options, Round, make_model, rounds
 
-SHOWN = ("coordinator", "broker", "load-0", "load-1")
-
 
 def main(
     kills: Annotated[int, typer.Option(min=1, help="Processes to kill in all.")] = 1000,
@@ -60,6 +58,7 @@ def summary(done: list[Round], seed: int) -> dict[str, object]:
     return {
         "seed": seed,
         "kills": all_.kills | {"all": sum(all_.kills.values())},
+        "kills_by_way": all_.ways,
         "updates": all_.updates,
         "versions": all_.versions,
         "lost": all_.lost,

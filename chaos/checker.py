@@ -22,6 +22,7 @@ class Findings:
     """What a run has shown. `because` says in sentences what each number that should be 0 is made of."""
 
     kills: dict[str, int]
+    ways: dict[str, int]
     updates: int
     versions: int
     lost: int
@@ -54,6 +55,7 @@ def check(ledgers: Ledgers, buffer: int) -> Findings:
     acknowledged = {one.update for one in ledgers.seen if one.what == "puback"}
     return Findings(
         kills=dict(Counter(kill.target for kill in ledgers.kills)),
+        ways=dict(Counter(kill.how for kill in ledgers.kills)),
         updates=len(receipted) + of_nodes,
         versions=len(ledgers.registered),
         lost=len(lost),
@@ -83,10 +85,12 @@ def together(rounds: list[Findings]) -> Findings:
         for name, kind in Findings.__annotations__.items()
         if kind is int
     }
-    kills = sum((Counter(one.kills) for one in rounds), Counter[str]())
-    ended = sum((Counter(one.ended) for one in rounds), Counter[str]())
+    kills, ways, ended = (
+        dict(sum((Counter(getattr(one, name)) for one in rounds), Counter[str]()))
+        for name in ("kills", "ways", "ended")
+    )
     because = tuple(sentence for one in rounds for sentence in one.because)
-    return Findings(kills=dict(kills), recoveries=times, ended=dict(ended), because=because, **counts)
+    return Findings(kills=kills, ways=ways, ended=ended, recoveries=times, because=because, **counts)
 
 
 def summary_of(seconds: list[float]) -> dict[str, float | None]:

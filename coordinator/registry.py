@@ -138,13 +138,17 @@ def _numbered(folder: Path) -> list[int]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all, and on disk before this returns."""
+    """Put `content` at `path` whole or not at all, and on disk before this returns. An OSError names the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as fault:  # that of a full disk has no name
+        fault.filename = fault.filename or str(path)
+        raise
     unfinished.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -79,10 +79,14 @@ def _body_file(folder: Path, pointer: GlobalPointer) -> Path:
 def _write(path: Path, content: bytes) -> None:
     """Replace a file in one step: the old content or the new one, never a part of either, also after a power cut."""
     half = path.with_name(f"{path.name}.half")
-    with half.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with half.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as fault:  # that of a full disk has no name
+        fault.filename = fault.filename or str(path)
+        raise
     half.replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

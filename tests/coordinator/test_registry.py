@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.core import found, step
-from coordinator.registry import Registry, RegistryError
+from coordinator.registry import Registry, RegistryError, write_whole
 from coordinator.stages import ReleaseStage
 from coordinator.state import FederationConfig, PublishRelease, PublishVersion, Received
 from coordinator.strategies import FedBuff
@@ -127,3 +127,10 @@ def test_an_adapter_of_another_layout_is_not_read(registry: Registry, averaged: 
     other = Layout(lora=LoraConfig(rank=2), tensors=(("x.lora_A.weight", (2, 1)), ("x.lora_B.weight", (1, 2))))
     with pytest.raises(InvalidAdapter):
         registry.adapter(1, other)
+
+
+def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path) -> None:
+    (tmp_path / "1.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/1.json'"):
+        write_whole(tmp_path / "1.json", b"{}")
+    assert not (tmp_path / "1.json").exists()

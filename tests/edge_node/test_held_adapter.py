@@ -100,3 +100,10 @@ def test_a_damaged_pointer_or_damaged_terms_are_noticed(tmp_path: Path, coordina
         recall(tmp_path, coordinator.adapter(0).layout)
     with pytest.raises(DamagedFile):
         recall_terms(tmp_path)
+
+
+def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path, coordinator: Any) -> None:
+    (tmp_path / "terms.json.half").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/terms.json'"):
+        keep_terms(tmp_path, coordinator.terms())
+    assert recall_terms(tmp_path) is None
