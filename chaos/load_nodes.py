@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from base_model.reference import ResolvedModel, resolve
 from broker.bundle import load_node_bundle
-from broker.events import Connected, Message
+from broker.events import Connected, Disconnected, Message
 from broker.settings import BrokerSettings
 from chaos.witness import Witness
 from edge_node import service, state
@@ -105,8 +105,8 @@ class LoadNode(service.Service):
         )
 
     def _event(self, item: Any) -> state.Event | None:
-        if isinstance(item, Connected):
-            self._witness.say(self._name, "connected")
+        if isinstance(item, Connected | Disconnected):
+            self._witness.say(self._name, "connected" if isinstance(item, Connected) else "lost")
         elif isinstance(item, Message) and isinstance(parse(self._settings.federation, item.topic), GlobalHead):
             self._heard(item.payload)
         return super()._event(item)

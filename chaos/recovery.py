@@ -1,8 +1,8 @@
 """How long it took until what was killed was heard of again. Pure: a function of the kills and of what was seen.
 
 A burst is one or more kills without a recovery between them. Its clock starts with the last kill. The coordinator is
-back when a node hears a pointer of a later epoch, the broker when a node that has connected anew hears anything of the
-coordinator, a node when it has started anew and hears of it.
+back when a node hears a pointer of a later epoch, the broker when a node that lost it and has connected anew hears
+anything of the coordinator, a process of nodes when one of them has started anew and hears of it.
 """
 
 from collections import defaultdict
@@ -28,14 +28,17 @@ class Kill:
 
 def back_at(kill: Kill, seen: Iterable[Seen]) -> float | None:
     """When the one that was killed was heard of again, by what was seen since, in order of time; None if not yet."""
-    connected, booted = set[str](), set[str]()
+    lost, connected, booted = set[str](), set[str](), set[str]()
     for one in seen:
         if one.at <= kill.at:
             continue
-        if one.what == "connected":
+        if one.what == "lost":
+            lost.add(one.node)
+        elif one.what == "connected" and one.node in lost:  # else it is the connection of before, noted late
             connected.add(one.node)
         elif one.what == "boot":
             booted.add(one.node)
+            lost.add(one.node)
         elif one.what in SERVED and _shows(kill, one, connected, booted):
             return one.at
     return None

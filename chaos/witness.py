@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-What = Literal["boot", "connected", "heard", "held", "stored", "receipted", "dropped", "puback"]
+What = Literal["boot", "lost", "connected", "heard", "held", "stored", "receipted", "dropped", "puback"]
 
 
 @dataclass(frozen=True)
