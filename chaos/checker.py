@@ -30,6 +30,7 @@ class Findings:
     gaps: int
     forks: int
     chain_faults: int
+    replay_faults: int
     published_frozen: int
     control_updates: int
     control_lost: int
@@ -41,8 +42,8 @@ class Findings:
     @property
     def is_sound(self) -> bool:
         """Whether every promise held; the control is another matter."""
-        faults = (self.lost, self.used_twice, self.gaps, self.forks, self.chain_faults, self.published_frozen)
-        return not any(faults)
+        of_chain = (self.gaps, self.forks, self.chain_faults, self.replay_faults, self.published_frozen)
+        return not any((self.lost, self.used_twice, *of_chain))
 
 
 def check(ledgers: Ledgers, buffer: int) -> Findings:
@@ -50,6 +51,7 @@ def check(ledgers: Ledgers, buffer: int) -> Findings:
     lost = list(_lost(ledgers, buffer))
     twice, gaps, forks = list(_used_twice(ledgers)), list(_gaps(ledgers)), list(_forks(ledgers))
     frozen = list(_published_frozen(ledgers))
+    faults = (lost, twice, gaps, forks, frozen, ledgers.chain_faults, ledgers.replay_faults)
     receipted = {one.update for one in ledgers.seen if one.what == "receipted"}
     of_nodes = sum(ledger.receipted for name, ledger in ledgers.nodes.items() if name not in _witnessed(ledgers))
     acknowledged = {one.update for one in ledgers.seen if one.what == "puback"}
@@ -63,15 +65,15 @@ def check(ledgers: Ledgers, buffer: int) -> Findings:
         gaps=len(gaps),
         forks=len(forks),
         chain_faults=len(ledgers.chain_faults),
+        replay_faults=len(ledgers.replay_faults),
         published_frozen=len(frozen),
         control_updates=len(acknowledged),
         control_lost=len(acknowledged - {known.update for known in ledgers.updates}),
         dropped=len({one.update for one in ledgers.seen if one.what == "dropped"}),
         recoveries={target: seconds for target, seconds in recoveries(ledgers.kills, ledgers.seen).items()},
         ended=dict(Counter(ledgers.ended)),
-        because=(*lost[:HOW_MANY], *twice[:HOW_MANY], *gaps[:HOW_MANY], *forks[:HOW_MANY], *frozen[:HOW_MANY],
-                 *ledgers.chain_faults[:HOW_MANY]),
-    )  # fmt: skip
+        because=tuple(sentence for fault in faults for sentence in fault[:HOW_MANY]),
+    )
 
 
 def together(rounds: list[Findings]) -> Findings:

@@ -1,6 +1,7 @@
 """What a federation has left behind, read from its files alone: journal, registry, outboxes, witnesses, faults.
 
-Nothing here goes through the product's own readers but the check of signatures: a fault in those would hide itself.
+Nothing here goes through the product's own readers but signatures and the replay, which are its own to check: a fault
+in the others would hide itself.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from chaos.recovery import Kill
 from chaos.witness import Seen, read
 from coordinator.registry import Registry
+from coordinator.replay.inside import replay
 from coordinator.trust.verification import read_certified, verify_chain
 from schemas.signing import unsigned
 
@@ -72,6 +74,7 @@ class Ledgers:
     registered: tuple[Made, ...]
     sealed: tuple[Made, ...]
     chain_faults: tuple[str, ...]
+    replay_faults: tuple[str, ...]
     nodes: Mapping[str, NodeLedger]
     seen: tuple[Seen, ...]
     kills: tuple[Kill, ...]
@@ -92,6 +95,7 @@ def read_ledgers(folder: Path, keys: Path) -> Ledgers:
         registered=tuple(map(Made.from_json, _in_order(registry / "manifests", "*.json"))),
         sealed=tuple(Made.from_json(unsigned(payload)) for payload in _in_order(registry / "signatures", "*.signed")),
         chain_faults=_chain_faults(registry, keys),
+        replay_faults=_replay_faults(folder / "coordinator" / "journal.db"),
         nodes={path.parent.name: _node_ledger(path) for path in sorted(folder.rglob("outbox.db"))},
         seen=tuple(sorted((one for path in (folder / "witness").glob("*.jsonl") for one in read(path)), key=_time)),
         kills=tuple(Kill(**fact) for what, _, fact in faults if what == "kill"),
@@ -103,6 +107,10 @@ def read_ledgers(folder: Path, keys: Path) -> Ledgers:
 def _chain_faults(registry: Path, keys: Path) -> tuple[str, ...]:
     chain = verify_chain(Registry(registry), read_certified(keys / "coordinator"))
     return tuple(f"version {found.version}: {found.fault}" for found in chain if found.fault is not None)
+
+
+def _replay_faults(journal: Path) -> tuple[str, ...]:
+    return tuple(f"a replay makes another version {made.version}" for made in replay(journal) if not made.agrees)
 
 
 def _node_ledger(path: Path) -> NodeLedger:

@@ -87,6 +87,11 @@ def test_a_manifest_that_is_not_the_one_that_was_signed_is_found(left_behind: An
     assert left_behind.findings.chain_faults == 1
 
 
+def test_a_journal_that_makes_another_version_when_it_is_replayed_is_found(left_behind: Any) -> None:
+    left_behind.change_manifest(3, lambda manifest: manifest["body"].update(sha256="f" * 64))
+    assert left_behind.findings.replay_faults == 1
+
+
 def test_a_pointer_of_a_coordinator_that_was_frozen_is_found(left_behind: Any) -> None:
     witness = left_behind.witness("a")
     left_behind.fault("freeze", 0.0, woke_at=0.0, code=1, epochs=1)
