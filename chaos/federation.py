@@ -28,7 +28,7 @@ CONTROL = ("control-0", "control-1")
 KEY_DAYS = 400
 DISK_MIB = 256
 BUFFER = 5
-CONTROL_FASTER = 3
+CONTROL_S = 0.6
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Federation:
             witness=self.witness,
             names=nodes,
             # within a second between two kills the control must have said something that can be lost
-            training_s=self._training_s / (CONTROL_FASTER if name == "control" else 1),
+            training_s=CONTROL_S if name == "control" else self._training_s,
         )
         path = self.folder / f"{name}.json"
         path.write_text(settings.model_dump_json())
