@@ -113,14 +113,16 @@ class Faults:
             self._start(target)
 
     def _kill(self, target: Target, how: str) -> None:
+        at = time.monotonic()  # before it: what nodes see of the death comes after
+        self._bury(target, how, at)
+
+    def _bury(self, target: Target, how: str, died_at: float) -> None:
+        """See to it that it is dead, and write it down."""
         if target == "broker":
             self._federation.broker.kill()
         else:
             self._federation.processes[target].kill()
-        self._killed(target, how)
-
-    def _killed(self, target: Target, how: str) -> None:
-        kill = Kill(self._burst, time.monotonic(), target, how, _epochs(self._federation.journal), LOAD.get(target, ()))
+        kill = Kill(self._burst, died_at, target, how, _epochs(self._federation.journal), LOAD.get(target, ()))
         self.kills.append(kill)
         self._note("kill", **asdict(kill))
 
@@ -132,14 +134,17 @@ class Faults:
 
     def _at_point(self, target: Target, point: str, nth: int) -> None:
         pid = self._federation.broker.pid if target == "broker" else self._federation.processes[target].pid
-        reached = False
+        died_at = None
         if self._can_trace:
             with tracing(pid, POINTS[point][target], nth) as tracer:
                 if tracer.is_attached and target == "broker" and "file" in point:
                     os.kill(pid, signal.SIGUSR1)  # mosquitto saves now
-                reached = tracer.is_attached and _dies(pid, POINT_PATIENCE_S)
+                died_at = _dies(pid, POINT_PATIENCE_S) if tracer.is_attached else None
         # of what is dead this only collects the exit code; not while strace, which may sit on it, is there
-        self._kill(target, point if reached else "random")
+        if died_at is None:
+            self._kill(target, "random")
+        else:
+            self._bury(target, point, died_at)
         self._start(target)
 
     def _freeze(self) -> None:
@@ -243,16 +248,20 @@ def _epochs(journal: Path) -> int:
     return int(count)
 
 
-def _dies(pid: int, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
+def _dies(pid: int, within_s: float) -> float | None:
+    """When it was last seen alive, if it dies within so many seconds."""
+    alive_at = time.monotonic()
+    deadline = alive_at + within_s
     while time.monotonic() < deadline:
+        now = time.monotonic()
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
+                return alive_at
         except psutil.NoSuchProcess:
-            return True
+            return alive_at
+        alive_at = now
         time.sleep(0.01)
-    return False
+    return None
 
 
 def _says(log: Path, text: str) -> bool:
