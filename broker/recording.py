@@ -26,7 +26,7 @@ APPLICATION_ID = 0x414C4644  # "ALFD", tells our files from other SQLite files
 FORMAT_VERSION = 1
 WRITTEN_TOGETHER = 256  # rows of a transaction where all are at hand
 
-_SCHEMA = f"""
+SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT_VERSION};
 CREATE TABLE messages (
@@ -200,7 +200,7 @@ def _create(path: Path) -> None:
     for leftover in (unfinished, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         leftover.unlink(missing_ok=True)
     with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
-        connection.executescript(_SCHEMA)
+        connection.executescript(SCHEMA)
     os.replace(unfinished, path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -34,7 +34,7 @@ def example_routes(data: LocalData, accepted_from: Literal["off", "local", "netw
 
     async def take(request: Request) -> Response:
         check_sender(request, accepted_from)
-        examples = _parse(await read_body(request))
+        examples = parse_examples(await read_body(request))
         try:
             added = await asyncio.to_thread(data.add, SOURCE, examples)  # it waits for the disk
         except sqlite3.OperationalError as fault:
@@ -62,7 +62,7 @@ def _is_this_machine(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _parse(body: bytes) -> Sequence[Example]:
+def parse_examples(body: bytes) -> Sequence[Example]:
     """One example or several; RequestRefused says which is wrong and why."""
     try:
         if body.lstrip()[:1] == b"[":

@@ -1,0 +1,73 @@
+"""What a fuzz target is: a decoder, what must hold of it for any bytes, and how to make bytes that get far into it.
+
+Nothing here knows atheris, so that the kept corpus is tried in any test run, on any machine.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+Mutate = Callable[[bytes, int], bytes]
+"""A change of anything, as libFuzzer makes it: bytes and the most bytes that may come out."""
+
+Mutator = Callable[[bytes, int, int, Mutate], bytes]
+"""A change that keeps a format whole: bytes, the most bytes, a seed, and a change of anything for the parts."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One decoder. `check` returns for any bytes; whatever it raises is a bug of the decoder.
+
+    `share` is its part of all executions, in relation to the others; `largest` the most bytes that are tried.
+    """
+
+    name: str
+    check: Callable[[bytes], object]
+    share: int
+    mutate: Mutator | None = None
+    largest: int = 4096
+
+
+class Broken(AssertionError):
+    """A decoder took what it should not have taken, or said something that it should not say."""
+
+
+def hold(condition: bool, otherwise: str) -> None:
+    """Raise Broken unless the condition holds; unlike an assert it stays in force under `python -O`."""
+    if not condition:
+        raise Broken(otherwise)
+
+
+def sayable(error: Exception, longest: int = 1000) -> None:
+    """Check that a refusal is text that may go to a terminal: printable, and not without end."""
+    text = str(error)
+    hold(len(text) <= longest, f"a refusal of {len(text)} characters")
+    hold(all(line.isprintable() for line in text.splitlines()), f"a refusal that is not printable: {text!a}")
+
+
+@cache
+def folder(_process: int) -> Path:
+    """A folder in memory, where there is such a file system, for decoders that read files."""
+    return Path(tempfile.mkdtemp(prefix="alignfed-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+
+
+def written(data: bytes, name: str, mode: int = 0o600) -> Path:
+    """A file with these bytes, which the next one of that name replaces."""
+    path = folder(os.getpid()) / name
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def clear() -> None:
+    """Remove this process's folder."""
+    if folder.cache_info().currsize:
+        shutil.rmtree(folder(os.getpid()), ignore_errors=True)
+        folder.cache_clear()
