@@ -4,7 +4,6 @@ JSON lines hold all that a recording holds. The other two lack MQTT 5 properties
 """
 
 import base64
-import binascii
 import csv
 import hashlib
 import json
@@ -17,6 +16,7 @@ from broker.recording import Row, properties_from_json, properties_to_json
 
 MOSQUITTO_FORMAT = "%U %t %q %r %x"
 _MOSQUITTO_LINE = re.compile(r"(\d+)\.(\d{9}) (.*) ([012]) ([01]) ((?:[0-9a-fA-F]{2})*)")
+LATEST_NS = (1 << 63) - 1
 _CSV_FIELDS = ("topic", "payload", "qos", "retain", "time", "delta")
 
 
@@ -58,40 +58,65 @@ def read_json_lines(path: Path) -> Iterator[Row]:
             payload = (folder / name).read_bytes()
             if hashlib.sha256(payload).hexdigest() != name:
                 raise ValueError(f"the file {name} is not the payload of that name")
-            yield _from_json(message, payload)
+            yield recordable(_from_json(message, payload))
+        except RecursionError:
+            raise ExchangeError(f"{path}, line {number}: lists within lists, too deep to be a message") from None
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ExchangeError(f"{path}, line {number}: {_reason(error)}") from None
 
 
 def read_mqtt_recorder(path: Path, *, payloads_in_base64: bool) -> Iterator[Row]:
-    """What mqtt-recorder wrote: topic, payload, qos, retain, seconds since 1970, seconds since the one before."""
+    """What mqtt-recorder wrote: topic, payload, qos, retain, seconds since 1970, seconds since the one before.
+
+    Raises ExchangeError.
+    """
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
-        for fields in reader:
-            try:
-                if len(fields) != len(_CSV_FIELDS):
-                    raise ValueError(f"{len(fields)} fields; mqtt-recorder writes {', '.join(_CSV_FIELDS)}")
-                topic, payload, qos, retain, seconds, _ = fields
-                yield Row(
-                    received_at_ns=int(float(seconds) * 1e9),
-                    topic=topic,
-                    payload=base64.b64decode(payload, validate=True) if payloads_in_base64 else payload.encode(),
-                    qos=_qos(int(qos)),
-                    retain=retain not in ("False", "0"),
-                )
-            except (ValueError, binascii.Error) as error:
-                raise ExchangeError(f"{path}, line {reader.line_num}: {_reason(error)}") from None
+        try:
+            for fields in reader:
+                yield recordable(_from_fields(fields, payloads_in_base64))
+        except UnicodeDecodeError as error:
+            raise ExchangeError(f"{path} is not text: {error.reason} at byte {error.start}") from None
+        except (ValueError, OverflowError, csv.Error) as error:
+            raise ExchangeError(f"{path}, line {reader.line_num}: {_reason(error)}") from None
+
+
+def _from_fields(fields: list[str], payload_in_base64: bool) -> Row:
+    if len(fields) != len(_CSV_FIELDS):
+        raise ValueError(f"{len(fields)} fields; mqtt-recorder writes {', '.join(_CSV_FIELDS)}")
+    topic, payload, qos, retain, seconds, _ = fields
+    return Row(
+        received_at_ns=int(float(seconds) * 1e9),
+        topic=topic,
+        payload=base64.b64decode(payload, validate=True) if payload_in_base64 else payload.encode(),
+        qos=_qos(int(qos)),
+        retain=retain not in ("False", "0"),
+    )
 
 
 def read_mosquitto_sub(path: Path) -> Iterator[Row]:
-    """What `mosquitto_sub -F '%U %t %q %r %x'` printed: payloads are hexadecimal, topics may hold blanks."""
+    """What `mosquitto_sub -F '%U %t %q %r %x'` printed: payloads are hexadecimal, topics may hold blanks.
+
+    Raises ExchangeError.
+    """
     for number, line in enumerate(_lines(path), start=1):
         found = _MOSQUITTO_LINE.fullmatch(line.rstrip("\n"))
         if found is None:
             raise ExchangeError(f"{path}, line {number}: not what mosquitto_sub -F '{MOSQUITTO_FORMAT}' prints")
         seconds, fraction, topic, qos, retain, payload = found.groups()
-        yield Row(int(seconds + fraction), topic, bytes.fromhex(payload), int(qos), retain == "1")
+        try:
+            yield recordable(Row(int(seconds + fraction), topic, bytes.fromhex(payload), int(qos), retain == "1"))
+        except ValueError as error:
+            raise ExchangeError(f"{path}, line {number}: {_reason(error)}") from None
+
+
+def recordable(row: Row) -> Row:
+    """The row itself, if a recording can hold it; ValueError for a time or a topic that it cannot."""
+    if not 0 <= row.received_at_ns <= LATEST_NS:
+        raise ValueError(f"the time {str(row.received_at_ns)[:30]} is not one between 1970 and 2262")
+    (row.topic + properties_to_json(row.properties)).encode()  # a lone half of a surrogate pair is no text
+    return row
 
 
 def _lines(path: Path) -> Iterator[str]:

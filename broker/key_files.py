@@ -57,6 +57,7 @@ def new_signing_key() -> SigningKey:
 
 def read_signing_key(path: Path) -> SigningKey:
     """The ed25519 key in a PEM file. Raises KeyFileError."""
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -65,8 +66,9 @@ def read_signing_key(path: Path) -> SigningKey:
         raise KeyFileError(f"{path} can be read by others, and it is a secret: run chmod 600 {path}")
     try:
         private = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError) as error:
-        raise KeyFileError(f"{path} holds no private key: {error}; restore it from a copy") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__  # of OpenSSL's faults, the first
+        raise KeyFileError(f"{path} holds no private key: {why}; restore it from a copy") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds another kind of key than ed25519: restore it from a copy")
     return SigningKey.from_bytes(private.private_bytes_raw())

@@ -5,21 +5,23 @@ the metadata of its channel; messages of one topic that differ in it are in diff
 """
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import zstandard
 from mcap.exceptions import McapError
-from mcap.reader import NonSeekingReader
-from mcap.records import Channel, Message
+from mcap.records import Channel, Chunk, McapRecord, Message
+from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.writer import Writer
 
-from broker.exchange import ExchangeError
+from broker.exchange import ExchangeError, recordable
 from broker.recording import Row, properties_from_json, properties_to_json
 
 MAX_CHANNELS = 65_535  # their ids have two bytes, and 0 is not used
+LARGEST_CHUNK = 1 << 29  # bytes when decompressed; the largest message of MQTT fits
 _LIBRARY = "alignfed"
 
 Kind = tuple[str, str, int, bool, bool, str]  # all that a channel says
@@ -52,15 +54,52 @@ def read_mcap(path: Path) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for channel, message in _messages(file):
-                yield _row(channel, message)
-    except (McapError, struct.error, zstandard.ZstdError, ValueError, KeyError) as error:
+                yield recordable(_row(channel, message))
+    except (McapError, struct.error, zstandard.ZstdError, ValueError, KeyError, RuntimeError) as error:
+        # RuntimeError is how lz4 says that it cannot read something
         raise ExchangeError(f"{path} is no MCAP file that can be read: {error or type(error).__name__}") from None
 
 
 def _messages(file: IO[bytes]) -> Iterator[tuple[Channel, Message]]:
     # from beginning to end: what the index at the end repeats has no checksum of its own
-    for _, channel, message in NonSeekingReader(file, validate_crcs=True).iter_messages(log_time_order=False):
-        yield channel, message
+    channels: dict[int, Channel] = {}
+    for record in _records(file):
+        if isinstance(record, Channel):
+            channels[record.id] = record
+        elif isinstance(record, Message):
+            yield channels[record.channel_id], record
+
+
+def _records(file: IO[bytes]) -> Iterator[McapRecord]:
+    """Every record, those in chunks too; nothing is believed of a size before memory is taken for it."""
+    whole = cast(IO[bytes], _Whole(file))
+    for record in StreamReader(whole, emit_chunks=True, validate_crcs=True).records:
+        if isinstance(record, Chunk):
+            _check_size(record)
+            yield from breakup_chunk(record, validate_crc=True)
+        else:
+            yield record
+
+
+def _check_size(chunk: Chunk) -> None:
+    """The library allocates what a chunk, and zstd what its frame, claims to hold."""
+    claimed = zstandard.frame_content_size(chunk.data) if chunk.compression == "zstd" else 0
+    if (most := max(claimed, chunk.uncompressed_size)) > LARGEST_CHUNK:
+        raise ValueError(f"a chunk of {most} bytes; at most {LARGEST_CHUNK} are read")
+
+
+class _Whole:
+    """A file of which no more is asked for than there is: Python takes the memory first."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left = file, os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; ValueError where there are not so many."""
+        if not 0 <= count <= self._left:
+            raise ValueError("it ends within a record")
+        self._left -= count
+        return self._file.read(count)
 
 
 def _kind(row: Row) -> Kind:

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.events import Message, MessageProperties
 
@@ -42,6 +42,7 @@ CREATE TABLE messages (
 ) STRICT;
 """
 _COLUMNS = "received_at_ns, topic, qos, retain, dup, properties, payload, crc32"
+V = TypeVar("V")
 
 
 class RecordingError(Exception):
@@ -80,7 +81,7 @@ def open_recording(path: Path) -> sqlite3.Connection:
 
     Every commit is on disk when it returns. Raises RecordingError.
     """
-    with _typed(path, sqlite3.Error, OSError):
+    with _typed(path, sqlite3.Error, OSError, UnicodeDecodeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _create(path)
@@ -167,7 +168,8 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    with _typed(path, sqlite3.Error, OSError), closing(_open_to_read(path)) as connection:
+    # SQLite quotes damaged text in its complaints, which Python cannot decode then
+    with _typed(path, sqlite3.Error, OSError, UnicodeDecodeError), closing(_open_to_read(path)) as connection:
         _check_kind(path, connection)
         yield connection
 
@@ -262,10 +264,16 @@ def path_of(connection: sqlite3.Connection) -> Path:
 
 def _row(path: Path, seq: int, *values: Any) -> Row:
     *recorded, checksum = values
-    if not isinstance(recorded[-1], bytes) or _checksum(*recorded) != checksum:
-        raise RecordingError(f"{path}: row {seq} is damaged, its checksum differs; restore the file from a copy")
     received_at_ns, topic, qos, retain, dup, properties, payload = recorded
-    return Row(received_at_ns, topic, payload, qos, bool(retain), bool(dup), properties_from_json(properties), seq=seq)
+    # the file may be anybody's: without STRICT a column holds any type, and a checksum can be made for it
+    types = tuple(map(type, recorded)) == (int, str, int, int, int, str, bytes)
+    if not types or _checksum(*recorded) != checksum:
+        raise RecordingError(f"{path}: row {seq} is damaged, its checksum differs; restore the file from a copy")
+    try:
+        said = properties_from_json(properties)
+    except ValueError as error:
+        raise RecordingError(f"{path}: row {seq} is damaged: {error}; restore the file from a copy") from None
+    return Row(received_at_ns, topic, payload, qos, bool(retain), bool(dup), said, seq=seq)
 
 
 def _checksum(*values: Any) -> int:
@@ -287,13 +295,35 @@ def properties_to_json(properties: MessageProperties) -> str:
 
 
 def properties_from_json(text: str) -> MessageProperties:
-    """What `properties_to_json` wrote."""
-    present = json.loads(text)
-    correlation_data = present.get("correlation_data")
+    """What `properties_to_json` wrote; ValueError for anything else."""
+    try:
+        present = json.loads(text)
+    except RecursionError:
+        raise ValueError("MQTT properties are no nested lists") from None
+    if not isinstance(present, dict):
+        raise ValueError(f"MQTT properties are an object, not a {type(present).__name__}")
     return MessageProperties(
-        user=tuple((key, value) for key, value in present.get("user", ())),
-        content_type=present.get("content_type"),
-        response_topic=present.get("response_topic"),
-        correlation_data=None if correlation_data is None else bytes.fromhex(correlation_data),
-        expiry_s=present.get("expiry_s"),
+        user=tuple(map(_user_property, _property(present, "user", list) or ())),
+        content_type=_property(present, "content_type", str),
+        response_topic=_property(present, "response_topic", str),
+        correlation_data=_unhex(_property(present, "correlation_data", str)),
+        expiry_s=_property(present, "expiry_s", int),
     )
+
+
+def _property(present: dict[str, Any], name: str, kind: type[V]) -> V | None:
+    value = present.get(name)
+    if value is None or type(value) is kind:
+        return value
+    raise ValueError(f"the MQTT property {name} is no {kind.__name__}")
+
+
+def _user_property(pair: Any) -> tuple[str, str]:
+    match pair:
+        case [str(key), str(value)]:
+            return key, value
+    raise ValueError("a user property in MQTT is two texts")
+
+
+def _unhex(digits: str | None) -> bytes | None:
+    return None if digits is None else bytes.fromhex(digits)

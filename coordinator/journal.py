@@ -165,7 +165,7 @@ def fold_rows(path: Path) -> Iterator[tuple[Row, FederationState, tuple[Effect, 
     state, effects = found(config, adapter, second.received_at_ns)
     yield second, state, effects
     for row in rows:
-        state, effects = step(state, event_of_row(row))
+        state, effects = step(state, _recorded_event(path, row))
         yield row, state, effects
 
 
@@ -173,9 +173,16 @@ def fold_history(path: Path) -> Iterator[tuple[FederationState, History, tuple[E
     """The same, with the history of all rows so far in place of the row."""
     history = History()
     for row, state, effects in fold_rows(path):
-        event = None if row.topic == ADAPTER else event_of_row(row)
+        event = None if row.topic == ADAPTER else _recorded_event(path, row)
         history = observe(history, event, effects, row.received_at_ns)
         yield state, history, effects
+
+
+def _recorded_event(path: Path, row: Row) -> Event:
+    try:
+        return event_of_row(row)
+    except ValueError as error:
+        raise RecordingError(f"{path}: row {row.seq} is no event of a coordinator: {error}") from None
 
 
 def was_taken(connection: sqlite3.Connection, number: int) -> bool:
@@ -217,7 +224,7 @@ def founding(path: Path, first: Row, second: Row) -> tuple[FederationConfig, Ada
 
 
 def event_of_row(row: Row) -> Event:
-    """What `row_of_event` made a row of, or a message."""
+    """What `row_of_event` made a row of, or a message; ValueError for a row that it cannot have made."""
     match row.topic:
         case topic if topic == TICK:
             return Ticked(row.received_at_ns)

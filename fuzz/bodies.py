@@ -113,4 +113,3 @@ TARGETS = (
     Target("symbols", check_symbols, 20, largest=600),
     Target("model-answer", check_answer, 10, in_json, largest=2000),
 )
-INSTRUMENTED = ("schemas.codec", "schemas.frames", "schemas.kltp", "schemas.adapter", "coordinator.questions")

@@ -23,8 +23,8 @@ from broker.recording import (
     reading,
 )
 from coordinator.journal import event_of_row
-from coordinator.recorded import read_row
-from edge_node.gguf_file import open_gguf
+from coordinator.replay.recorded import read_row
+from edge_node.training.gguf_file import open_gguf
 from edge_node.held_adapter import DamagedFile, recall, recall_terms
 from fuzz.bodies import layout
 from fuzz.messages import FEDERATION, key
@@ -181,8 +181,3 @@ TARGETS = (
     Target("gguf", check_gguf, 5, largest=2000),
     Target("held-version", check_held, 4, in_json, largest=1000),
 )
-INSTRUMENTED = (
-    "broker.recording", "broker.exchange", "broker.mcap_file", "broker.key_files", "broker.bundle",
-    "coordinator.recorded", "coordinator.journal", "edge_node.gguf_file", "edge_node.held_adapter",
-    "mcap.reader", "mcap.stream_reader", "mcap.records", "mcap.data_stream",
-)  # fmt: skip

@@ -5,11 +5,11 @@ import os
 from base_model.examples import Example, InvalidExamples, load_examples, save_examples
 from configuration import ConfigurationError, load
 from coordinator.calibration import CalibrationSet
-from coordinator.orders import order_from_bytes
-from coordinator.requests import RollbackRequest, waiting
-from edge_node.example_lines import NotAnExample, parse_line
-from edge_node.example_requests import parse_examples
-from edge_node.http_messages import RequestRefused, parse_request
+from coordinator.operations.orders import order_from_bytes
+from coordinator.operations.requests import RollbackRequest, waiting
+from edge_node.data.example_lines import NotAnExample, parse_line
+from edge_node.data.example_requests import parse_examples
+from edge_node.serving.http_messages import RequestRefused, parse_request
 from fuzz.mutators import in_json, in_lines
 from fuzz.target import Target, folder, hold, sayable, written
 from schemas.messages import InvalidMessage
@@ -24,7 +24,7 @@ def check_chat(data: bytes) -> None:
         hold(400 <= refusal.status < 500, f"status {refusal.status} for what the sender has done")
         return
     question = request.question(usual_tokens=64)
-    hold(1 <= question.sampling.most <= 4096 and bool(question.turns), "a question that cannot be answered")
+    hold(1 <= question.sampling.max_tokens <= 4096 and bool(question.turns), "a question that cannot be answered")
 
 
 def check_example_request(data: bytes) -> None:
@@ -99,7 +99,3 @@ TARGETS = (
     Target("rollback-request", check_rollback, 6, in_json, largest=600),
     Target("settings", check_settings, 4, largest=3000),
 )
-INSTRUMENTED = (
-    "base_model.examples", "configuration", "coordinator.calibration", "coordinator.orders", "coordinator.requests",
-    "edge_node.example_lines", "edge_node.example_requests", "edge_node.http_messages", "tomllib",
-)  # fmt: skip

@@ -20,7 +20,8 @@ Mutator = Callable[[bytes, int, int, Mutate], bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """One decoder. `check` returns for any bytes; whatever it raises is a bug of the decoder.
+    """One decoder. `check` returns for any bytes; whatever it raises is a bug of the decoder. What it returns, if
+    anything, is how it went, where Python's lines do not tell.
 
     `share` is its part of all executions, in relation to the others; `largest` the most bytes that are tried.
     """

@@ -91,15 +91,15 @@ def read_row(row: Row) -> Reading:
     try:
         match row.topic:
             case topic if topic in (CONFIG, KEYS):
-                return Reading(kind, content=json.loads(row.payload))
+                return Reading(kind, content=_object(row.payload))
             case topic if topic in (TICK, START):
                 return Reading(kind)
             case topic if topic.startswith(ORDER):
-                return Reading(kind, content=json.loads(row.payload))
+                return Reading(kind, content=_object(row.payload))
             case topic if topic.startswith(ANSWER):
                 version, index = topic.removeprefix(ANSWER).split("/")
                 head, bodies = split_body(row.payload)
-                content = {"question": [int(version), int(index)], **json.loads(head), "bodies": summary(bodies)}
+                content = {"question": [int(version), int(index)], **_object(head), "bodies": summary(bodies)}
                 return Reading(kind, version=int(version), content=content)
             case topic if topic.startswith(ROLLBACK):
                 _, number, variant, scope = topic.removeprefix(ROLLBACK).split("/")
@@ -108,6 +108,17 @@ def read_row(row: Row) -> Reading:
     except ValueError as error:
         return Reading(kind, content=summary(row.payload), fault=str(error))
     return Reading(kind, content=summary(row.payload), version=0 if row.topic == ADAPTER else None)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object; ValueError for anything else."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists within lists, too deep to be read") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is expected here, not a {type(value).__name__}")
+    return value
 
 
 def volumes(path: Path) -> tuple[dict[str, Volume], dict[str, Volume]]:
