@@ -106,6 +106,8 @@ def _read(path: Path) -> Values:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}; give another --config FILE") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path} is not valid TOML: lists within lists, too deep to be settings") from None
 
 
 def _environment() -> Values:

@@ -103,8 +103,8 @@ def check_answer(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("codec-kltp", checker("kltp"), 12, in_frames(12), largest=2000),
-    Target("codec-int8", checker("int8"), 20, in_frame, largest=600),
+    Target("codec-kltp", checker("kltp"), 25, in_frames(12), largest=2000),
+    Target("codec-int8", checker("int8"), 30, in_frame, largest=600),
     Target("codec-fp16", checker("fp16"), 20, in_frame, largest=600),
     Target("codec-fp32", checker("fp32"), 20, largest=200),
     Target("codec-safetensors", checker("safetensors"), 10, largest=2000),

@@ -168,16 +168,16 @@ def check_held(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("recording", check_recording, 1, largest=16384),
-    Target("properties", check_properties, 30, in_json, largest=600),
+    Target("recording", check_recording, 4, largest=16384),
+    Target("properties", check_properties, 30, in_json, largest=1000),
     Target("journal-row", check_row, 15, in_lines, largest=3000),
     Target("import-json-lines", importer(read_lines_with_payloads, "lines.jsonl"), 5, in_lines, largest=3000),
     Target("import-csv-base64", importer(read_csv_base64, "base64.csv"), 5, largest=2000),
     Target("import-csv-text", importer(read_csv_text, "text.csv"), 5, largest=2000),
     Target("import-mosquitto-sub", importer(read_mosquitto_sub, "printed.txt"), 5, in_lines, largest=2000),
-    Target("import-mcap", importer(read_mcap, "recording.mcap"), 2, largest=4096),
-    Target("signing-key", check_signing_key, 5, largest=500),
+    Target("import-mcap", importer(read_mcap, "recording.mcap"), 8, largest=4096),
+    Target("signing-key", check_signing_key, 10, largest=500),
     Target("bundle", check_bundle, 4, in_json, largest=2000),
-    Target("gguf", check_gguf, 5, largest=2000),
+    Target("gguf", check_gguf, 15, largest=2000),
     Target("held-version", check_held, 4, in_json, largest=1000),
 )

@@ -97,5 +97,5 @@ TARGETS = (
     Target("example-file", check_example_file, 6, in_lines, largest=3000),
     Target("order", check_order, 20, in_json, largest=600),
     Target("rollback-request", check_rollback, 6, in_json, largest=600),
-    Target("settings", check_settings, 4, largest=3000),
+    Target("settings", check_settings, 8, in_lines, largest=3000),
 )

@@ -65,6 +65,7 @@ from schemas.topics import ADDRESSES, InferenceAnswerFor, UpdateChunk, UpdateMan
 
 BEGUN_NS = 1_700_000_000_000_000_000
 SHA, ID = "0123456789abcdef" * 4, "0123456789abcdef" * 2
+DEEP = 1100  # lists within lists: more than Python goes down
 Seeds = dict[str, list[bytes]]
 
 
@@ -241,7 +242,8 @@ def of_requests() -> Seeds:
         "example-file": [example + b"\n" + example.replace(b"lamp", b"fan") + b"\n", example + b"\n"],
         "order": [order.to_bytes() for order in orders],
         "rollback-request": [rollback.model_dump_json().encode()],
-        "settings": [toml, b'[coordinator.strategy]\nname = "fedbuff"\nbuffer_size = 0\n', b"federation = 2020-01-01\n"],
+        "settings": [toml, b'[coordinator.strategy]\nname = "fedbuff"\nbuffer_size = 0\n', b"federation = 2020-01-01\n",
+                     b"federation = " + b"[" * DEEP],
     }
 
 
@@ -262,12 +264,12 @@ def of_files(folder: Path, path: Path) -> Seeds:
     tables = [row for row in rows if row.topic != ADAPTER]
     return {
         "recording": [_recording(folder / "small.db", small)],
-        "properties": [properties_to_json(told.properties).encode(), b"{}"],
+        "properties": [properties_to_json(told.properties).encode(), b"{}", b"[" * (DEEP // 2)],
         "journal-row": [row.topic.encode() + b"\n" + row.payload for row in tables if len(row.payload) < 2500]
         + [_event(Answered(BEGUN_NS, (3, 1), answer_to_bytes(MeasuredLosses((1.5,), 0.5))))]
-        + [b"$journal/order/3\n" + Forgive(node="kitchen").to_bytes()]
+        + [b"$journal/order/3\n" + b"[" * DEEP, b"$journal/order/3\n" + Forgive(node="kitchen").to_bytes()]
         + [f"$journal/rollback/{ID}/3/head/release\n".encode(), b"$journal/start\n", b"$journal/tick\n"],
-        "import-json-lines": [lines.read_bytes()],
+        "import-json-lines": [lines.read_bytes(), b"[" * DEEP],
         "import-csv-base64": [_csv(small, lambda payload: base64.b64encode(payload).decode())],
         "import-csv-text": [_csv(small, bytes.decode)],
         "import-mosquitto-sub": [b"1700000000.000000001 a/b c 1 0 6f6e\n1700000000.000000002 a/b 0 1 \n"],
