@@ -23,14 +23,18 @@ def simulate(
     nodes: Annotated[int, typer.Option(min=2, help="Homes, without --data.")] = 16,
     updates: Annotated[int, typer.Option(min=1, help="Updates of nodes after which the run ends.")] = 120,
     seed: Annotated[int, typer.Option(min=0, max=2**48 - 1, help="Of data, schedule and training.")] = 0,
+    clip_norm: Annotated[float | None, typer.Option(help="Nodes shorten longer deltas to this norm.")] = None,
+    noise_multiplier: Annotated[float, typer.Option(min=0, help="Noise for privacy, with --clip-norm.")] = 0.0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole record here, as JSON.")] = None,
 ) -> None:
     """Simulate one federation.
 
     Many nodes train for real, in virtual time, and the coordinator's own core decides: one process, no broker.
     """
+    from pydantic import ValidationError
     from rich.console import Console
 
+    from coordinator.privacy.terms import PrivacyTerms
     from examples.smart_home.tasks import make_simulated_task
     from simulation.command import run_simulate
     from simulation.comparison.regimes import TaskSpec
@@ -42,7 +46,11 @@ def simulate(
         fail(f"there is no method {method}; there are {', '.join(METHODS)}", USAGE)
     task = read_task(data) if data else make_simulated_task(TaskSpec(homes=nodes, seed=seed))
     strategy = strategy_of(method, len(task.nodes))
-    config = SimulationConfig(method=method, strategy=strategy, updates=updates, seed=seed)
+    try:
+        privacy = PrivacyTerms(clip_norm=clip_norm, noise_multiplier=noise_multiplier) if clip_norm else None
+        config = SimulationConfig(method=method, strategy=strategy, updates=updates, seed=seed, privacy=privacy)
+    except ValidationError as error:
+        fail(error.errors(include_url=False)[0]["msg"], USAGE)
     raise typer.Exit(run_simulate(config, task, out, Console()))
 
 

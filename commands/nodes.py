@@ -25,9 +25,17 @@ if TYPE_CHECKING:
     from coordinator.operations.orders import Forgive, Quarantine
     from coordinator.trust.ledger import NodeReport
 
+USUAL_DELTA = 1e-5
 MOST_SHOWN = 10  # of a node's refusals, the latest
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name.")]
+
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-15, max=0.5, help="Chance with which epsilon may be exceeded.  [default: the settings', or 1e-05]"
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at nodes, shut one out, let it in again.")
 
@@ -58,22 +66,28 @@ def list_nodes(config: Config = None, data_dir: DataDir = None, as_json: Json = 
 
 
 @app.command("show", epilog=ending("alignfed nodes show kitchen", "1  there is no such node"))
-def show_node(node: Node, config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Show what the coordinator keeps of one node: what it took, what it refused, and why."""
+def show_node(
+    node: Node, delta: Delta = None, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Show what the coordinator keeps of one node: what it took, what it refused, and why.
+
+    Privacy is epsilon at --delta for all versions that the node had a part in, as docs/privacy.md explains it.
+    """
     folder = _folder(config, data_dir)
     report = next((report for report in _reports(folder) if report.node == node), None)
     if report is None:
         fail(f"the coordinator has not heard of {node}; `alignfed nodes list` names all", FAILED)
-    refused = _refused(folder, node)
+    refused, (delta, bound) = _refused(folder, node), _bound(report, delta, config)
     if as_json:
-        latest = [vars(update) for update in refused]
-        print(json.dumps({**report.model_dump(mode="json"), "latest_refused": latest}, indent=2))
+        latest, privacy = [vars(update) for update in refused], {"epsilon": bound, "delta": delta}
+        print(json.dumps({**report.model_dump(mode="json"), **privacy, "latest_refused": latest}, indent=2))
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.refusals.items()) or "none"
     print(f"node        {report.node}: {_state(report)}")
     print(f"accepted    {report.participation} updates, {report.waiting} of them wait for a version")
     print(f"refused     {kinds} ({report.refused_share:.0%} of all)")
     print(f"agreement   {_agreement(report)}, over {report.compared} updates")
+    print(f"privacy     {_promise(bound, delta)}")
     if report.norm is not None:
         print(f"latest      norm {report.norm:.3g}, moves products by up to {report.reach:.3g}")
     if report.overclaimed:
@@ -150,6 +164,27 @@ def _refused(folder: Path, node: str) -> "list[UpdateRow]":
 
     updates = read_updates(folder / "journal.db")
     return [u for u in updates if u.node == node and u.status in ("rejected", "stale")][-MOST_SHOWN:]
+
+
+def _bound(report: "NodeReport", delta: float | None, config: Path | None) -> tuple[float, float | None]:
+    """Delta, and epsilon at it; none where nothing is promised to the node."""
+    from coordinator.privacy.accounting import AccountantMissing, epsilon
+
+    if delta is None:
+        terms = configuration(config).coordinator.privacy
+        delta = terms.delta if terms is not None else USUAL_DELTA
+    if report.privacy_loss is None:
+        return delta, None
+    try:
+        return delta, epsilon(report.privacy_loss, delta)
+    except AccountantMissing as why:
+        fail(str(why), FAILED)
+
+
+def _promise(bound: float | None, delta: float) -> str:
+    if bound is None:
+        return "none: versions that it had a part in were made without noise"
+    return f"epsilon {bound:.3g} at delta {delta:g}"
 
 
 def _agreement(report: "NodeReport") -> str:

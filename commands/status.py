@@ -200,12 +200,16 @@ def _counts(status: "Status") -> str:
 
 
 def _nodes(status: "Status", room: int) -> "RenderableType":
+    promised = any(node.epsilon is not None for node in status.nodes)
     table = _table(
         "node", "is", "holds", "serves", "behind", "loss", "accepted", "weight", "stale", "outbox", "refused"
     )
+    if promised:
+        table.add_column("epsilon", justify="right", no_wrap=True)
     table.add_column("last update", justify="left", no_wrap=True, overflow="ellipsis")
     for node in status.nodes[:room]:
-        table.add_row(*_cells(node, status.at_ns))
+        *cells, last = _cells(node, status.at_ns)
+        table.add_row(*cells, *([_epsilon(node)] if promised else []), last)
     if room < len(status.nodes):
         table.add_row(f"and {len(status.nodes) - room} more")
     return table
@@ -230,6 +234,10 @@ def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
         str(sum(node.refusals.values())),
         "-" if last is None else f"{last.update_id[:8]} {last.status}, {_age(last.at_ns, now_ns)} ago",
     ]
+
+
+def _epsilon(node: "NodeStatus") -> str:
+    return "none" if node.epsilon is None else f"{node.epsilon:.3g}"
 
 
 def _versions(versions: "tuple[VersionStatus, ...]", now_ns: int) -> "RenderableType":

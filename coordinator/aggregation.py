@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from coordinator.background import alarms, is_judged, keeps_average, serve_newest, take_background
 from coordinator.intake import Objection, Step, drop, receipt, refuse, seconds, with_ledger, without
+from coordinator.privacy.noise import losses, protected
 from coordinator.questions import MeasuredLosses, Recall, Unanswered, answer_from_bytes, fits
 from coordinator.stages import finite
 from coordinator.state import Answered, AskModel, Effect, FederationState, Pending, PublishVersion
@@ -165,6 +166,8 @@ def manifest(
 def _is_ready(state: FederationState, at_ns: int) -> bool:
     if state.finished or not state.buffer.groups:
         return False
+    if state.config.privacy is not None and not state.noise_key:
+        return False
     deadline = flush_deadline(state)
     return state.config.strategy.is_ready(state.buffer) or (deadline is not None and at_ns >= deadline)
 
@@ -179,6 +182,9 @@ def _go_on(state: FederationState, at_ns: int) -> Step:
         asked = state.asking(unanswered.question)
         state = replace(state, pending=replace(pending, asked=asked), questions=state.questions + 1)
         return state, (AskModel(asked.id, asked.question),)
+    if (terms := state.config.privacy) is not None:
+        factors, updates = state.config.strategy.shared_factors, pending.flush.buffer.updates
+        aggregate = protected(aggregate, updates, terms, factors, state.noise_key, pending.flush.head.digest)
     return _publish(replace(state, pending=None), pending, aggregate, at_ns)
 
 
@@ -207,6 +213,7 @@ def _publish(state: FederationState, pending: Pending, aggregate: Aggregate, at_
         if update not in distrusted
     )
     state = advance(state, head, tuple(update for update in updates if update not in distrusted))
+    state = _spend(state, losses(aggregate, updates, state.config.privacy))
     state, served = (state, ()) if is_judged(state) else serve_newest(state)
     said = manifest(state, at_ns, parent=parent, inputs=inputs, aggregate=aggregate)
     receipts = tuple(receipt(i.node, i.update_id, "aggregated", version=head.version) for i in inputs)
@@ -222,6 +229,14 @@ def _remember(state: FederationState, updates: tuple[AdapterUpdate, ...], aggreg
     known = {update.node: standing for update in updates if (standing := nodes[update.node].standing)}
     after = standings_after(known, [update.node for update in updates], aggregate.measured)
     return replace(state, nodes=nodes | {node: replace(nodes[node], standing=after[node]) for node in after})
+
+
+def _spend(state: FederationState, costs: Mapping[str, float]) -> FederationState:
+    """Note what a version has cost each node of its privacy; what is published cannot be taken back."""
+    nodes = dict(state.nodes)
+    for node, cost in costs.items():
+        nodes[node] = replace(nodes[node], privacy_loss=nodes[node].privacy_loss + cost)
+    return replace(state, nodes=nodes)
 
 
 def refuse_outdated(state: FederationState) -> Step:

@@ -27,6 +27,7 @@ from coordinator.state import (
     FederationConfig,
     FederationState,
     KeysChanged,
+    NoiseKeyDrawn,
     Ordered,
     PublishRelease,
     PublishVersion,
@@ -74,6 +75,8 @@ def step(state: FederationState, event: Event) -> Step:
             state, effects = _configure(state, event)
         case KeysChanged(ring=ring):
             state, effects = change_keys(state, ring)
+        case NoiseKeyDrawn(key=key):
+            state, effects = replace(state, noise_key=key), ()
         case RolledBack():
             state, effects = roll_back(state, event)
         case Ordered():

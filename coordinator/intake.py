@@ -283,6 +283,8 @@ def _accept(
     if delta.norm <= state.config.limits.delta_norm and delta.layout != state.config.layout:
         base = state.bases[manifest.base_version]
         delta = transplant(base, base, delta, RAISING_RIDGE)  # from here on all deltas are alike
+    if (privacy := state.config.privacy) is not None:
+        delta = delta.clipped(privacy.clip_norm)  # as its node should have done: the promise rests on nobody's word
     if objection := _too_long(state, delta):
         return refuse(state, node, id_, objection, manifest)
     update = AdapterUpdate(

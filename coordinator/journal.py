@@ -14,6 +14,7 @@ from typing import Literal
 
 from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
 from coordinator.core import found, step
+from coordinator.privacy.noise import KEY_BYTES
 from coordinator.state import (
     Answered,
     Configured,
@@ -22,6 +23,7 @@ from coordinator.state import (
     FederationConfig,
     FederationState,
     KeysChanged,
+    NoiseKeyDrawn,
     Ordered,
     PublishVersion,
     Received,
@@ -38,6 +40,7 @@ from schemas.trust import KeyRing
 
 CONFIG, ADAPTER, TICK, START = "$journal/config", "$journal/adapter", "$journal/tick", "$journal/start"
 KEYS = "$journal/keys"
+NOISE = "$journal/noise"  # a secret, as all of the journal is
 ROLLBACK = "$journal/rollback/"  # followed by the order's number, and version/variant/scope
 ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
 ORDER = "$journal/order/"  # followed by the order's number
@@ -129,7 +132,7 @@ def record_nodes(connection: sqlite3.Connection, before: FederationState | None,
 
 
 def row_of_event(
-    event: Ticked | Answered | Started | Configured | KeysChanged | Ordered | RolledBack,
+    event: Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack,
 ) -> Row:
     """The row of an event that is not a message."""
     match event:
@@ -145,6 +148,8 @@ def row_of_event(
             return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
         case KeysChanged():
             return Row(event.at_ns, KEYS, event.ring.to_bytes())
+        case NoiseKeyDrawn():
+            return Row(event.at_ns, NOISE, event.key)
         case RolledBack(at_ns, number, version, variant, scope, body):
             return Row(at_ns, f"{ROLLBACK}{number}/{version}/{variant}/{scope}", body)
 
@@ -239,6 +244,10 @@ def event_of_row(row: Row) -> Event:
             return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
         case topic if topic == KEYS:
             return KeysChanged(row.received_at_ns, KeyRing.from_bytes(row.payload))
+        case topic if topic == NOISE:
+            if len(row.payload) != KEY_BYTES:
+                raise ValueError(f"a key of noise has {KEY_BYTES} bytes, got {len(row.payload)}")
+            return NoiseKeyDrawn(row.received_at_ns, row.payload)
         case topic if topic.startswith(ROLLBACK):
             order, version, of, scope = topic.removeprefix(ROLLBACK).split("/")
             variant: Variant = "average" if of == "average" else "head"

@@ -15,6 +15,7 @@ from coordinator.state import (
     FederationConfig,
     FederationState,
     KeysChanged,
+    NoiseKeyDrawn,
     PublishRelease,
     PublishVersion,
     Started,
@@ -43,9 +44,10 @@ def restore(
     adapter: Adapter,
     at_ns: int,
     ring: KeyRing | None = None,
+    noise_key: bytes | None = None,
 ) -> Step:
     """The state after everything recorded, and what is to be done now; see `restore_with_history`."""
-    return restore_with_history(journal, registry, config, adapter, at_ns, ring)[:2]
+    return restore_with_history(journal, registry, config, adapter, at_ns, ring, noise_key)[:2]
 
 
 def restore_with_history(
@@ -55,10 +57,12 @@ def restore_with_history(
     adapter: Adapter,
     at_ns: int,
     ring: KeyRing | None = None,
+    noise_key: bytes | None = None,
 ) -> Restored:
     """The state after everything recorded, under the terms of `config`, in a new epoch.
 
-    `ring` is the key ring of today; one that is older than the recorded one changes nothing.
+    `ring` is the key ring of today; one that is older than the recorded one changes nothing. `noise_key` is a fresh
+    secret, where the terms promise noise.
 
     An empty journal founds the federation with `adapter` as version 0. A version that a crash kept out of the registry
     is put there. Raises FederationDiffers when the journal is that of another federation.
@@ -70,9 +74,13 @@ def restore_with_history(
         state, history = _folded(journal, registry)
         assert state is not None
     _check_same_federation(state.config, config)
-    events: list[Configured | KeysChanged | Started] = [] if state.config == config else [Configured(at_ns, config)]
+    events: list[Configured | KeysChanged | NoiseKeyDrawn | Started] = (
+        [] if state.config == config else [Configured(at_ns, config)]
+    )
     if ring is not None and ring.number >= state.ring.number and ring != state.ring:
         events.append(KeysChanged(at_ns, ring))
+    if noise_key is not None:
+        events.append(NoiseKeyDrawn(at_ns, noise_key))
     for event in (*events, Started(at_ns)):
         state, more = step(state, event)
         with transaction(journal):

@@ -47,6 +47,9 @@ from coordinator.lease import Lease, LeaseLost
 from coordinator.model_process import ModelJob, ModelProcess, ModelProcessDied
 from coordinator.operations import order_file
 from coordinator.operations.obeying import answer_to, event_of_order
+from coordinator.privacy.accounting import AccountantMissing, epsilon
+from coordinator.privacy.noise import KEY_BYTES
+from coordinator.privacy.terms import fitted
 from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
 from coordinator.recovery import FederationDiffers, Restored, restore_with_history
 from coordinator.registry import Registry, RegistryError
@@ -104,6 +107,7 @@ WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
 EXPECTED = (
+    AccountantMissing,
     BaseModelError,
     FederationDiffers,
     InvalidExamples,
@@ -136,12 +140,17 @@ def run(
             log.info("finding base model %s", base_model.name)
             resolved = resolve(base_model.name, base_model.cache)
             calibration = _calibration_set(settings.calibration)
+            if settings.privacy is not None:
+                epsilon(
+                    1.0, settings.privacy.delta
+                )  # nobody should learn after weeks that nothing says what is promised
             config, adapter = terms(federation, base_model.name, resolved, settings, calibration)
             config = config.model_copy(update={"root": keys.root if keys else None})
             registry = Registry(settings.data_dir / "adapters")
             with _leased(journal, settings.data_dir) as lease:
                 ring = keys.reread_ring() if keys else None
-                restored = restore_with_history(journal, registry, config, adapter, time.time_ns(), ring)
+                now, noise_key = time.time_ns(), secrets.token_bytes(KEY_BYTES) if config.privacy else None
+                restored = restore_with_history(journal, registry, config, adapter, now, ring, noise_key)
                 board = Board()
                 with (
                     _stop_signals() as stopping,
@@ -172,7 +181,8 @@ def terms(
         base_model=resolved.digest,
         base_model_name=base_model_name,
         layout=layout,
-        strategy=settings.strategy,
+        strategy=fitted(settings.strategy) if settings.privacy else settings.strategy,
+        privacy=settings.privacy,
         limits=settings.limits,
         final_version=settings.final_version,
         node_ranks=settings.node_ranks,
@@ -544,6 +554,7 @@ class Service:
             trained_factors=config.strategy.trained_factors,
             codecs=UPDATE_CODECS,
             max_staleness=config.strategy.max_staleness,
+            clip_norm=config.privacy.clip_norm if config.privacy else None,
             finished=self.state.finished,
         ).to_bytes()
 

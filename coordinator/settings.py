@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.settings import TrainingConfig
+from coordinator.privacy.terms import PrivacyTerms, fitted
 from coordinator.state import Limits
 from coordinator.strategies import AlignFed, Strategy
 from schemas.adapter import LoraConfig
@@ -78,6 +79,9 @@ class CoordinatorSettings(BaseModel):
     calibration: CalibrationSettings | None = Field(
         default=None, description="without it there is no anchor and no gate"
     )
+    privacy: PrivacyTerms | None = Field(
+        default=None, description="without it deltas are not shortened and there is no noise"
+    )
     limits: Limits = Field(default=Limits(), description="bounds on what strangers can make the coordinator hold")
 
     @property
@@ -90,4 +94,13 @@ class CoordinatorSettings(BaseModel):
         anchor_examples = self.calibration.anchor_examples if self.calibration else 0
         if self.strategy.name == "calibration_only" and not anchor_examples:
             raise ValueError("strategy calibration_only needs [coordinator.calibration] with anchor_examples above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _can_promise_privacy(self) -> Self:
+        if self.privacy is None:
+            return self
+        fitted(self.strategy)
+        if self.privacy.clip_norm > self.limits.delta_norm:
+            raise ValueError("privacy.clip_norm must not be over limits.delta_norm, or every long delta is refused")
         return self

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.settings import TrainingConfig
+from coordinator.privacy.terms import PrivacyTerms, is_fitted
 from coordinator.questions import Answer, Fold, Question
 from coordinator.strategies import Strategy
 from coordinator.trust.ledger import NodeLedger, Refusal
@@ -77,6 +78,13 @@ class FederationConfig(BaseModel):
     calibration: CalibrationTerms | None = None
     node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     root: PublicKey | None = None  # with it, an update counts only if an enrolled key has signed it
+    privacy: PrivacyTerms | None = None  # with it, versions are made of short deltas and noise
+
+    @model_validator(mode="after")
+    def _can_promise_privacy(self) -> Self:
+        if self.privacy is not None and not is_fitted(self.strategy):
+            raise ValueError(f"no noise makes the versions of {self.strategy.name}, as it is set, private")
+        return self
 
     @cached_property
     def node_layouts(self) -> Mapping[str, Layout]:
@@ -135,6 +143,7 @@ class FederationState:
     partial_bytes: int = 0  # of all nodes
     dropped: Mapping[str, int] = field(default_factory=dict)  # messages refused without a receipt, by reason
     orders: int = 0  # the number of the last one taken
+    noise_key: bytes = field(default=b"", repr=False)  # secret; where noise is promised, no version without it
     ring: KeyRing = field(default_factory=KeyRing)  # whose signatures count, where the federation has a root
 
     @property
@@ -212,6 +221,14 @@ class KeysChanged:
 
 
 @dataclass(frozen=True)
+class NoiseKeyDrawn:
+    """A secret has been drawn that the noise of the versions to come is made from; 32 bytes."""
+
+    at_ns: int
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class RolledBack:
     """The operator wants an earlier version's adapter served, and, for the head, trained from; `body` is safetensors.
 
@@ -226,7 +243,7 @@ class RolledBack:
     body: bytes
 
 
-Event = Received | Ticked | Answered | Started | Configured | Ordered | KeysChanged | RolledBack
+Event = Received | Ticked | Answered | Started | Configured | Ordered | KeysChanged | NoiseKeyDrawn | RolledBack
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ def on_finished(state: EdgeState, event: TrainingFinished) -> tuple[EdgeState, E
     start = state.training.job.start
     name = f"training on version {start.pointer.version}"
     delta = event.adapter - start.adapter
+    if state.terms is not None and state.terms.clip_norm is not None and delta.is_finite:
+        delta = delta.clipped(state.terms.clip_norm)
     if not delta.is_finite or _sayable(event.loss) is None:
         return _rest(state, event.at, f"{name} diverged and was dropped; try a smaller learning_rate")
     update = _update(state, start, delta, event)
@@ -158,7 +160,7 @@ def _rest(state: EdgeState, at: float, why: str) -> tuple[EdgeState, Effects]:
 def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: TrainingFinished) -> Update:
     settings = state.identity.settings
     codec = _codec(state.terms, settings.codec)
-    body = encode(delta, codec, end=event.adapter, step=settings.kltp_step)
+    body = encode(delta, codec, end=start.adapter + delta, step=settings.kltp_step)
     room = (state.max_packet_size or 2 * MAX_CHUNK_SIZE) - HEADROOM
     chunk_size = max(SMALLEST_CHUNK, min(MAX_CHUNK_SIZE, room))
     manifest = UpdateManifest(

@@ -1,8 +1,8 @@
 """`python -m fuzz`: search every target for inputs that break it, or run one again on the input that did.
 
-    python -m fuzz --runs 1000000 --seed 1          all targets, two processes; the last line is a summary in JSON
-    python -m fuzz --runs 100000 --only topic gguf  these targets
-    python -m fuzz --again topic FILE               the check of one target on one input, with its traceback
+python -m fuzz --runs 1000000 --seed 1          all targets, two processes; the last line is a summary in JSON
+python -m fuzz --runs 100000 --only topic gguf  these targets
+python -m fuzz --again topic FILE               the check of one target on one input, with its traceback
 """
 
 import argparse
@@ -53,7 +53,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Fuzz every decoder.")
     parser.add_argument("--runs", type=int, default=1_000_000, help="executions of all targets together")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same search, as long as it goes well")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="the same seed makes the same search, as long as it goes well"
+    )
     parser.add_argument("--processes", type=int, default=2, help="targets at a time")
     parser.add_argument("--only", nargs="+", default=(), metavar="TARGET", help="these targets alone")
     parser.add_argument("--out", type=Path, default=Path("fuzz-crashes"), help="where inputs that break one are kept")

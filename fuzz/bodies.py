@@ -21,7 +21,11 @@ ENCODED_AGAIN = 16  # of so many inputs of kltp one: its encoder takes a hundred
 def layout() -> Layout:
     """Two modules at rank 2: 44 numbers."""
     shapes = {"up": ((2, 5), (7, 2)), "v": ((2, 4), (6, 2))}
-    tensors = [(f"m.{name}.lora_{factor}.weight", shape) for name in shapes for factor, shape in zip("AB", shapes[name])]
+    tensors = [
+        (f"m.{name}.lora_{factor}.weight", shape)
+        for name in shapes
+        for factor, shape in zip("AB", shapes[name], strict=True)
+    ]
     return Layout(lora=LoraConfig(rank=2, alpha=4, target_modules=("up", "v")), tensors=tuple(sorted(tensors)))
 
 

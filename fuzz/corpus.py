@@ -1,6 +1,6 @@
 """The kept corpus: for each target one archive of inputs, the fewest that reach all that any of them has reached.
 
-    python -m fuzz.corpus fold FOLDER    take up what a long search has found, from FOLDER/<target>/
+python -m fuzz.corpus fold FOLDER    take up what a long search has found, from FOLDER/<target>/
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Targets for files that may have come from anywhere: recordings and their importers, keys, models, what a node holds."""
+"""Targets for files that may be anybody's: recordings and their importers, keys, models, what a node holds."""
 
 import os
 import sqlite3
@@ -24,8 +24,8 @@ from broker.recording import (
 )
 from coordinator.journal import event_of_row
 from coordinator.replay.recorded import read_row
-from edge_node.training.gguf_file import open_gguf
 from edge_node.held_adapter import DamagedFile, recall, recall_terms
+from edge_node.training.gguf_file import open_gguf
 from fuzz.bodies import layout
 from fuzz.messages import FEDERATION, key
 from fuzz.mutators import in_json, in_lines

@@ -46,7 +46,7 @@ def shares(targets: Sequence[Target], runs: int) -> list[int]:
 def search_all(
     targets: Sequence[Target], *, runs: int, seed: int, processes: int, corpus: Path, crashes: Path
 ) -> Found:
-    """Search all targets, so many at a time; says on standard error how far it is, and what breaks as soon as it does."""
+    """Search all targets, so many at a time; standard error says how far it is, and what breaks, as it happens."""
     began = time.monotonic()
     crashes.mkdir(parents=True, exist_ok=True)
     searches = []

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
+from typing import Any
 
 from fuzz.mutators import in_json
 from fuzz.target import Target, hold, sayable
@@ -38,7 +39,9 @@ def check_route(data: bytes) -> None:
     names = [field.name for field in fields(kind)]
     given = dict(zip(names, words + [""] * len(names), strict=False))
     try:
-        numbers = {name: int(text) if name in ("version", "index") else text for name, text in given.items()}
+        numbers: dict[str, Any] = {
+            name: int(text) if name in ("version", "index") else text for name, text in given.items()
+        }
         address = kind(**numbers)
         topic = route(words[-1], address).topic
     except ValueError as refusal:

@@ -85,7 +85,7 @@ def _changed(tree: Any, draw: random.Random, mutate: Mutate) -> Any:
         case 0 if isinstance(old, str):
             return _with(tree, path, mutate(old.encode("utf-8", "surrogatepass"), len(old) + 64).decode("latin-1"))
         case 1 if type(old) is int:
-            return _with(tree, path, old + draw.choice((-1, 1, -(2**draw.randrange(66)), 2 ** draw.randrange(66))))
+            return _with(tree, path, old + draw.choice((-1, 1, -(2 ** draw.randrange(66)), 2 ** draw.randrange(66))))
         case 2 if isinstance(old, list) and old:
             return _with(tree, path, [*old, *([old[0]] * draw.choice((1, 2, 600)))])
         case 3 if isinstance(old, dict) and old:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from coordinator.core import found, step
 from coordinator.journal import ADAPTER, open_journal, record, record_founding, row_of_event
 from coordinator.operations.orders import Forgive, Quarantine
 from coordinator.operations.requests import RollbackRequest
-from coordinator.questions import MeasuredLosses, TrainedAnchor, answer_to_bytes
+from coordinator.questions import Answer, MeasuredLosses, TrainedAnchor, answer_to_bytes
 from coordinator.state import Answered, FederationConfig, KeysChanged, PublishVersion, Received, SendReceipt, Ticked
 from coordinator.strategies import FedBuff
 from fuzz import corpus
@@ -108,18 +109,18 @@ def journal(path: Path) -> list[Message]:
     first = Adapter.zeros(layout())
     state, effects = found(config, first, BEGUN_NS)
     said = [effect.manifest for effect in effects if isinstance(effect, PublishVersion)]
-    events = [KeysChanged(BEGUN_NS, ring()), *_updates(first), Ticked(BEGUN_NS + 10**10)]
+    events: list[KeysChanged | Received | Ticked] = [
+        KeysChanged(BEGUN_NS, ring()),
+        *_updates(first),
+        Ticked(BEGUN_NS + 10**10),
+    ]
     answers: list[Message] = [*said]
     with closing(open_journal(path)) as connection:
         with transaction(connection):
             record_founding(connection, config, first, BEGUN_NS)
         for event in events:
             state, effects = step(state, event)
-            row = (
-                Row(event.at_ns, event.topic, event.payload)
-                if isinstance(event, Received)
-                else row_of_event(event)
-            )
+            row = Row(event.at_ns, event.topic, event.payload) if isinstance(event, Received) else row_of_event(event)
             with transaction(connection):
                 record(connection, row, effects)
             for effect in effects:
@@ -172,15 +173,31 @@ def of_messages(answers: list[Message]) -> Seeds:
         NodeState(online=True, boot_id=ID, base_model=SHA, version=1, serving=1),
         NodeMetrics(boot_id=ID, base_version=1, step=1, steps=2, loss=0.5, idle="resting"),
         NodeFigures(
-            node="kitchen", version=1, behind=0, loss=0.5, participation=3, contribution=0.5, staleness=0.5, refused=1,
-            outbox=0, problem="look at it", adapter={"installed_version": "1", "latest_version": "2"},
-        ),  # fmt: skip
+            node="kitchen",
+            version=1,
+            behind=0,
+            loss=0.5,
+            participation=3,
+            contribution=0.5,
+            staleness=0.5,
+            refused=1,
+            outbox=0,
+            problem="look at it",
+            adapter={"installed_version": "1", "latest_version": "2"},
+        ),
         InferenceRequest(messages=(ChatTurn(role="user", content="on"),), stream=True, max_tokens=8, stop=("}",)),
         InferenceAnswer(
-            index=1, last=True, text="on", base_model=SHA, version=2, digest=SHA, finish="stop", tokens=4,
+            index=1,
+            last=True,
+            text="on",
+            base_model=SHA,
+            version=2,
+            digest=SHA,
+            finish="stop",
+            tokens=4,
             error=InferenceError(code="timeout", reason="took too long"),
-        ),  # fmt: skip
-    ]  # fmt: skip
+        ),
+    ]
     seeds: Seeds = {}
     for message in [*manifests, *answers, *others]:
         seeds.setdefault(f"message-{type(message).__name__}", []).append(message.to_bytes())
@@ -196,7 +213,7 @@ def of_messages(answers: list[Message]) -> Seeds:
 
 def of_topics() -> Seeds:
     """One topic of each kind, and the fields that make it."""
-    values = {"node": "kitchen", "device": "tablet", "update_id": ID, "version": 12, "index": 3}
+    values: dict[str, Any] = {"node": "kitchen", "device": "tablet", "update_id": ID, "version": 12, "index": 3}
     topics, made = list[bytes](), list[bytes]()
     for number, kind in enumerate(ADDRESSES):
         given = {name: values[name] for name in (field.name for field in fields(kind))}
@@ -211,7 +228,7 @@ def of_bodies() -> Seeds:
     seeds: Seeds = {f"codec-{codec}": [encode(delta(n), codec) for n in range(2)] for codec in UPDATE_CODECS}
     adapter = delta(3).to_safetensors()
     seeds["codec-kltp"].append(encode(Adapter.zeros(layout()), "kltp"))
-    answers = [MeasuredLosses((1.5, 2.5), 0.5), TrainedAnchor(delta(4), 2.5, 1.5, 0.5)]
+    answers: list[Answer] = [MeasuredLosses((1.5, 2.5), 0.5), TrainedAnchor(delta(4), 2.5, 1.5, 0.5)]
     return seeds | {
         "codec-safetensors": [adapter],
         "adapter-file": [adapter],
@@ -242,8 +259,12 @@ def of_requests() -> Seeds:
         "example-file": [example + b"\n" + example.replace(b"lamp", b"fan") + b"\n", example + b"\n"],
         "order": [order.to_bytes() for order in orders],
         "rollback-request": [rollback.model_dump_json().encode()],
-        "settings": [toml, b'[coordinator.strategy]\nname = "fedbuff"\nbuffer_size = 0\n', b"federation = 2020-01-01\n",
-                     b"federation = " + b"[" * DEEP],
+        "settings": [
+            toml,
+            b'[coordinator.strategy]\nname = "fedbuff"\nbuffer_size = 0\n',
+            b"federation = 2020-01-01\n",
+            b"federation = " + b"[" * DEEP,
+        ],
     }
 
 

@@ -169,6 +169,12 @@ class Adapter:
         hashed.update(self.values.astype("<f4", copy=False).data)  # without a copy of them
         return hashed.hexdigest()
 
+    def clipped(self, norm: float) -> Self:
+        """This adapter, shortened where its Euclidean norm is over `norm`; never longer than that."""
+        if self.norm <= norm:
+            return self
+        return self * (norm / self.norm * (1 - 1e-6))  # below, whichever way the products are rounded
+
     def only(self, factor: Literal["A", "B"]) -> Self:
         """This adapter with the other factor of every module zero."""
         kept = {

@@ -269,6 +269,9 @@ class CoordinatorState(Message):
     max_staleness: Version | None = Field(
         default=None, description="updates whose base version is more versions old are refused; none if not announced"
     )
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="nodes shorten deltas whose Euclidean norm is larger to this; none: as they are"
+    )
     finished: bool = Field(default=False, description="the last version is published: no more training")
 
 

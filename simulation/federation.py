@@ -8,6 +8,7 @@ import time as clocks
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import NamedTuple
 
 from base_model.examples import Example
@@ -21,6 +22,7 @@ from coordinator.state import (
     Event,
     FederationConfig,
     FederationState,
+    NoiseKeyDrawn,
     PublishRelease,
     PublishVersion,
     QuestionId,
@@ -158,6 +160,9 @@ class Federation:
         """
         self._state, effects = found(self._config, first, _at_ns(0.0))
         self._carry_out(effects)
+        if self._config.privacy is not None:
+            key = sha256(f"noise {self.fleet.seed}".encode()).digest()  # everybody may know it: nobody's data are here
+            self._tell(NoiseKeyDrawn(_at_ns(0.0), key))
         for node, presence in self.fleet.presences.items():
             self._agenda.expect(presence.joins_at, Joined(node))
         while (due := self._due()) is not None:

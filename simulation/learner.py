@@ -75,7 +75,8 @@ class Learner:
         start = self.works_with(job.node, job.start.adapter)
         training = self.training.model_copy(update={"seed": seed_of(self.seed, job.node, "job", job.number)})
         result = train(self.model, start, examples, training, _unheard)
-        return result.adapter - start, result
+        delta, privacy = result.adapter - start, self.config.privacy
+        return delta if privacy is None or not delta.is_finite else delta.clipped(privacy.clip_norm), result
 
     def works_with(self, node: str, adapter: Adapter) -> Adapter:
         """What a node makes of a global adapter: it cuts it to its rank, and puts in what it keeps to itself."""

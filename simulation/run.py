@@ -13,6 +13,7 @@ from base_model.language_model import Dtype, LanguageModel
 from base_model.reference import default_cache, resolve
 from coordinator.calibration import CalibrationSet
 from coordinator.calibrator import Calibrator
+from coordinator.privacy.terms import fitted
 from coordinator.state import CalibrationTerms, FederationConfig, Limits
 from coordinator.strategies import Strategy
 from simulation.centralised import train_centrally
@@ -127,7 +128,8 @@ def make_federation(
         base_model=model.resolved.digest,
         base_model_name=config.base_model,
         layout=model.layout(config.lora),
-        strategy=strategy,
+        strategy=fitted(strategy) if config.privacy else strategy,
+        privacy=config.privacy,
         limits=Limits(nodes=len(task.nodes)),
         calibration=CalibrationTerms(digest=calibration.digest, folds=calibration.folds, training=anchor),
         node_ranks=config.node_ranks,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from base_model.reference import DEFAULT_NAME
 from base_model.settings import TrainingConfig
+from coordinator.privacy.terms import PrivacyTerms, fitted
 from coordinator.strategies import Strategy
 from schemas.adapter import LoraConfig
 from simulation.schedule import Schedule
@@ -42,6 +43,7 @@ class SimulationConfig(BaseModel):
     node_ranks: tuple[int, ...] = Field(
         default=(), description="ranks of nodes beside the global one; every rank has as many nodes as the others"
     )
+    privacy: PrivacyTerms | None = Field(default=None, description="short deltas and noise; none: neither")
     training: TrainingConfig = TrainingConfig(steps=4, batch_size=4, learning_rate=4e-3)
     anchor_training: TrainingConfig | None = Field(default=None, description="as the nodes train when unset")
     anchor_examples: int = Field(default=32, ge=0)
@@ -52,6 +54,14 @@ class SimulationConfig(BaseModel):
     def _ends(self) -> Self:
         if self.updates is None and self.time is None:
             raise ValueError("give updates or time: a run must end")
+        return self
+
+    @model_validator(mode="after")
+    def _can_promise_privacy(self) -> Self:
+        if self.privacy is not None:
+            if self.strategy is None:
+                raise ValueError("central training has no nodes to promise privacy to")
+            fitted(self.strategy)
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from broker.recording import Row
-from coordinator.journal import ANSWER, CONFIG, START, TICK, event_of_row
+from coordinator.journal import ANSWER, CONFIG, NOISE, START, TICK, event_of_row
 from coordinator.replay.rebasing import rebased
 from coordinator.replay.source import Source
 from coordinator.replay.virtual_time import begin, turns
@@ -129,7 +129,7 @@ def unkind(rows: Iterator[Row], seed: int, harm: Counter[str]) -> Iterator[Row]:
     draw = random.Random(seed)
     held: list[tuple[int, Row]] = []  # with how many rows more they wait for
     for row in rows:
-        if row.topic in (CONFIG, START):
+        if row.topic in (CONFIG, NOISE, START):
             yield row
             continue
         if row.topic == TICK or row.topic.startswith(ANSWER):

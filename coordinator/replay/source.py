@@ -189,6 +189,8 @@ def layout_of_body(lora: LoraConfig, digest: str, body: bytes) -> Layout:
 def _assumed_terms(heard: Heard, layout: Layout) -> tuple[FederationConfig, tuple[str, ...]]:
     birth = heard.birth
     assert birth is not None
+    if birth.clip_norm is not None:
+        raise NotReplayable("these versions were made with noise that is on no topic: name the journal by --journal")
     try:
         strategy = TypeAdapter[Strategy](Strategy).validate_python({"name": birth.strategy})
     except ValidationError:

@@ -121,7 +121,9 @@ def _turns(source: Source, change: Change) -> Iterator[Turn]:
 
 def _changed(config: FederationConfig, change: Change) -> FederationConfig:
     strategy = change.strategy or config.strategy
-    return config.model_copy(update={"strategy": strategy, "calibration": None, "final_version": None})
+    privacy = None if change.strategy else config.privacy  # another strategy may have no place for noise
+    update = {"strategy": strategy, "calibration": None, "final_version": None, "privacy": privacy}
+    return config.model_copy(update=update)
 
 
 def _event_row(row: Row, change: Change) -> Row | None:

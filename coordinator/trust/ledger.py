@@ -3,6 +3,7 @@
 It is the coordinator's own count: nothing in it is taken from a claim.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -64,6 +65,7 @@ class NodeLedger:
     decoded: int = 0  # in that hour
     standing: Standing | None = None  # from its first update in a version on
     quarantine: str | None = None  # why nothing is taken from this node
+    privacy_loss: float = 0.0  # of all its updates that are in versions; see coordinator/privacy
 
     @property
     def partial_bytes(self) -> int:
@@ -124,6 +126,7 @@ class NodeReport(BaseModel):
     norm: float | None
     reach: float | None
     overclaimed: int
+    privacy_loss: float | None = None  # none: without bound
 
 
 def report_of(node: str, ledger: NodeLedger) -> NodeReport:
@@ -143,4 +146,5 @@ def report_of(node: str, ledger: NodeLedger) -> NodeReport:
         norm=standing.size.norm if standing else None,
         reach=standing.size.reach.whole if standing else None,
         overclaimed=ledger.overclaimed,
+        privacy_loss=ledger.privacy_loss if math.isfinite(ledger.privacy_loss) else None,
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import staleness
+from coordinator.privacy.accounting import epsilon
 from coordinator.questions import Kind
 from coordinator.state import FederationState
 from coordinator.trust.ledger import NodeLedger
@@ -69,6 +70,9 @@ class NodeStatus(Value):
     refusals: Mapping[str, Count] = Field(description="by cause")
     refused_in_a_row: Count = Field(description="since the last one that was accepted")
     quarantine: str | None = Field(description="why the operator lets nothing be taken from it")
+    epsilon: float | None = Field(
+        description="at the terms' delta, of all its updates in versions; none: nothing is promised"
+    )
     first_version: Count | None = Field(description="the head when its first update was accepted")
     last_update: UpdateStatus | None
 
@@ -229,6 +233,7 @@ def _nodes(facts: Facts) -> tuple[NodeStatus, ...]:
             facts.fleet.get(name),
             parts,
             waiting[name],
+            state.config.privacy.delta if state.config.privacy else None,
         )
         for name in names
     )
@@ -242,6 +247,7 @@ def _node(
     heard: NodeHeard | None,
     parts: "_Contributions",
     waiting: int,
+    delta: float | None,
 ) -> NodeStatus:
     said = heard.state if heard else None
     metrics = heard.metrics if heard else None
@@ -269,6 +275,7 @@ def _node(
         refusals=dict(sorted(past.refusals.items())),
         refused_in_a_row=past.refused_in_a_row,
         quarantine=ledger.quarantine,
+        epsilon=epsilon(ledger.privacy_loss, delta) if delta is not None else None,
         first_version=past.first_version,
         last_update=_last(past.last),
     )

@@ -239,6 +239,17 @@ def test_kltp_measures_the_loss_in_the_products_of_the_adapter_that_was_learnt(
     assert body != encode(learnt - start, "kltp", step=2.0)
 
 
+def test_a_delta_is_shortened_to_the_norm_that_the_federation_announces(start_node: Any, coordinator: Any) -> None:
+    node = start_node(codec="kltp")
+    node.joins(coordinator.terms(codecs=("kltp",), clip_norm=0.5))
+    node.receives(coordinator.version(3, value=1.0))
+    body = node.learns(4.0).body
+    start, learnt = coordinator.adapter(1.0), coordinator.adapter(4.0)
+    delta = (learnt - start).clipped(0.5)
+    assert 0.4999 < delta.norm <= 0.5 < (learnt - start).norm
+    assert body == encode(delta, "kltp", end=start + delta)
+
+
 def test_a_body_that_fits_into_a_packet_travels_with_its_manifest(start_node: Any, coordinator: Any) -> None:
     node = start_node(codec="fp32")
     node.joins(coordinator.terms())

@@ -1,0 +1,1 @@
+"""Client-level differential privacy: bounds on deltas, noise on versions, and what each node has spent."""
