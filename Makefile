@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/nul
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-recording test test-docker chaos check docs golden clean
+.PHONY: help demo demo-recording test test-docker chaos check docs golden fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
@@ -34,6 +34,10 @@ SEED ?= 1
 
 chaos: $(STAMP)  ## kill processes of a real federation KILLS times by SEED, and check what is left; prints JSON
 	@$(VENV)/bin/python -m chaos --kills $(KILLS) --seed $(SEED)
+
+RUNS ?= 10000000
+fuzz: $(STAMP)  ## search every decoder for bytes that break it; RUNS=10000000, the last line is a summary in JSON
+	@$(VENV)/bin/python -m fuzz --runs $(RUNS) --seed $(SEED)
 
 docs: $(STAMP)  ## build the documentation into site/; a link to nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

@@ -67,6 +67,8 @@ def _ways(target: Target, data: bytes) -> set[Arc]:
         if event == "line":
             ways.add((frame.f_code.co_filename, last.get(frame, 0), frame.f_lineno))
             last[frame] = frame.f_lineno
+        elif event == "return":
+            ways.add((frame.f_code.co_filename, last.get(frame, 0), 0))
         return note
 
     before = sys.gettrace()

@@ -9,7 +9,6 @@ import base64
 import csv
 import io
 import json
-import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -357,5 +356,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
     main()

@@ -2,8 +2,12 @@
 
 import base64
 import csv
+import hashlib
+import struct
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -180,3 +184,84 @@ def test_text_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text("1700000000.123456789 a 1 0 zz\n")
     with pytest.raises(ExchangeError, match="line 1: not what mosquitto_sub"):
         list(read_mosquitto_sub(tmp_path / "r.txt"))
+
+
+LINE = '{"received_at_ns":1,"topic":"a","qos":0,"retain":false,"duplicate":false,"payload":"%s"}'
+OF_NOTHING = hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda line: "[" * 1100, "too deep to be a message"),
+        (lambda line: line.replace('"a"', '"\\ud800"'), "surrogates not allowed"),
+        (lambda line: line.replace(":1,", ":9223372036854775808,"), "is not one between 1970 and 2262"),
+        (lambda line: line.replace('"qos"', '"properties":{"user":[["\\ud800",""]]},"qos"'), "surrogates not allowed"),
+        (lambda line: line.replace('"qos"', '"properties":[],"qos"'), "MQTT properties are an object"),
+    ],
+)
+def test_a_line_that_no_recording_can_hold_is_refused(tmp_path: Path, change: Callable[[str], str], what: str) -> None:
+    (tmp_path / "r.jsonl.payloads").mkdir()
+    (tmp_path / "r.jsonl.payloads" / OF_NOTHING).touch()
+    (tmp_path / "r.jsonl").write_text(LINE % OF_NOTHING + "\n")
+    assert [row.topic for row in read_json_lines(tmp_path / "r.jsonl")] == ["a"]
+    (tmp_path / "r.jsonl").write_text(change(LINE % OF_NOTHING) + "\n")
+    with pytest.raises(ExchangeError, match=what):
+        list(read_json_lines(tmp_path / "r.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x85", "is not text"),
+        (b"a,b,0,False,inf,0\n", "line 1: cannot convert float infinity"),
+        (b"a,b,0,False,1e30,0\n", "line 1: the time .* is not one between"),
+        (b"a,b,0,False,-1,0\n", "line 1: the time -1000000000 is not one between"),
+    ],
+)
+def test_a_csv_that_no_recording_can_hold_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "r.csv").write_bytes(content)
+    with pytest.raises(ExchangeError, match=what):
+        list(read_mqtt_recorder(tmp_path / "r.csv", payloads_in_base64=False))
+
+
+def test_a_printed_time_that_no_recording_can_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("9999999999999.000000000 a 1 0 00\n")
+    with pytest.raises(ExchangeError, match="line 1: the time 9999999999999000000000 is not one between"):
+        list(read_mosquitto_sub(tmp_path / "r.txt"))
+
+
+CHUNK, HEAD = 6, 8 + 9  # the number of a record that is a chunk; the magic, and a record's number and length
+
+
+def chunk(uncompressed: int, compression: bytes, data: bytes) -> bytes:
+    """An MCAP file of one chunk, as an attacker writes it."""
+    words = struct.pack("<QQQII", 0, 0, uncompressed, 0, len(compression)) + compression
+    record = words + struct.pack("<Q", len(data)) + data
+    return b"\x89MCAP0\r\n" + struct.pack("<BQ", CHUNK, len(record)) + record
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        chunk(1 << 40, b"", b"x"),
+        chunk(9, b"zstd", bytes.fromhex("28b52ffd e0 0000000000010000 010000")),  # a frame that claims 2^40 bytes
+        chunk(1, b"", b"x").replace(struct.pack("<Q", 1) + b"x", struct.pack("<Q", 1 << 38) + b"x"),
+        chunk(1, b"lz4", b"no frame"),
+    ],
+)
+def test_an_mcap_file_that_claims_to_hold_more_than_it_does_takes_no_memory(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.mcap").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExchangeError, match="no MCAP file"):
+            list(read_mcap(tmp_path / "r.mcap"))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_mcap_file_whose_times_no_recording_can_hold_is_refused(tmp_path: Path) -> None:
+    write_mcap([replace(FULL, received_at_ns=(1 << 64) - 1)], tmp_path / "r.mcap")
+    with pytest.raises(ExchangeError, match="is not one between 1970 and 2262"):
+        list(read_mcap(tmp_path / "r.mcap"))

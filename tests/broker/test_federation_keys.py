@@ -1,5 +1,6 @@
 """Keys are made once and kept, their files are nobody else's, and mosquitto does what is made of them."""
 
+import base64
 import json
 import os
 import shutil
@@ -173,6 +174,23 @@ def test_a_damaged_bundle_says_which_file(keys: Path, file: str, content: bytes 
         path.chmod(0o600)
     with pytest.raises(KeyFileError, match=file):
         load_node_bundle(path.parent, "plant", "kitchen")
+
+
+def test_a_key_of_which_one_byte_is_changed_is_another_or_is_refused(keys: Path) -> None:
+    path = keys / "nodes" / "kitchen" / "signing.key"
+    content = path.read_bytes()
+    start, end = content.index(b"\n") + 1, content.rindex(b"\n-")
+    sound = base64.b64decode(content[start:end])
+    refused = 0
+    for place in range(len(sound)):  # in the first bytes it says what kind of key it is
+        changed = bytes(byte ^ 4 if at == place else byte for at, byte in enumerate(sound))
+        path.write_bytes(content[:start] + base64.b64encode(changed) + content[end:])
+        try:
+            read_signing_key(path)
+        except KeyFileError as refusal:
+            refused += 1
+            assert "signing.key holds" in str(refusal) and "\n" not in str(refusal)
+    assert refused >= len(sound) - 32  # the last 32 bytes are the key, and any are one
 
 
 def test_the_bundle_of_another_node_or_federation_is_refused(made: Path) -> None:

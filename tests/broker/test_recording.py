@@ -1,6 +1,7 @@
 """The recording file: what is written is read back, and a file that is not whole is refused in words."""
 
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from broker.events import Message, MessageProperties
 from broker.recording import (
+    APPLICATION_ID,
     RecordingError,
     Row,
     append,
     open_recording,
     read_rows,
+    reading,
     row_of,
     transaction,
 )
@@ -199,3 +202,44 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path) -> None:
         else:
             assert read == rows
     assert refusals >= 5 * 3000 // 97  # no change in a payload goes unnoticed
+
+
+def test_damaged_text_in_the_file_s_own_tables_is_refused(tmp_path: Path) -> None:
+    record(tmp_path / "r", row(1))
+    content = (tmp_path / "r").read_bytes()
+    assert content.count(b"tablemessages") == 1
+    (tmp_path / "r").write_bytes(content.replace(b"tablemessages", b"table\x8eessages"))
+    with refused("r: "), reading(tmp_path / "r"):
+        pass
+    with refused("r: "):
+        open_recording(tmp_path / "r")
+
+
+COLUMNS = "seq INTEGER PRIMARY KEY, received_at_ns, topic, qos, retain, dup, properties, payload, crc32"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("topic", b"a", "row 1 is damaged, its checksum"),
+        ("received_at_ns", "soon", "row 1 is damaged, its checksum"),
+        ("payload", "text", "row 1 is damaged, its checksum"),
+        ("properties", "[]", "row 1 is damaged: MQTT properties are an object, not a list"),
+        ("properties", "[" * 1100, "row 1 is damaged: MQTT properties are no nested lists"),
+        ("properties", '{"user":[["a"]]}', "row 1 is damaged: a user property in MQTT is two texts"),
+        ("properties", '{"expiry_s":"1"}', "row 1 is damaged: the MQTT property expiry_s is no int"),
+        ("properties", "no JSON", "row 1 is damaged: Expecting value"),
+    ],
+)
+def test_a_row_with_a_true_checksum_of_what_no_recorder_writes_is_refused(
+    tmp_path: Path, column: str, value: object, what: str
+) -> None:
+    values = {"received_at_ns": 1, "topic": "t", "qos": 1, "retain": 0, "dup": 0, "properties": "{}", "payload": b""}
+    *fields, payload = (values | {column: value}).values()
+    content = payload if isinstance(payload, bytes) else str(payload).encode()
+    checksum = zlib.crc32(content, zlib.crc32(repr(fields).encode()))
+    with closing(sqlite3.connect(tmp_path / "r", isolation_level=None)) as anybody_s:
+        anybody_s.executescript(f"PRAGMA application_id = {APPLICATION_ID}; CREATE TABLE messages ({COLUMNS})")
+        anybody_s.execute("INSERT INTO messages VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, payload, checksum))
+    with refused(what):
+        list(read_rows(tmp_path / "r"))

@@ -31,6 +31,7 @@ def test_a_named_file_is_read_in_place_of_the_one_in_this_folder(alignfed, file,
     ("text", "said"),
     [
         ("federation = [", "alignfed.toml is not valid TOML: "),
+        ("federation = " + "[" * 1100, "alignfed.toml is not valid TOML: lists within lists, too deep to be settings"),
         ('fedration = "x"', "alignfed.toml: fedration is not a setting; did you mean federation?"),
         ("[broker]\nprot = 1", "alignfed.toml: broker.prot is not a setting; did you mean port? [broker] takes host,"),
         ("[broker]\nport = 70000", "alignfed.toml: broker.port = 70000: should be less than or equal to 65535"),
