@@ -12,6 +12,7 @@ from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
+from coordinator.privacy.terms import PrivacyTerms
 from coordinator.settings import CalibrationSettings, CoordinatorSettings, HomeAssistantSettings
 from coordinator.stages import AnchorStage, ReleaseStage
 from coordinator.state import Limits
@@ -37,6 +38,7 @@ SECTIONS = {
     "coordinator.strategy.release.guard": HeadGuard,
     "coordinator.calibration": CalibrationSettings,
     "coordinator.home_assistant": HomeAssistantSettings,
+    "coordinator.privacy": PrivacyTerms,
     "coordinator.limits": Limits,
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
