@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from coordinator.privacy.terms import PrivacyTerms
 from coordinator.strategies import AlignFed, CalibrationOnly, FedBuff
 from simulation.result import RunResult
 from simulation.schedule import Schedule
@@ -125,3 +126,21 @@ def test_central_training_learns_more_from_as_many_examples(simulate, fedbuff: F
 def test_a_run_must_end() -> None:
     with pytest.raises(ValidationError, match="must end"):
         SimulationConfig(method="x", strategy=FedBuff(), updates=None)
+
+
+def test_a_private_run_is_the_same_twice_and_more_noise_teaches_less(simulate, fedbuff: FedBuff) -> None:
+    def loss(multiplier: float) -> float:
+        terms = PrivacyTerms(clip_norm=1.0, noise_multiplier=multiplier)
+        one, other = (simulate(fedbuff, privacy=terms) for _ in range(2))
+        assert one.model_dump_json(exclude=MEASURED) == other.model_dump_json(exclude=MEASURED)
+        return float(one.points[-1].loss)
+
+    assert loss(0.0) < loss(1.0)
+
+
+def test_privacy_is_not_for_central_training_nor_for_steps_without_a_bound() -> None:
+    terms = PrivacyTerms(clip_norm=1.0, noise_multiplier=1.0)
+    with pytest.raises(ValidationError, match="central training has no nodes"):
+        SimulationConfig(method="central", strategy=None, privacy=terms)
+    with pytest.raises(ValidationError, match="calibration_only makes another"):
+        SimulationConfig(method="alone", strategy=CalibrationOnly(), privacy=terms)

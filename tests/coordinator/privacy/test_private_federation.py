@@ -1,5 +1,6 @@
 """A federation that promises privacy: its versions, what it keeps of each node, and that a replay is the same."""
 
+import io
 import json
 import math
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from broker.recording import RecordingError, Row, read_rows, transaction
+from commands.status import picture
 from coordinator.core import found, step
 from coordinator.journal import NOISE, event_of_row, open_journal, read_nodes, record, record_nodes
 from coordinator.privacy.accounting import epsilon
@@ -162,6 +165,9 @@ def test_operators_see_what_is_promised_to_each_node(
     assert [(report.node, report.privacy_loss) for report in read_nodes(path)] == [("a", 0.5), ("b", 0.5)]
     status = status_of(Facts(state, _history(path)), 9)
     assert [node.epsilon for node in status.nodes] == [epsilon(0.5, TERMS.delta)] * 2
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(picture(status, None))
+    assert "epsilon" in (said := console.export_text()) and f"{epsilon(0.5, TERMS.delta):.3g}" in said
 
 
 def _history(path: Path) -> History:
