@@ -2,9 +2,9 @@
 
     python benchmarks/privacy.py [--updates 16] [--methods ffa_lora] [--json FILE]
 
-Real training in virtual time, as `alignfed simulate` does it, without an anchor, in which no node has a part. Deltas are
-shortened to the median norm of some first jobs. Losses are nats per answer token on held-out examples: of what is served,
-and of the head that nodes train from. Epsilon is at most that of the node with the most updates.
+Real training in virtual time, as `alignfed simulate` does it, without an anchor, in which no node has a part. Deltas
+are shortened to the median norm of some first jobs. Losses are nats per answer token on held-out examples: of what is
+served, and of the head that nodes train from. Epsilon is at most that of the node with the most updates.
 """
 
 import argparse

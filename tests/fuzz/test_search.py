@@ -16,9 +16,9 @@ pytest.importorskip("atheris", reason="atheris is there for Linux on x86-64 alon
 MILLION = 1_000_000
 PATIENCE_S = 600
 
-# a decoder that takes everything but one word, is slow for another, and dies of a third
+# a decoder with a fault behind one letter
 FRAIL = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from fuzz.fleet import search_all
 from fuzz.target import Target
@@ -69,8 +69,9 @@ def test_an_input_that_breaks_a_decoder_is_found_and_kept_and_how_to_run_it_agai
     assert found["targets"]["sound"] == 50_000 > found["targets"]["frail"]
 
 
-def test_a_decoder_that_ends_the_process_is_found_too(tmp_path: Path) -> None:
-    found, _ = search_of_the_frail("os.abort()", tmp_path)
+@pytest.mark.parametrize("fault", ["os.abort()", "hog = b'x' * (900 << 20); time.sleep(4)"])
+def test_a_decoder_that_ends_the_process_or_takes_its_memory_is_found_too(tmp_path: Path, fault: str) -> None:
+    found, _ = search_of_the_frail(fault, tmp_path)
     assert list(found["inputs"]) == ["frail"]
 
 
