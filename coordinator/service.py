@@ -63,6 +63,7 @@ from coordinator.state import (
     Effect,
     FederationConfig,
     KeysChanged,
+    NoiseKeyDrawn,
     Ordered,
     PublishRelease,
     PublishVersion,
@@ -97,7 +98,9 @@ from schemas.topics import (
 
 log = logging.getLogger("coordinator")
 
-Own = Ticked | Answered | Started | Configured | KeysChanged | Ordered | RolledBack  # events that are no message
+Own = (
+    Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack
+)  # events that are no message
 
 UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk

@@ -1,17 +1,14 @@
 """Targets for what people and programs of the site send: HTTP bodies, lines of examples, orders, settings."""
 
-import os
-
 from base_model.examples import Example, InvalidExamples, load_examples, save_examples
 from configuration import ConfigurationError, load
 from coordinator.calibration import CalibrationSet
 from coordinator.operations.orders import order_from_bytes
-from coordinator.operations.requests import RollbackRequest, waiting
 from edge_node.data.example_lines import NotAnExample, parse_line
 from edge_node.data.example_requests import parse_examples
 from edge_node.serving.http_messages import RequestRefused, parse_request
 from fuzz.mutators import in_json, in_lines
-from fuzz.target import Target, folder, hold, sayable, written
+from fuzz.target import Target, hold, sayable, written
 from schemas.messages import InvalidMessage
 
 
@@ -73,15 +70,6 @@ def check_order(data: bytes) -> None:
     hold(order_from_bytes(order.to_bytes()) == order, "it is read again as another order")
 
 
-def check_rollback(data: bytes) -> None:
-    """A file among the requests is put away, or is a request."""
-    data_dir = folder(os.getpid())
-    (data_dir / "requests").mkdir(exist_ok=True)
-    written(data, "requests/one.json")
-    for request in waiting(data_dir):
-        hold(isinstance(request, RollbackRequest), "something else than a request")
-
-
 def check_settings(data: bytes) -> None:
     """A file of settings is refused in words that say what is wrong, or is a configuration."""
     try:
@@ -96,6 +84,5 @@ TARGETS = (
     Target("example-line", check_example_line, 25, in_json, largest=2000),
     Target("example-file", check_example_file, 6, in_lines, largest=3000),
     Target("order", check_order, 20, in_json, largest=600),
-    Target("rollback-request", check_rollback, 6, in_json, largest=600),
     Target("settings", check_settings, 8, in_lines, largest=3000),
 )

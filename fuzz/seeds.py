@@ -27,8 +27,7 @@ from broker.mcap_file import write_mcap
 from broker.recording import Row, append, properties_to_json, read_rows, transaction
 from coordinator.core import found, step
 from coordinator.journal import ADAPTER, open_journal, record, record_founding, row_of_event
-from coordinator.operations.orders import Forgive, Quarantine
-from coordinator.operations.requests import RollbackRequest
+from coordinator.operations.orders import Forgive, Quarantine, RollBack
 from coordinator.questions import Answer, MeasuredLosses, TrainedAnchor, answer_to_bytes
 from coordinator.state import Answered, FederationConfig, KeysChanged, PublishVersion, Received, SendReceipt, Ticked
 from coordinator.strategies import FedBuff
@@ -244,8 +243,11 @@ def of_requests() -> Seeds:
     chat = {"model": "alignfed", "messages": [{"role": "user", "content": "on"}], "max_tokens": 8, "temperature": 0.5,
             "stop": ["}"], "stream": True, "stream_options": {"include_usage": True}, "n": 1}  # fmt: skip
     parts = {"messages": [{"role": "developer", "content": [{"type": "text", "text": "on"}]}], "seed": 7}
-    orders: list[Message] = [Quarantine(node="kitchen", reason="stolen"), Forgive(node="kitchen")]
-    rollback = RollbackRequest(id=ID, version=3, variant="head", scope="release")
+    orders: list[Message] = [
+        Quarantine(node="kitchen", reason="stolen"),
+        Forgive(node="kitchen"),
+        RollBack(version=3, scope="head"),
+    ]
     toml = (
         b'federation = "home"\n[broker]\nhost = "127.0.0.1"\nport = 1883\n[coordinator]\nnode_ranks = [4]\n'
         b'[coordinator.strategy]\nname = "alignfed"\npreset = "patient"\nrelease = { choose = "gated" }\n'
@@ -257,7 +259,6 @@ def of_requests() -> Seeds:
         "example-line": [example],
         "example-file": [example + b"\n" + example.replace(b"lamp", b"fan") + b"\n", example + b"\n"],
         "order": [order.to_bytes() for order in orders],
-        "rollback-request": [rollback.model_dump_json().encode()],
         "settings": [
             toml,
             b'[coordinator.strategy]\nname = "fedbuff"\nbuffer_size = 0\n',
@@ -288,7 +289,7 @@ def of_files(folder: Path, path: Path) -> Seeds:
         "journal-row": [row.topic.encode() + b"\n" + row.payload for row in tables if len(row.payload) < 2500]
         + [_event(Answered(BEGUN_NS, (3, 1), answer_to_bytes(MeasuredLosses((1.5,), 0.5))))]
         + [b"$journal/order/3\n" + b"[" * DEEP, b"$journal/order/3\n" + Forgive(node="kitchen").to_bytes()]
-        + [f"$journal/rollback/{ID}/3/head/release\n".encode(), b"$journal/start\n", b"$journal/tick\n"],
+        + [b"$journal/rollback/4/3/head/release\n", b"$journal/noise\n" + bytes(32), b"$journal/start\n", b"$journal/tick\n"],
         "import-json-lines": [lines.read_bytes(), b"[" * DEEP],
         "import-csv-base64": [_csv(small, lambda payload: base64.b64encode(payload).decode())],
         "import-csv-text": [_csv(small, bytes.decode)],
