@@ -98,9 +98,8 @@ from schemas.topics import (
 
 log = logging.getLogger("coordinator")
 
-Own = (
-    Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack
-)  # events that are no message
+# events that are no message
+Own = Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack
 
 UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk

@@ -289,7 +289,8 @@ def of_files(folder: Path, path: Path) -> Seeds:
         "journal-row": [row.topic.encode() + b"\n" + row.payload for row in tables if len(row.payload) < 2500]
         + [_event(Answered(BEGUN_NS, (3, 1), answer_to_bytes(MeasuredLosses((1.5,), 0.5))))]
         + [b"$journal/order/3\n" + b"[" * DEEP, b"$journal/order/3\n" + Forgive(node="kitchen").to_bytes()]
-        + [b"$journal/rollback/4/3/head/release\n", b"$journal/noise\n" + bytes(32), b"$journal/start\n", b"$journal/tick\n"],
+        + [b"$journal/rollback/4/3/head/release\n", b"$journal/noise\n" + bytes(32)]
+        + [b"$journal/start\n", b"$journal/tick\n"],
         "import-json-lines": [lines.read_bytes(), b"[" * DEEP],
         "import-csv-base64": [_csv(small, lambda payload: base64.b64encode(payload).decode())],
         "import-csv-text": [_csv(small, bytes.decode)],
