@@ -4,6 +4,7 @@ python -m fuzz.corpus fold FOLDER    take up what a long search has found, from 
 """
 
 import hashlib
+import os
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ def main() -> None:
     for target in TARGETS:
         files = [path.read_bytes() for path in sorted((found / target.name).glob("*"))]
         print(f"{target.name}: {fold(target, files)} inputs kept")
-    clear()
+    clear(os.getpid())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from fuzz import corpus as kept
 from fuzz.search import Search, begin
-from fuzz.target import Target
+from fuzz.target import Target, clear
 
 REPORT_EVERY_S = 10.0
 LAST_LINES = 30
@@ -76,6 +76,7 @@ def _work(searches: Sequence[Search], processes: int, broken: dict[str, str], be
                 running[begin(search)] = search
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in running:
+                clear(pid)
                 _note(running.pop(pid), status, broken)
             else:
                 time.sleep(0.02)
@@ -84,7 +85,8 @@ def _work(searches: Sequence[Search], processes: int, broken: dict[str, str], be
                 _report(searches, len(broken), time.monotonic() - began)
     except KeyboardInterrupt:  # the terminal has told the others, too
         for pid, search in running.items():
-            _, status = os.waitpid(pid, 0)
+            os.waitpid(pid, 0)
+            clear(pid)
             print(f"{search.target.name}: interrupted", file=sys.stderr)
         return True
     return False

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz.target import Target, clear
+from fuzz.target import Target
 
 SLOWEST_S = 10  # for one input; the slowest honest ones take milliseconds
 LARGEST_MB = 768  # of the whole process; without any input it takes about 150
@@ -104,10 +104,8 @@ def _counted(search: Search) -> Callable[[bytes], None]:
             traceback.print_exc()
             sys.stderr.flush()
             (search.crashes / f"{search.target.name}-crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
-            clear()
             os._exit(BROKEN)
         if count >= runs:
-            clear()
             os._exit(0)
 
     return run

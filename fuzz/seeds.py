@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -354,7 +355,7 @@ def main() -> None:
     for target in TARGETS:
         print(f"{target.name}: {corpus.fold(target, seeds.pop(target.name, []))} inputs kept")
     assert not seeds, f"seeds of no target: {', '.join(seeds)}"
-    clear()
+    clear(os.getpid())
 
 
 if __name__ == "__main__":

@@ -51,9 +51,17 @@ def sayable(error: Exception, longest: int = 1000) -> None:
 
 
 @cache
-def folder(_process: int) -> Path:
-    """A folder in memory, where there is such a file system, for decoders that read files."""
-    return Path(tempfile.mkdtemp(prefix="alignfed-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+def folder(process: int) -> Path:
+    """A process's own folder for decoders that read files; in memory, where there is such a file system."""
+    path = _place(process)
+    shutil.rmtree(path, ignore_errors=True)  # of one that had the same number, and was killed
+    path.mkdir(mode=0o700)
+    return path
+
+
+def _place(process: int) -> Path:
+    memory = Path("/dev/shm")
+    return (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"alignfed-fuzz-{process}"
 
 
 def written(data: bytes, name: str, mode: int = 0o600) -> Path:
@@ -67,8 +75,7 @@ def written(data: bytes, name: str, mode: int = 0o600) -> Path:
     return path
 
 
-def clear() -> None:
-    """Remove this process's folder."""
-    if folder.cache_info().currsize:
-        shutil.rmtree(folder(os.getpid()), ignore_errors=True)
-        folder.cache_clear()
+def clear(process: int) -> None:
+    """Remove the folder of a process, of another only when that is gone."""
+    shutil.rmtree(_place(process), ignore_errors=True)
+    folder.cache_clear()

@@ -1,5 +1,6 @@
 """The kept corpus: every input in it is taken as it should be, and it is no larger than it has to be."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ LARGEST = 300_000
 def files() -> Iterator[None]:
     """The folder that decoders of files read from is gone afterwards."""
     yield
-    clear()
+    clear(os.getpid())
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -92,6 +92,7 @@ def test_an_interrupted_search_says_how_far_it_came_and_leaves_nothing_running(t
     assert search.returncode == 130 and found["interrupted"] and found["crashes"] == 0
     assert found["executions"] > 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in searching)
+    assert not any(Path(f"/dev/shm/alignfed-fuzz-{pid}").exists() for pid in searching)
 
 
 def test_one_input_is_run_again_with_its_outcome(tmp_path: Path) -> None:
