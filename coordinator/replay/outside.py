@@ -1,15 +1,16 @@
 """Replay a recording of topics: what the published versions can honestly be compared with.
 
-Two ways, both for every version. The fold makes the versions again from version 0 on and is exact, but needs the terms,
-the whole history, and a strategy that has asked the base model nothing. The chain takes one version at a time by its
-published weights, and needs only what is in the recording.
+Two ways, both for every version. The fold makes the versions again from version 0 on and is exact, but needs the terms
+and the whole history, and the coordinator's journal where the strategy has asked the base model. The chain takes one
+version at a time by its published weights, and needs only what is in the recording.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coordinator.replay.beside import fold_beside
 from coordinator.replay.chain import CheckedVersion, Verdict, check_chain
-from coordinator.replay.source import NotReplayable, Source, open_source
+from coordinator.replay.source import ModelWasAsked, NotReplayable, Source, open_source
 from coordinator.replay.virtual_time import begin, play
 from coordinator.state import FederationState, PublishVersion
 
@@ -61,11 +62,22 @@ def replay_topics(path: Path, journal: Path | None = None, until: int | None = N
     except NotReplayable as why:
         if journal is not None:
             open_source(journal)  # one that cannot be read is an error of its own
+            if isinstance(why, ModelWasAsked):
+                return _beside(path, journal, until, chain)
         found = tuple(ReplayedTopic(c.version, c.digest, None, c.row, c.verdict, c.reason) for c in chain)
         return ReplayedTopics(found, not_folded=str(why))
     made, state = _folded(source, until)
     versions = tuple(judged(checked, made.get(checked.version)) for checked in chain)
     return ReplayedTopics(versions, source.assumptions, state=state)
+
+
+def _beside(path: Path, journal: Path, until: int | None, chain: list[CheckedVersion]) -> ReplayedTopics:
+    fold = fold_beside(path, journal, until)
+    assumed = [f"the base model's answers and the order in which messages were taken in are those of {journal}"]
+    if fold.lacking:
+        assumed.append(f"{fold.lacking} of the {fold.messages} messages in it are not in the recording: left out")
+    versions = tuple(judged(checked, fold.made.get(checked.version)) for checked in chain)
+    return ReplayedTopics(versions, tuple(assumed), state=fold.state)
 
 
 def _folded(source: Source, until: int | None) -> tuple[dict[int, str], FederationState]:

@@ -42,6 +42,10 @@ class NotReplayable(RecordingError):
     """A recording lacks what a replay of its versions needs; says what, and what to do."""
 
 
+class ModelWasAsked(NotReplayable):
+    """The base model has moved a version of a recording, and what it answered is on no topic."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The input of a replay. `recorded` has each version's digest and the row with which it was there."""
@@ -107,9 +111,9 @@ def _from_topics(path: Path, journal: Path | None) -> Source:
     heard = listen(path)
     layout, body = _first_adapter(path, heard)
     if heard.anchored is not None:
-        raise NotReplayable(
+        raise ModelWasAsked(
             f"{path}: the base model moved version {heard.anchored}, and its answers are on no topic: replay the "
-            "coordinator's journal, or ask the model again by --recompute"
+            "coordinator's journal, name it by --journal, or ask the model again by --recompute"
         )
     if journal is not None:
         config = open_source(journal).config.model_copy(update={"calibration": None, "root": None})

@@ -222,6 +222,32 @@ def test_what_the_base_model_has_moved_is_not_claimed_to_be_checked(
     assert not replayed.agrees
 
 
+def test_with_the_journals_answers_and_order_it_is_made_again_of_the_recorded_messages(
+    journal: MakeJournal, tmp_path: Path, config: MakeConfig, calibration: CalibrationTerms
+) -> None:
+    strategy = FedBuff(buffer_size=2, anchor=AnchorStage())
+    path = journal(strategy, answer=0.25, calibration=calibration)
+    replayed = replay_topics(topics_of(path, tmp_path / "topics.rec", config(strategy)), path)
+    assert [(version.recorded, version.replayed) for version in replayed.versions] == [(d, d) for d in digests(path)]
+    assert replayed.agrees
+    assert len(replayed.assumptions) == 1 and "answers and the order" in replayed.assumptions[0]
+
+
+def test_a_message_that_the_recording_lacks_is_not_taken_from_the_journal(
+    journal: MakeJournal, tmp_path: Path, config: MakeConfig, calibration: CalibrationTerms
+) -> None:
+    strategy = FedBuff(buffer_size=2, anchor=AnchorStage())
+    path = journal(strategy, answer=0.25, calibration=calibration)
+    recording = topics_of(path, tmp_path / "topics.rec", config(strategy))
+    rows = list(read_rows(recording))
+    last = max(row.seq for row in rows if "/update/" in row.topic)
+    write_recording(tmp_path / "short.rec", [row for row in rows if row.seq != last])
+    replayed = replay_topics(tmp_path / "short.rec", path)
+    assert [version.verdict for version in replayed.versions] == ["agrees"] * 6 + ["unchecked"]
+    assert "1 of the 12 messages" in replayed.assumptions[1]
+    assert replay_topics(tmp_path / "short.rec", path, until=5).assumptions[1:] == ()
+
+
 def test_a_strategy_that_does_not_add_up_needs_its_terms(
     journal: MakeJournal, tmp_path: Path, config: MakeConfig
 ) -> None:
