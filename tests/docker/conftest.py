@@ -1,33 +1,27 @@
-"""A container engine, a base image, and the stack of docker/compose.yaml on them, from a copy of this tree.
+"""A container engine, a base image, and both images built on it, from a copy of this tree.
 
 Nothing is pulled: the base image is made by debootstrap, unless ALIGNFED_TEST_BASE names one. Images stay as a cache
-for the next run; containers, networks and volumes go.
+for the next run; containers, networks and volumes go. What is measured on the way is written into docs/deploy.md, with
+--rewrite.
 """
 
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.bundle import read_bundle
-from broker.client import Client
-from broker.events import Message
-from broker.settings import BrokerSettings
-from schemas.messages import GlobalPointer, NodeState, Receipt
-from schemas.signing import unsigned
-from schemas.topics import GlobalHead, NodeStateOf, ReceiptFor, parse
-
 ROOT = Path(__file__).parents[2]
-FEDERATION, PROJECT, NODES = "home", "alignfedtest", 3
+PROJECT, NODES = "alignfedtest", 3
+FIGURES, BEGIN, END = ROOT / "docs" / "deploy.md", "<!-- generated: containers -->", "<!-- end -->"
 PACKAGES = {
     "docker": "docker.io",
     "dockerd": "docker.io",
@@ -36,7 +30,6 @@ PACKAGES = {
 }
 BASE, MOSQUITTO = "alignfed-test-python", "alignfed-test-mosquitto"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-PATIENCE_S = 900.0
 ENVIRONMENT = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
@@ -161,29 +154,19 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass
-class Stack:
-    """The running stack: its containers, and what an observer has seen of the federation on the broker."""
+@dataclass(frozen=True)
+class Project:
+    """What compose works on: a copy of this tree, and the variables that its files ask for."""
 
     checkout: Path
     variables: dict[str, str]
-    port: int
-    observer: Client | None = None
-    heads: list[GlobalPointer] = field(default_factory=list)
-    states: dict[str, NodeState] = field(default_factory=dict)
-    receipts: list[tuple[str, Receipt]] = field(default_factory=list)
 
-    @property
-    def version(self) -> int:
-        """The newest version that the head has pointed to."""
-        return max((pointer.version for pointer in self.heads), default=-1)
-
-    def compose(self, *words: str) -> str:
-        """docker-compose on this stack, or `docker compose` where there is only that."""
+    def compose(self, files: Sequence[str], *words: str) -> str:
+        """docker-compose on these files, or `docker compose` where there is only that; what it printed."""
         program = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
-        files = ("-f", "docker/compose.yaml", "-f", "tests/docker/compose.test.yaml")
+        named = [word for file in files for word in ("-f", file)]
         done = subprocess.run(
-            [*program, *files, *words],
+            [*program, *named, *words],
             cwd=self.checkout,
             env={**ENVIRONMENT, **self.variables},
             capture_output=True,
@@ -199,64 +182,6 @@ class Stack:
         project = f"label=com.docker.compose.project={PROJECT}"
         return run("docker", "ps", "-aq", "--filter", label, "--filter", project).split()
 
-    def health(self, container: str) -> str:
-        return _inspect(container, "{{.State.Health.Status}}")
-
-    def node_of(self, container: str) -> str:
-        """The node that a replica is, by the file that says who holds an identity."""
-        search = "import pathlib; print(*(f.parent.name for f in pathlib.Path('/nodes').glob('*/holder') "
-        search += "if f.read_text() == __import__('platform').node()))"
-        return run("docker", "exec", container, "python3", "-c", search).strip()
-
-    def kill(self, container: str) -> None:
-        """End a container's first process as a power cut would; not `docker kill`, after which nothing is restarted."""
-        restarts = int(_inspect(container, "{{.RestartCount}}"))
-        os.kill(int(_inspect(container, "{{.State.Pid}}")), 9)
-        self.until(lambda: int(_inspect(container, "{{.RestartCount}}")) > restarts, "it is started again")
-        self.until(lambda: self.health(container) == "healthy", "it is healthy again")
-
-    def stop(self) -> None:
-        """Stop every container in order, after the observer has left."""
-        if self.observer is not None:
-            self.observer.stop()
-            self.observer = None
-        self.compose("stop")
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Watch the federation until the condition holds."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            if time.monotonic() > deadline:
-                logs = self.compose("logs", "--no-color", "--tail", "30")
-                raise AssertionError(f"never: {what}. At version {self.version}.\n{logs}")
-            self.look(0.5)
-
-    def look(self, seconds: float) -> None:
-        """Take in what the broker sends for so long."""
-        until = time.monotonic() + seconds
-        if self.observer is None:
-            time.sleep(seconds)
-            return
-        while (left := until - time.monotonic()) > 0:
-            event = self.observer.next_event(left)
-            if isinstance(event, Message):
-                self._see(event)
-                self.observer.ack(event)
-
-    def _see(self, message: Message) -> None:
-        payload = unsigned(message.payload)
-        match parse(FEDERATION, message.topic):
-            case GlobalHead():
-                self.heads.append(GlobalPointer.from_bytes(payload))
-            case NodeStateOf(node):
-                self.states[node] = NodeState.from_bytes(payload)
-            case ReceiptFor(node):
-                self.receipts.append((node, Receipt.from_bytes(payload)))
-
-
-def _inspect(thing: str, template: str) -> str:
-    return run("docker", "inspect", "--format", template, thing).strip()
-
 
 @pytest.fixture(scope="session")
 def docker() -> Callable[..., str]:
@@ -267,7 +192,7 @@ def docker() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def inspect() -> Callable[[str, str], str]:
     """inspect(container or image, template)."""
-    return _inspect
+    return lambda thing, template: run("docker", "inspect", "--format", template, thing).strip()
 
 
 @pytest.fixture(scope="session")
@@ -283,21 +208,20 @@ def execute() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def built(checkout: Path, base: str, mosquitto: str) -> Iterator[Stack]:
+def built(checkout: Path, base: str, mosquitto: str) -> Iterator[Project]:
     """Both images, built; nothing runs yet."""
-    port, page = _free_port(), _free_port()
+    ports = {name: str(_free_port()) for name in ("PAGE_PORT", "TEST_PORT", "OUTSIDE_PORT")}
     variables = {
         "BASE": base,
         "MOSQUITTO_IMAGE": mosquitto,
         "EDGE_NODES": str(NODES + 1),
         "COMPOSE_PROJECT_NAME": PROJECT,
-        "PAGE_PORT": str(page),
-        "TEST_PORT": str(port),
+        **ports,
     }
-    stack = Stack(checkout, variables, port)
-    stack.compose("build")
-    yield stack
-    stack.compose("down", "--volumes", "--remove-orphans")
+    project = Project(checkout, variables)
+    project.compose(["docker/compose.yaml"], "build")
+    yield project
+    project.compose(["docker/compose.yaml", "docker/compose.recorder.yaml"], "down", "--volumes", "--remove-orphans")
 
 
 def _free_port() -> int:
@@ -308,23 +232,20 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def stack(built: Stack) -> Iterator[Stack]:
-    """The stack with three edge nodes, every container healthy, and an observer on the broker."""
-    built.compose("up", "-d", "--no-build", "--scale", f"edge={NODES}")
-    with _observed(built):
-        services = ("broker", "coordinator", "edge")
-        containers = [container for service in services for container in built.containers(service)]
-        assert len(containers) == 2 + NODES
-        built.until(lambda: all(built.health(one) == "healthy" for one in containers), "every container is healthy")
-        yield built
+def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What is measured, by what it is; with --rewrite it becomes a table in docs/deploy.md."""
+    measured: dict[str, str] = {}
+    yield measured
+    for what, value in measured.items():
+        print(f"{what}: {value}", file=sys.__stderr__)
+    if request.config.getoption("--rewrite"):
+        before, _, rest = FIGURES.read_text(encoding="utf-8").partition(BEGIN)
+        rows = "\n".join(f"| {what} | {value} |" for what, value in measured.items())
+        table = f"| {_machine()} | |\n|---|---|\n{rows}"
+        FIGURES.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
-@contextmanager
-def _observed(stack: Stack) -> Iterator[None]:
-    bundle = stack.checkout / "observer"
-    run("docker", "cp", f"{stack.containers('broker')[0]}:/keys/broker/observer", bundle)
-    settings = read_bundle(bundle).reaches(BrokerSettings(port=stack.port))
-    filters = [f"alignfed/v1/{FEDERATION}/{rest}" for rest in ("global/head", "node/+/state", "receipt/+")]
-    with Client(settings, "observer-of-the-test", subscriptions=filters) as stack.observer:
-        yield
-    stack.observer = None
+def _machine() -> str:
+    """What the figures were measured on, as far as it bears on them."""
+    busy = f"{os.getloadavg()[2]:.1f} processes ready to run"
+    return f"{platform.machine()}, {os.cpu_count()} processors, {busy} at the end, {time.strftime('%B %Y')}"

@@ -7,11 +7,16 @@ from urllib.request import urlopen
 
 import pytest
 
+from broker.retained import BrokerAway, read_retained
 from coordinator.journal import read_updates, read_versions
+from coordinator.registry import Registry
 from coordinator.replay.inside import replay
+from coordinator.replay.outside import replay_topics
+from schemas.topics import CoordinatorStateOf, route
 
 NETWORK = "alignfedtest_default"
 ACCEPTED = ("accepted", "aggregated", "duplicate")
+SERVICES = ("edge", "coordinator", "recorder", "broker")
 
 
 def test_every_replica_is_a_node_of_its_own(stack):
@@ -19,11 +24,28 @@ def test_every_replica_is_a_node_of_its_own(stack):
     assert set(stack.states) == {"node-1", "node-2", "node-3"}
 
 
-def test_a_container_may_write_only_where_it_must(stack, execute):
-    for service in ("coordinator", "edge"):
-        container = stack.containers(service)[0]
-        assert "Read-only file system" in execute(container, "touch", "/opt/code/new")
-        assert execute(container, "id", "-u") == "10001"
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_may_write_only_where_it_must(stack, execute, inspect, service):
+    container = stack.containers(service)[0]
+    for place in ("/opt/code/new", "/usr/bin/new", "/new"):
+        assert "Read-only file system" in execute(container, "touch", place)
+    assert execute(container, "id", "-u") == "10001"
+    assert re.search(r"^CapEff:\s+0+$", execute(container, "cat", "/proc/1/status"), flags=re.MULTILINE)
+    assert int(inspect(container, "{{.HostConfig.Memory}}")) > 0
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_nobody_who_runs_sees_the_keys_that_make_keys(stack, execute, service):
+    for folder in ("offline", "authority"):
+        assert "No such file" in execute(stack.containers(service)[0], "ls", f"/keys/{folder}")
+
+
+def test_the_broker_lets_nobody_in_without_a_certificate(stack, bundle):
+    topic = route("home", CoordinatorStateOf()).topic
+    assert read_retained(bundle(), topic)
+    stranger = bundle().model_copy(update={"cert_file": None, "key_file": None})
+    with pytest.raises(BrokerAway):
+        read_retained(stranger, topic)
 
 
 def test_versions_advance(stack):
@@ -31,7 +53,8 @@ def test_versions_advance(stack):
 
 
 def test_the_page_of_the_coordinator_is_on_this_machine_and_knows_every_node(stack):
-    status = json.load(urlopen(f"http://127.0.0.1:{stack.variables['PAGE_PORT']}/api/status", timeout=30))
+    port = stack.project.variables["PAGE_PORT"]
+    status = json.load(urlopen(f"http://127.0.0.1:{port}/api/status", timeout=30))
     assert {"node-1", "node-2", "node-3"} <= set(re.findall(r"node-\d", json.dumps(status)))
 
 
@@ -43,7 +66,7 @@ def test_a_node_answers_with_what_was_learned(stack, execute):
 
 def test_whatever_is_killed_comes_back_and_versions_go_on(stack):
     holders = {container: stack.node_of(container) for container in stack.containers("edge")}
-    for service in ("coordinator", "broker", "edge"):
+    for service in ("coordinator", "broker", "edge", "recorder"):
         for container in stack.containers(service):
             stack.kill(container)
         seen = stack.version
@@ -64,16 +87,24 @@ def test_a_node_that_was_cut_off_takes_part_again(stack, docker):
 
 
 @pytest.fixture(scope="module")
-def journal(stack, docker, tmp_path_factory):
-    """The coordinator's journal after every container was stopped in order."""
-    stack.stop()
-    folder = tmp_path_factory.mktemp("coordinator")
+def left(stack, docker, figures, tmp_path_factory):
+    """What the coordinator and the recorder have on disk after every service was asked to end."""
+    for service in SERVICES:
+        took = stack.stop(service)
+        figures[f"`{service}` from SIGTERM to its end"] = f"{took:.1f} s"
+    folder = tmp_path_factory.mktemp("left")
     docker("cp", f"{stack.containers('coordinator')[0]}:/coordinator/state", folder)
-    return folder / "state" / "journal.db"
+    docker("cp", f"{stack.containers('recorder')[0]}:/recordings", folder)
+    return folder
 
 
-def test_everybody_ends_in_order_when_asked_to(stack, journal, inspect):
-    containers = [one for service in ("broker", "coordinator", "edge") for one in stack.containers(service)]
+@pytest.fixture
+def journal(left):
+    return left / "state" / "journal.db"
+
+
+def test_everybody_ends_in_order_before_the_engine_loses_patience(stack, left, inspect):
+    containers = stack.containers(*SERVICES)
     assert [inspect(container, "{{.State.ExitCode}}") for container in containers] == ["0"] * len(containers)
 
 
@@ -96,6 +127,15 @@ def test_the_journal_makes_the_same_versions_again(journal):
     replayed = list(replay(journal))
     assert replayed
     assert all(version.agrees for version in replayed)
+
+
+def test_the_recording_makes_the_versions_of_the_registry_again(left, journal):
+    kept = [manifest.digest for manifest in Registry(left / "state" / "adapters").versions()]
+    replayed = replay_topics(left / "recordings" / "federation.rec", journal)
+    assert [version.replayed for version in replayed.versions] == kept
+    assert {(version.verdict, version.reason) for version in replayed.versions} == {
+        ("agrees", "made again, bit for bit")
+    }
 
 
 def accepted(stack, node):
