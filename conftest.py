@@ -31,7 +31,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say at the end of a run of everything that it was not everything."""
-    if any(CONTAINERS.is_relative_to(path) for path in _paths(config)):
+    if any(path in CONTAINERS.parents for path in _paths(config)):
         terminalreporter.write_sep("!", "NOT TESTED HERE: images and compose stack", yellow=True, bold=True)
         terminalreporter.write_line(f"`make test-docker` tests them. {_engine()}")
 

@@ -236,8 +236,8 @@ def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """What is measured, by what it is; with --rewrite it becomes a table in docs/deploy.md."""
     measured: dict[str, str] = {}
     yield measured
-    for what, value in measured.items():
-        print(f"{what}: {value}", file=sys.__stderr__)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(*(f"{what}: {value}" for what, value in measured.items()), sep="\n")
     if request.config.getoption("--rewrite"):
         before, _, rest = FIGURES.read_text(encoding="utf-8").partition(BEGIN)
         rows = "\n".join(f"| {what} | {value} |" for what, value in measured.items())

@@ -14,6 +14,9 @@ from coordinator.replay.inside import replay
 from coordinator.replay.outside import replay_topics
 from schemas.topics import CoordinatorStateOf, route
 
+# paho leaves the socket of a TLS handshake that fails, as it does while no broker is there, to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 NETWORK = "alignfedtest_default"
 ACCEPTED = ("accepted", "aggregated", "duplicate")
 SERVICES = ("edge", "coordinator", "recorder", "broker")
@@ -27,7 +30,7 @@ def test_every_replica_is_a_node_of_its_own(stack):
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_may_write_only_where_it_must(stack, execute, inspect, service):
     container = stack.containers(service)[0]
-    for place in ("/opt/code/new", "/usr/bin/new", "/new"):
+    for place in ("/etc/new", "/usr/bin/new", "/new"):
         assert "Read-only file system" in execute(container, "touch", place)
     assert execute(container, "id", "-u") == "10001"
     assert re.search(r"^CapEff:\s+0+$", execute(container, "cat", "/proc/1/status"), flags=re.MULTILINE)

@@ -7,6 +7,9 @@ import pytest
 from broker.certificates import issue_server, make_authority
 from broker.settings import BrokerSettings
 
+# paho leaves the socket of a TLS handshake that fails, as it does while no broker is there, to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OVERLAYS = (
     "docker/compose.yaml",
     "docker/compose.external-broker.yaml",
