@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,7 +137,7 @@ def stack(
     """The stack with three edge nodes and a recorder, every container healthy, and an observer on the broker."""
     running = Stack(built, inspect)
     begun = time.monotonic()
-    with _weighed(tmp_path_factory.mktemp("memory") / "stats", figures, inspect, running):
+    with _weighed(tmp_path_factory.mktemp("memory") / "stats", figures):
         running.compose("up", "-d", "--no-build", "--scale", f"edge={NODES}")
         with running.observed(bundle()):
             containers = running.containers(*SERVICES)
@@ -150,7 +149,7 @@ def stack(
 
 
 @contextmanager
-def _weighed(file: Path, figures: dict[str, str], inspect: Any, stack: Stack) -> Iterator[None]:
+def _weighed(file: Path, figures: dict[str, str]) -> Iterator[None]:
     """Note the most memory that a container of each service has had, page cache left out, beside its limit."""
     with file.open("w") as output:
         watching = subprocess.Popen(["docker", "stats", "--format", "{{.Name}} {{.MemUsage}}"], stdout=output)
@@ -159,9 +158,14 @@ def _weighed(file: Path, figures: dict[str, str], inspect: Any, stack: Stack) ->
         finally:
             watching.terminate()
             watching.wait(10)
-    most: dict[str, float] = defaultdict(float)
-    for service, number, unit in re.findall(r"[_-](\w+?)[_-]\d+ ([\d.]+)([KMG]iB) /", file.read_text()):
-        most[service] = max(most[service], float(number) * {"KiB": 2**-10, "MiB": 1, "GiB": 2**10}[unit])
+    most: dict[str, tuple[float, str]] = {}
+    for service, used, limit in re.findall(r"[_-]([a-z]+)[_-]\d+ ([\d.]+[KMG]iB) / ([\d.]+[KMG]iB)", file.read_text()):
+        most[service] = max(most.get(service, (0.0, "")), (_mebibytes(used), limit))
     for service in SERVICES:
-        limit = int(inspect(stack.containers(service)[0], "{{.HostConfig.Memory}}")) / 2**20
-        figures[f"memory of `{service}`: most used, and its limit"] = f"{most[service]:.0f} MiB of {limit:.0f}"
+        figures[f"memory of `{service}`: most used, and its limit"] = (
+            f"{most[service][0]:.0f} MiB of {most[service][1]}"
+        )
+
+
+def _mebibytes(size: str) -> float:
+    return float(size[:-3]) * {"KiB": 2**-10, "MiB": 1, "GiB": 2**10}[size[-3:]]
