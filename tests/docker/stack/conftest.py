@@ -78,6 +78,12 @@ class Stack:
         ends = (self.inspect(container, "{{.State.FinishedAt}}") for container in self.containers(service))
         return max((datetime.fromisoformat(end) - before).total_seconds() for end in ends)
 
+    def leave(self) -> None:
+        """Let the observer go, before its broker does."""
+        if self.observer is not None:
+            self.observer.stop()
+            self.observer = None
+
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Watch the federation until the condition holds."""
         deadline = time.monotonic() + PATIENCE_S
@@ -114,7 +120,7 @@ class Stack:
         """Let an observer look, as long as the broker is there."""
         with Client(settings, "observer-of-the-test", subscriptions=WATCHED) as self.observer:
             yield
-        self.observer = None
+            self.leave()
 
 
 @pytest.fixture(scope="session")

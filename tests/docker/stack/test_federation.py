@@ -92,6 +92,7 @@ def test_a_node_that_was_cut_off_takes_part_again(stack, docker):
 @pytest.fixture(scope="module")
 def left(stack, docker, figures, tmp_path_factory):
     """What the coordinator and the recorder have on disk after every service was asked to end."""
+    stack.leave()
     for service in SERVICES:
         took = stack.stop(service)
         figures[f"`{service}` from SIGTERM to its end"] = f"{took:.1f} s"
