@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from broker.bundle import Bundle
-from broker.client import Client
+from broker.connection import Connection
 from broker.events import PayloadTooLarge, Publication, Published, QueueFull
 from edge_node.outbox import Outbox
 from edge_node.state import Update
@@ -31,7 +31,7 @@ class Publisher:
 
     def __init__(
         self,
-        client: Client,
+        client: Connection,
         federation: str,
         node: str,
         outbox: Outbox,

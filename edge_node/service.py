@@ -1,6 +1,6 @@
-"""The node as a process: it turns messages and progress into events, asks the core, and does what the core says.
+"""The node as a process: threads put what happens into one queue, and one loop hands it to the node, with the time.
 
-One loop owns the state; the MQTT client and the trainer only put into its queue. It decides nothing by itself.
+The MQTT client, the trainer and whoever serves only put into the queue. It decides nothing by itself.
 """
 
 import fcntl
@@ -25,20 +25,19 @@ from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
 from broker.bundle import Bundle, load_node_bundle
 from broker.client import Client
-from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Published, Subscribed
+from broker.events import NetworkThreadDied
 from broker.key_files import KeyFileError
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
-from edge_node import core, held_adapter, machine, state
+from edge_node import core, machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
+from edge_node.node import Equipment, Node, farewell_of, subscriptions
 from edge_node.outbox import Outbox, OutboxDamaged
-from edge_node.publisher import Publisher, publication
+from edge_node.publisher import publication
 from edge_node.settings import EdgeSettings
 from edge_node.training.trainer import Trainer, TrainerDied
 from schemas import topics
-from schemas.messages import InvalidMessage, NodeState
-from schemas.trust import Trust
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -126,29 +125,36 @@ class Service:
     ) -> None:
         boot_id = f"{outbox.count_boot():08x}{uuid.uuid4().hex[8:]}"  # a later boot sorts behind an earlier one
         self._identity = state.Identity(federation, boot_id, resolved.digest, settings)
-        self._bundle, broker = bundle, bundle.reaches(broker) if bundle is not None else broker
-        self._resolved, self._broker, self._outbox = resolved, broker, outbox
-        self._head_folder = settings.data_dir / "head"
-        self._release_folder = settings.data_dir / "release"
+        broker = bundle.reaches(broker) if bundle is not None else broker
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._conditions_at = 0.0 if settings.policy.looks_at_the_machine else math.inf  # when to look next
         self._data = _local_data(settings)
         log.info("node %s: %d private examples, %s", settings.node, self._data.summary().examples, resolved.name)
-        farewell = publication(federation, topics.NodeStateOf(settings.node), self._farewell().to_bytes())
+        farewell = publication(federation, topics.NodeStateOf(settings.node), farewell_of(self._identity).to_bytes())
         self._client = Client(
             broker,
             client_id=f"{federation}:node:{settings.node}",  # no name holds a colon
             will=farewell if bundle is None else bundle.signed(farewell),
             will_delay_s=WILL_DELAY_S,
-            subscriptions=_subscriptions(federation, settings.node, is_signed=bundle is not None),
+            subscriptions=subscriptions(federation, settings.node, is_signed=bundle is not None),
             # the session lasts as long as the process: nothing in an older one is missed, for what waits in the outbox
             # is sent again, and a version half fetched then must not go on coming
             clean_start=True,
         )
-        self._publisher = Publisher(self._client, federation, settings.node, outbox, self._handed_over, bundle)
         self._trainer = Trainer(resolved, cache, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
         self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
+        equipment = Equipment(
+            client=self._client,
+            outbox=outbox,
+            folder=settings.data_dir,
+            trainer=self._trainer,
+            serving=self._serving,
+            layout_of=lambda lora: layout_of(resolved, lora),
+            bundle=bundle,
+            max_packet_size=broker.max_packet_size,
+        )
+        self._node = Node(self._identity, equipment, time.monotonic())
 
     def serve(self) -> int:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
@@ -163,7 +169,7 @@ class Service:
                 return self._loop()
             finally:
                 self._trainer.abort()
-                self._publisher.state(self._farewell())
+                self._node.farewell()
                 self._client.stop(FAREWELL_S)
                 ended.set()
                 self._trainer.stop()
@@ -174,50 +180,19 @@ class Service:
                 log.info("stopped")
 
     def _loop(self) -> int:
-        now, effects = self._recall()
-        refused = self._carry_out(effects)
-        while not refused:
+        done = self._node.begin()
+        while not any(isinstance(effect, state.Stop) for effect in done):
             if self._serving is not None:
-                self._serving.metrics.show(now)
-            item = self._next(core.next_deadline(now))
+                self._serving.metrics.show(self._node.state)
+            item = self._next(core.next_deadline(self._node.state))
             if isinstance(item, StopRequested):
                 return CLEAN
-            event = self._event(item)
-            if event is not None:
-                now, effects = core.step(now, event)
-                refused = self._carry_out(effects)
-            if isinstance(item, Message):  # not before all that follows from it is on disk
-                self._client.ack(item)
+            if isinstance(item, TrainerDied):
+                raise item.error
+            if isinstance(item, Exception):  # what the client's or the serving thread died of
+                raise item
+            done = self._node.take(item, time.monotonic(), time.time_ns())
         return REFUSED
-
-    def _recall(self) -> tuple[state.EdgeState, state.Effects]:
-        """The state to begin with, from what is on disk; what is damaged there comes from the broker again."""
-        terms = layout = held = served = None
-        try:
-            terms = held_adapter.recall_terms(self._head_folder)
-            if terms is not None and terms.base_model == self._resolved.digest:
-                layout = layout_of(self._resolved, terms.lora)
-                held = held_adapter.recall(self._head_folder, layout)
-                served = held_adapter.recall(self._release_folder, layout) if self._serving is not None else None
-        except held_adapter.DamagedFile as fault:
-            log.warning("%s; it will be fetched again", fault)
-        memory, waiting = self._outbox.memory(), self._outbox.waiting()
-        begun, trust = time.monotonic(), self._trust()
-        return core.initial_state(self._identity, memory, begun, waiting, terms, layout, held, served, trust)
-
-    def _trust(self) -> Trust | None:
-        """Whom to believe from the start: the root, and the newest certificate that it was known to have given."""
-        if self._bundle is None:
-            return None
-        trust = Trust(self._bundle.federation, self._bundle.root)
-        payload = held_adapter.recall_certificate(self._head_folder)
-        if payload is None:
-            return trust
-        try:
-            return trust.certified(topics.route(self._bundle.federation, topics.GlobalKeys()).topic, payload)
-        except InvalidMessage as fault:
-            log.warning("the certificate on disk is not taken: %s; it will be heard again", fault)
-            return trust
 
     def _next(self, deadline: float | None) -> Any:
         """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
@@ -240,115 +215,6 @@ class Service:
         summary = self._data.summary()
         examples = summary.examples + summary.dropped
         return state.ConditionsRead(now, machine.conditions(examples))
-
-    def _event(self, item: Any) -> state.Event | None:
-        """What an item of the queue means to the core; None when it is only for the log."""
-        at = time.monotonic()
-        match item:
-            case Message(topic=topic, payload=payload):
-                return state.Heard(at, topic, payload, time.time_ns())
-            case Connected(max_packet_size=limit):
-                ours = self._broker.max_packet_size
-                return state.BrokerConnected(at, min(limit or ours, ours))
-            case Disconnected(reason=reason):
-                return state.BrokerLost(at, reason)
-            case Published():
-                self._publisher.answered(item)
-                return None
-            case Subscribed(filter=topic_filter, reason=reason):
-                if reason is not None:
-                    log.warning("the broker refused the subscription to %s: %s", topic_filter, reason)
-                return None
-            case TrainerDied(error=error):
-                raise error
-            case Exception():  # what the client's or the serving thread died of
-                raise item
-        event: state.Event = item  # the trainer and we ourselves speak the core's language
-        return event
-
-    def _carry_out(self, effects: state.Effects) -> bool:
-        """Do what the core asks for, in this order. True when it asks to stop."""
-        for effect in effects:
-            if isinstance(effect, state.Stop):
-                log.error("%s", effect.reason)
-                return True
-            self._do(effect)
-        return False
-
-    def _do(self, effect: state.Effect) -> None:
-        match effect:
-            case state.Note(text):
-                log.info("%s", text, extra=_about(effect))
-            case state.Warn(text):
-                log.warning("%s", text, extra=_about(effect))
-            case state.PublishState(node_state):
-                self._publisher.state(node_state)
-            case state.PublishMetrics(metrics):
-                self._publisher.metrics(metrics)
-            case state.SendUpdate(update_id):
-                self._publisher.update(update_id)
-            case state.OfferUpdate(update_id):
-                self._publisher.offer(update_id)
-            case state.SendChunks(update_id, chunks):
-                self._publisher.chunks(update_id, chunks)
-            case state.FetchVersion(version):
-                self._client.subscribe(*_version_filters(self._identity.federation, version))
-            case state.EndFetch(version):
-                self._client.unsubscribe(*_version_filters(self._identity.federation, version))
-            case state.FetchAverage(version):
-                self._client.subscribe(*_average_filters(self._identity.federation, version))
-            case state.EndAverageFetch(version):
-                self._client.unsubscribe(*_average_filters(self._identity.federation, version))
-            case state.ServeAdapter(pointer, adapter):
-                if self._serving is not None:
-                    self._serving.serve(pointer, adapter)
-            case state.DescribeLayout(lora):
-                layout = layout_of(self._resolved, lora)
-                self._inbox.put(state.LayoutDescribed(time.monotonic(), layout))
-            case state.Train(job):
-                self._trainer.train(job)
-            case state.AbortTraining():
-                self._trainer.abort()
-            case _:
-                self._write(effect)
-
-    def _write(self, effect: state.Effect) -> None:
-        """What has to be on disk before anything that follows it is done."""
-        match effect:
-            case state.KeepVersion(pointer, body):
-                held_adapter.keep(self._head_folder, pointer, body)
-            case state.KeepRelease(pointer, body):
-                held_adapter.keep(self._release_folder, pointer, body)
-            case state.RememberTerms(terms):
-                held_adapter.keep_terms(self._head_folder, terms)
-            case state.RememberMark(mark):
-                self._outbox.raise_mark(mark)
-            case state.RememberReleaseMark(mark):
-                self._outbox.raise_release_mark(mark)
-            case state.RememberCertificate(payload):
-                held_adapter.keep_certificate(self._head_folder, payload)
-            case state.StoreUpdate(update):
-                self._outbox.put(update)
-            case state.SettleUpdate(update_id):
-                self._publisher.forget(update_id)
-                self._outbox.settle(update_id)
-            case state.DropUpdate(update_id):
-                self._publisher.forget(update_id)
-                self._outbox.drop(update_id)
-            case _:
-                raise ValueError(f"nobody carries out {effect}")
-
-    def _handed_over(self, update_id: str) -> None:
-        self._inbox.put(state.HandedOver(time.monotonic(), update_id))
-
-    def _farewell(self) -> NodeState:
-        return NodeState(online=False, boot_id=self._identity.boot_id, base_model=self._resolved.digest)
-
-
-def _about(line: state.Note | state.Warn) -> dict[str, str | int]:
-    """Which update and version a line is about, for programs that read logs."""
-    about = {"update": line.update, "version": line.version}
-    return {name: value for name, value in about.items() if value is not None}
 
 
 def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event) -> None:
@@ -404,30 +270,6 @@ def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:
     from edge_node.data.example_requests import example_routes
 
     return example_routes(data, settings.local_data.http)
-
-
-def _subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, ...]:
-    return (
-        *((topics.topic_filter(federation, topics.GlobalKeys),) if is_signed else ()),
-        topics.topic_filter(federation, topics.CoordinatorStateOf),
-        topics.topic_filter(federation, topics.GlobalHead),
-        topics.topic_filter(federation, topics.GlobalRelease),
-        topics.topic_filter(federation, topics.ReceiptFor, node=node),
-    )
-
-
-def _version_filters(federation: str, version: int) -> tuple[str, ...]:
-    return (
-        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
-        topics.topic_filter(federation, topics.GlobalChunk, version=version),
-    )
-
-
-def _average_filters(federation: str, version: int) -> tuple[str, ...]:
-    return (
-        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
-        topics.topic_filter(federation, topics.GlobalAverageChunk, version=version),
-    )
 
 
 def _log_stages() -> Callable[[str, int, int | None], None]:

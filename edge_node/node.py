@@ -1,0 +1,261 @@
+"""One node at work: what reaches it becomes an event of the core, and what the core asks for is done, in its order.
+
+It waits for nothing and reads no clock: time comes in with each call, so it runs on a simulated clock as well. Where
+events come from, and how training, serving and the network are done, it does not know.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from broker.bundle import Bundle
+from broker.connection import Connection
+from broker.events import Connected, Disconnected, Message, Published, Subscribed
+from edge_node import core, held_adapter, state
+from edge_node.outbox import Outbox
+from edge_node.publisher import Publisher
+from schemas import topics
+from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.messages import GlobalPointer, InvalidMessage, NodeState
+from schemas.trust import Trust
+
+log = logging.getLogger(__name__)
+
+Item = Message | Connected | Disconnected | Published | Subscribed | state.Event
+
+
+class Trains(Protocol):
+    """What does the core's jobs; their results come back as events."""
+
+    def train(self, job: state.TrainingJob) -> None:
+        """Begin a job."""
+
+    def abort(self) -> None:
+        """End it."""
+
+
+class Serves(Protocol):
+    """What answers with an adapter."""
+
+    def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:
+        """Answer with this one from now on."""
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a node works with. `serving` is None for a node that only trains, `bundle` where nothing is signed."""
+
+    client: Connection
+    outbox: Outbox
+    folder: Path
+    trainer: Trains
+    serving: Serves | None
+    layout_of: Callable[[LoraConfig], Layout]
+    bundle: Bundle | None
+    max_packet_size: int  # bytes, our own limit
+
+
+class Node:
+    """The core's state, at first from what is on disk, and what is done with its effects. `begin`, then `take` all."""
+
+    def __init__(self, identity: state.Identity, equipment: Equipment, at: float) -> None:
+        self._identity, self._equipment = identity, equipment
+        self._head_folder, self._release_folder = equipment.folder / "head", equipment.folder / "release"
+        self._own: deque[state.Event] = deque()  # what this node has to tell its core
+        self._at = at
+        node, client, bundle = identity.settings.node, equipment.client, equipment.bundle
+        self._publisher = Publisher(client, identity.federation, node, equipment.outbox, self._handed_over, bundle)
+        self.state, self._first = self._recalled(at)
+
+    def begin(self) -> state.Effects:
+        """Do what follows from what is on disk; what was done."""
+        return self._carry_out(self._first)
+
+    def take(self, item: Item, at: float, wall_ns: int) -> state.Effects:
+        """Deal with what came at this time; what was done, in order: with a Stop at the end, the node is to end.
+
+        A message is acknowledged when all that follows from it is on disk.
+        """
+        self._at = at
+        done = self._tell(event) if (event := self._event(item, at, wall_ns)) is not None else ()
+        if isinstance(item, Message):
+            self._equipment.client.ack(item)
+        while self._own and not _stops(done):
+            done += self._tell(self._own.popleft())
+        return done
+
+    def farewell(self) -> None:
+        """Tell everybody that this node is away."""
+        self._publisher.state(farewell_of(self._identity))
+
+    def _tell(self, event: state.Event) -> state.Effects:
+        self.state, effects = core.step(self.state, event)
+        return self._carry_out(effects)
+
+    def _recalled(self, begun: float) -> tuple[state.EdgeState, state.Effects]:
+        """The state to begin with; what is damaged on disk comes from the broker again."""
+        terms = layout = held = served = None
+        try:
+            terms = held_adapter.recall_terms(self._head_folder)
+            if terms is not None and terms.base_model == self._identity.base_model:
+                layout = self._equipment.layout_of(terms.lora)
+                held = held_adapter.recall(self._head_folder, layout)
+                serves = self._equipment.serving is not None
+                served = held_adapter.recall(self._release_folder, layout) if serves else None
+        except held_adapter.DamagedFile as fault:
+            log.warning("%s; it will be fetched again", fault)
+        memory, waiting = self._equipment.outbox.memory(), self._equipment.outbox.waiting()
+        return core.initial_state(self._identity, memory, begun, waiting, terms, layout, held, served, self._trust())
+
+    def _trust(self) -> Trust | None:
+        """Whom to believe from the start: the root, and the newest certificate that it was known to have given."""
+        bundle = self._equipment.bundle
+        if bundle is None:
+            return None
+        trust = Trust(bundle.federation, bundle.root)
+        payload = held_adapter.recall_certificate(self._head_folder)
+        if payload is None:
+            return trust
+        try:
+            return trust.certified(topics.route(bundle.federation, topics.GlobalKeys()).topic, payload)
+        except InvalidMessage as fault:
+            log.warning("the certificate on disk is not taken: %s; it will be heard again", fault)
+            return trust
+
+    def _event(self, item: Item, at: float, wall_ns: int) -> state.Event | None:
+        """What it means to the core; None when it is not for the core."""
+        match item:
+            case Message(topic=topic, payload=payload):
+                return state.Heard(at, topic, payload, wall_ns)
+            case Connected(max_packet_size=limit):
+                ours = self._equipment.max_packet_size
+                return state.BrokerConnected(at, min(limit or ours, ours))
+            case Disconnected(reason=reason):
+                return state.BrokerLost(at, reason)
+            case Published():
+                self._publisher.answered(item)
+                return None
+            case Subscribed(filter=topic_filter, reason=reason):
+                if reason is not None:
+                    log.warning("the broker refused the subscription to %s: %s", topic_filter, reason)
+                return None
+        return item  # the trainer and the clock speak the core's language
+
+    def _carry_out(self, effects: state.Effects) -> state.Effects:
+        """Do what the core asks for, in this order, up to a Stop; returns what was done."""
+        for count, effect in enumerate(effects, start=1):
+            if isinstance(effect, state.Stop):
+                log.error("%s", effect.reason)
+                return effects[:count]
+            self._do(effect)
+        return effects
+
+    def _do(self, effect: state.Effect) -> None:
+        client, federation = self._equipment.client, self._identity.federation
+        match effect:
+            case state.Note(text):
+                log.info("%s", text, extra=_about(effect))
+            case state.Warn(text):
+                log.warning("%s", text, extra=_about(effect))
+            case state.PublishState(node_state):
+                self._publisher.state(node_state)
+            case state.PublishMetrics(metrics):
+                self._publisher.metrics(metrics)
+            case state.SendUpdate(update_id):
+                self._publisher.update(update_id)
+            case state.OfferUpdate(update_id):
+                self._publisher.offer(update_id)
+            case state.SendChunks(update_id, chunks):
+                self._publisher.chunks(update_id, chunks)
+            case state.FetchVersion(version):
+                client.subscribe(*_version_filters(federation, version))
+            case state.EndFetch(version):
+                client.unsubscribe(*_version_filters(federation, version))
+            case state.FetchAverage(version):
+                client.subscribe(*_average_filters(federation, version))
+            case state.EndAverageFetch(version):
+                client.unsubscribe(*_average_filters(federation, version))
+            case state.ServeAdapter(pointer, adapter):
+                if self._equipment.serving is not None:
+                    self._equipment.serving.serve(pointer, adapter)
+            case state.DescribeLayout(lora):
+                self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
+            case state.Train(job):
+                self._equipment.trainer.train(job)
+            case state.AbortTraining():
+                self._equipment.trainer.abort()
+            case _:
+                self._write(effect)
+
+    def _write(self, effect: state.Effect) -> None:
+        """What has to be on disk before anything that follows it is done."""
+        outbox = self._equipment.outbox
+        match effect:
+            case state.KeepVersion(pointer, body):
+                held_adapter.keep(self._head_folder, pointer, body)
+            case state.KeepRelease(pointer, body):
+                held_adapter.keep(self._release_folder, pointer, body)
+            case state.RememberTerms(terms):
+                held_adapter.keep_terms(self._head_folder, terms)
+            case state.RememberMark(mark):
+                outbox.raise_mark(mark)
+            case state.RememberReleaseMark(mark):
+                outbox.raise_release_mark(mark)
+            case state.RememberCertificate(payload):
+                held_adapter.keep_certificate(self._head_folder, payload)
+            case state.StoreUpdate(update):
+                outbox.put(update)
+            case state.SettleUpdate(update_id):
+                self._publisher.forget(update_id)
+                outbox.settle(update_id)
+            case state.DropUpdate(update_id):
+                self._publisher.forget(update_id)
+                outbox.drop(update_id)
+            case _:
+                raise ValueError(f"nobody carries out {effect}")
+
+    def _handed_over(self, update_id: str) -> None:
+        self._own.append(state.HandedOver(self._at, update_id))
+
+
+def farewell_of(identity: state.Identity) -> NodeState:
+    """What is said of a node that is away: by itself at its end, by the broker when it has gone without."""
+    return NodeState(online=False, boot_id=identity.boot_id, base_model=identity.base_model)
+
+
+def subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, ...]:
+    """What a node listens to all the time."""
+    return (
+        *((topics.topic_filter(federation, topics.GlobalKeys),) if is_signed else ()),
+        topics.topic_filter(federation, topics.CoordinatorStateOf),
+        topics.topic_filter(federation, topics.GlobalHead),
+        topics.topic_filter(federation, topics.GlobalRelease),
+        topics.topic_filter(federation, topics.ReceiptFor, node=node),
+    )
+
+
+def _stops(effects: state.Effects) -> bool:
+    return bool(effects) and isinstance(effects[-1], state.Stop)
+
+
+def _about(line: state.Note | state.Warn) -> dict[str, str | int]:
+    """Which update and version a line is about, for programs that read logs."""
+    about = {"update": line.update, "version": line.version}
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def _version_filters(federation: str, version: int) -> tuple[str, ...]:
+    return (
+        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
+        topics.topic_filter(federation, topics.GlobalChunk, version=version),
+    )
+
+
+def _average_filters(federation: str, version: int) -> tuple[str, ...]:
+    return (
+        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
+        topics.topic_filter(federation, topics.GlobalAverageChunk, version=version),
+    )
