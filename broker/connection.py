@@ -1,7 +1,7 @@
 """What the two services ask of their connection to the broker; broker/client.py is one, on a real network."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from broker.events import Event, Message, Publication, Traffic
 
@@ -30,6 +30,10 @@ class Connection(Protocol):
 
     def stop(self, timeout_s: float = 5) -> None:
         """End it, once all that is queued was acknowledged or the time has passed."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 Connect = Callable[[Publication, Sequence[str]], Connection]

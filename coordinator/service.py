@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
 from broker.client import Client
+from broker.connection import Connect, Connection
 from broker.events import (
     Connected,
     Disconnected,
@@ -159,7 +160,8 @@ def run(
                     _model(resolved, calibration, config, settings) as model,
                     _watching(settings, federation, board),
                 ):
-                    service = Service(restored, broker, settings, journal, lease, registry, model, board, keys)
+                    connect = _to(keys.reaches(broker) if keys else broker, federation)
+                    service = Service(restored, connect, settings, journal, lease, registry, model, board, keys)
                     service.run_until(stopping, restored.questions)
     except KeyboardInterrupt:
         return 0
@@ -227,6 +229,15 @@ def _model(
         model.stop()
 
 
+def _to(broker: BrokerSettings, federation: str) -> Connect:
+    """Connections of the coordinator to this broker."""
+
+    def connect(will: Publication, filters: Sequence[str]) -> Connection:
+        return Client(broker, f"{federation}:coordinator", will=will, subscriptions=filters)
+
+    return connect
+
+
 def _watching(settings: CoordinatorSettings, federation: str, board: Board) -> AbstractContextManager[None]:
     """Whoever may look while this lasts, if the operator wants that."""
     if settings.http is None:
@@ -245,7 +256,7 @@ class Service:
     def __init__(
         self,
         restored: Restored,
-        broker: BrokerSettings,
+        connect: Connect,
         settings: CoordinatorSettings,
         journal: sqlite3.Connection,
         lease: Lease,
@@ -253,13 +264,15 @@ class Service:
         model: ModelProcess | None,
         board: Board,
         keys: CoordinatorKeys | None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        self.now_ns = now_ns
         state = self.state = restored.state
         self.history = restored.history
         self.fleet: Fleet = {}
         self.board = board
         self.home_assistant, self.told, self.tell_at = settings.home_assistant, dict[str, bytes](), 0.0
-        self.started_at_ns, self.is_connected = time.time_ns(), False
+        self.started_at_ns, self.is_connected = self.now_ns(), False
         self.keys = keys
         self.pointer_lifetime_ns = int(settings.pointer_lifetime_s * NS_PER_S)
         self.renew_at_ns = 0
@@ -271,28 +284,26 @@ class Service:
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
-        self.look_at = 0.0  # for orders, monotonic
+        self.looked_at_ns = 0  # for orders
         order_file.begin(self.data_dir, state.orders)
         self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
         will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
         if keys is not None:
-            will, broker = keys.signed(will), keys.reaches(broker)
+            will = keys.signed(will)
         heard = (*UPDATES, *((NodeStateOf, NodeMetricsOf) if settings.listens_to_nodes else ()))
         filters = [topic_filter(self.federation, kind) for kind in heard]
-        self.client = Client(broker, f"{self.federation}:coordinator", will=will, subscriptions=filters)
+        self.client = connect(will, filters)
         self.voice = Voice(self.client, keys, lease)
         self.publisher = PhasedPublisher(self.voice)
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
-        for manifest in self.registry.unsealed() if self.keys is not None else ():
-            self._seal(manifest)
-        self._carry_out(questions)
+        self.begin(questions)
         with self.client:
             try:
                 while not stopping.is_set:
                     self._show()
-                    self._turn()
+                    self.turn()
                     self._tell_home_assistant()
             finally:
                 log.info("stopping at version %d", self.state.head.version)
@@ -301,7 +312,13 @@ class Service:
                 else:
                     self._announce(online=False)
 
-    def _turn(self) -> None:
+    def begin(self, questions: Iterable[Effect]) -> None:
+        """Do what a crash has left undone, and ask the base model what is open."""
+        for manifest in self.registry.unsealed() if self.keys is not None else ():
+            self._seal(manifest)
+        self._carry_out(questions)
+
+    def turn(self) -> None:
         """Wait for one event or the next deadline, and deal with it."""
         self.lease.confirm()
         event = self.client.next_event(self._patience_s())
@@ -315,8 +332,8 @@ class Service:
         self._look_at_keys()
         self._listen_to_operator()
         deadline = next_deadline(self.state)
-        if deadline is not None and time.time_ns() >= deadline:
-            self._happen(Ticked(time.time_ns()))
+        if deadline is not None and self.now_ns() >= deadline:
+            self._happen(Ticked(self.now_ns()))
         self._hear_of_broker(event)
 
     def _hear_of_broker(self, event: ClientEvent | None) -> None:
@@ -370,29 +387,29 @@ class Service:
         ring, rotated = self.keys.reload()
         if ring is not None:
             log.info("key ring %d: %d nodes are enrolled", ring.number, len(ring.enrolled))
-            self._happen(KeysChanged(time.time_ns(), ring))
+            self._happen(KeysChanged(self.now_ns(), ring))
         if rotated is not None:
             log.info("signing with a new key from now on: certificate %d", rotated.certificate.number)
             self._reassert()
-        elif time.time_ns() >= self.renew_at_ns > 0:
+        elif self.now_ns() >= self.renew_at_ns > 0:
             self.publisher.add(self._pointers())
 
     def _listen_to_model(self) -> None:
         """Take in the base model's answer, if there is one."""
         if self.model is not None and (answer := self.model.answer()) is not None:
-            self._happen(Answered(time.time_ns(), *answer))
+            self._happen(Answered(self.now_ns(), *answer))
 
     def _listen_to_operator(self) -> None:
         """Take in the orders that were given since the last look, and say what came of each."""
-        if time.monotonic() < self.look_at:
+        if 0 <= self.now_ns() - self.looked_at_ns < WAKE_S * NS_PER_S:
             return
+        self.looked_at_ns = self.now_ns()
         for given in order_file.waiting(self.data_dir, self.state.orders):
-            event = event_of_order(given, self.state.orders, self.registry, self.journal, time.time_ns())
+            event = event_of_order(given, self.state.orders, self.registry, self.journal, self.now_ns())
             if isinstance(event, Ordered | RolledBack):
                 log.warning("order %d: %s", given.number, given.payload.decode(errors="replace"))
                 self._happen(event)
             order_file.answer(self.data_dir, given.number, answer_to(event, self.state))
-        self.look_at = time.monotonic() + WAKE_S
 
     def _happen(self, event: Own) -> None:
         """Journal and decide on something that is not a message, then act."""
@@ -418,7 +435,7 @@ class Service:
             questions_waiting=self.model.waiting if self.model is not None else 0,
             journal_bytes=self.journal_file.stat().st_size,
         )
-        self.board.show(Facts(self.state, self.history, self.fleet, process, time.time_ns()))
+        self.board.show(Facts(self.state, self.history, self.fleet, process, self.now_ns()))
 
     def _tell_home_assistant(self) -> None:
         """Publish what has changed since it was last published."""
@@ -498,13 +515,13 @@ class Service:
 
     def _pointers(self) -> list[Publication]:
         """Both pointers as they are now, with the whole of their lifetime before them."""
-        self.renew_at_ns = time.time_ns() + self.pointer_lifetime_ns // 2
+        self.renew_at_ns = self.now_ns() + self.pointer_lifetime_ns // 2
         newest = self.registry.manifest(self.state.head.version)
         head = publisher.head_pointer(self.federation, newest, self._stamp())
         return [head, self._release_pointer(self.state.release)]
 
     def _stamp(self) -> Stamp:
-        expires_at_ns = time.time_ns() + self.pointer_lifetime_ns if self.keys is not None else None
+        expires_at_ns = self.now_ns() + self.pointer_lifetime_ns if self.keys is not None else None
         return Stamp(self.state.epoch, expires_at_ns)
 
     def _seal(self, manifest: GlobalManifest) -> None:
@@ -566,7 +583,7 @@ class Service:
     def _patience_s(self) -> float:
         longest = ANSWER_S if self.state.open_questions else WAKE_S
         deadline = next_deadline(self.state)
-        return longest if deadline is None else min(longest, max(0.0, (deadline - time.time_ns()) / 1e9))
+        return longest if deadline is None else min(longest, max(0.0, (deadline - self.now_ns()) / 1e9))
 
 
 class StopFlag:

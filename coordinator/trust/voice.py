@@ -17,7 +17,7 @@ from broker.bundle import (
     newest_certificate,
     read_membership,
 )
-from broker.client import Client
+from broker.connection import Connection
 from broker.events import Publication
 from broker.key_files import KeyFileError
 from broker.settings import BrokerSettings
@@ -95,7 +95,7 @@ class CoordinatorKeys:
 class Voice:
     """Publishes for the coordinator that holds the lease, with its signature where there are keys."""
 
-    def __init__(self, client: Client, keys: CoordinatorKeys | None, lease: Lease) -> None:
+    def __init__(self, client: Connection, keys: CoordinatorKeys | None, lease: Lease) -> None:
         self._client, self._keys, self._lease = client, keys, lease
 
     def publish(self, publication: Publication) -> int:
