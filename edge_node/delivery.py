@@ -18,6 +18,7 @@ from edge_node.state import (
     Update,
     WaitingUpdate,
     Warn,
+    named_base,
 )
 from schemas.messages import Receipt
 
@@ -31,7 +32,7 @@ HEAD_PATIENCE_S = 5.0  # with a broker that keeps the head to itself
 def store(state: EdgeState, update: Update) -> tuple[EdgeState, Effects]:
     """Put an update into the outbox; when that is over its limits, the ones with the oldest base go first."""
     waiting = WaitingUpdate(update.update_id, update.sequence, len(update.body), update.base_version)
-    memory = replace(state.memory, last_base=update.base_digest)
+    memory = replace(state.memory, last_base=named_base(update.base_version, update.base_digest))
     state, drops = trim(replace(state, memory=memory, outbox=(*state.outbox, waiting)))
     return state, (*drops, StoreUpdate(update))
 

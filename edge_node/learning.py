@@ -24,6 +24,7 @@ from edge_node.state import (
     TrainingJob,
     Update,
     Warn,
+    named_base,
 )
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import describe
@@ -135,7 +136,7 @@ def _reason_beside_time(state: EdgeState) -> IdleReason | None:
         return "finished"
     if held is None:
         return "no_version"
-    if terms.one_update_per_version and held.pointer.digest == state.memory.last_base:
+    if terms.one_update_per_version and named_base(held.pointer.version, held.pointer.digest) == state.memory.last_base:
         return "version_used"
     if len(state.outbox) >= settings.outbox_updates:
         return "outbox_full"

@@ -74,6 +74,11 @@ class Node:
         """Do what follows from what is on disk; what was done."""
         return self._carry_out(self._first)
 
+    @property
+    def deadline(self) -> float | None:
+        """When to tell it that time has passed, if nothing else happens; None while nothing waits for time."""
+        return core.next_deadline(self.state)
+
     def take(self, item: Item, at: float, wall_ns: int) -> state.Effects:
         """Deal with what came at this time; what was done, in order: with a Stop at the end, the node is to end.
 

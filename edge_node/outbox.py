@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from edge_node.state import Memory, Update, WaitingUpdate
+from edge_node.state import Memory, Update, WaitingUpdate, named_base
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS updates (
@@ -28,6 +28,7 @@ INSERT OR IGNORE INTO release_mark VALUES (0, 0, 0);
 INSERT OR IGNORE INTO memory VALUES (0, 0, 0, 0, NULL, 0, 0);
 """
 _BASE_VERSION = "json_extract(CAST(manifest AS TEXT), '$.base_version')"
+_BASE = f"{_BASE_VERSION} || ' ' || base_digest"  # as `named_base` spells it
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -70,7 +71,8 @@ class Outbox:
         )
         with self._transaction() as database:
             database.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            database.execute("UPDATE memory SET sequence = ?, last_base = ?", (update.sequence + 1, update.base_digest))
+            base = named_base(update.base_version, update.base_digest)
+            database.execute("UPDATE memory SET sequence = ?, last_base = ?", (update.sequence + 1, base))
 
     def waiting(self) -> tuple[WaitingUpdate, ...]:
         """What is in the outbox, oldest first, without the bytes."""
@@ -103,7 +105,7 @@ class Outbox:
         with self._transaction() as database:
             database.execute(
                 "UPDATE memory SET last_base = NULL "
-                "WHERE last_base = (SELECT base_digest FROM updates WHERE update_id = ?)",
+                f"WHERE last_base = (SELECT {_BASE} FROM updates WHERE update_id = ?)",
                 (update_id,),
             )
             database.execute("DELETE FROM updates WHERE update_id = ?", (update_id,))

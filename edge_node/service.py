@@ -29,7 +29,7 @@ from broker.events import NetworkThreadDied
 from broker.key_files import KeyFileError
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
-from edge_node import core, machine, state
+from edge_node import machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.node import Equipment, Node, farewell_of, subscriptions
@@ -184,7 +184,7 @@ class Service:
         while not any(isinstance(effect, state.Stop) for effect in done):
             if self._serving is not None:
                 self._serving.metrics.show(self._node.state)
-            item = self._next(core.next_deadline(self._node.state))
+            item = self._next(self._node.deadline)
             if isinstance(item, StopRequested):
                 return CLEAN
             if isinstance(item, TrainerDied):

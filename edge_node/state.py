@@ -86,6 +86,11 @@ class Update:
     chunk_size: int
 
 
+def named_base(version: int, digest: str) -> str:
+    """A version to train on: by its number too, for after a way back a new version has an old one's digest."""
+    return f"{version} {digest}"
+
+
 @dataclass(frozen=True)
 class WaitingUpdate:
     """An update in the outbox, without its bytes: how often it was sent, and when to send it again."""
@@ -107,7 +112,7 @@ class Memory:
 
     sequence: int = 0  # of the next job and its update
     participation: int = 0  # updates accepted so far
-    last_base: str | None = None  # digest of the version last trained on
+    last_base: str | None = None  # the version last trained on, as `named_base` names it
     mark: tuple[int, int] = (0, 0)  # (epoch, version) of the newest version ever held, or seen signed: never falls
     release_mark: tuple[int, int] = (0, 0)  # the same of what is to be served, where pointers are signed
 

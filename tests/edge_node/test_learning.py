@@ -18,6 +18,7 @@ from edge_node.state import (
     TrainingFailed,
     TrainingFinished,
     Warn,
+    named_base,
 )
 from schemas.chunks import split
 from schemas.codec import decode, encode
@@ -109,6 +110,16 @@ def test_one_update_per_version_means_to_wait_for_the_next(start_node: Any, coor
     assert len(jobs(node.receives(coordinator.version(4, value=3.0)))) == 1
 
 
+def test_a_version_with_the_adapter_of_the_one_before_is_another_version_to_train_on(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node()
+    node.joins(coordinator.terms(one_update_per_version=True))
+    node.receives(coordinator.version(3, value=1.0))
+    node.finishes(2.0)
+    assert len(jobs(node.receives(coordinator.version(4, value=1.0)))) == 1
+
+
 def test_a_version_whose_update_was_rejected_is_trained_on_again_after_a_pause(
     start_node: Any, coordinator: Any
 ) -> None:
@@ -124,7 +135,8 @@ def test_a_version_whose_update_was_rejected_is_trained_on_again_after_a_pause(
 def test_one_update_per_version_holds_after_a_restart_too(start_node: Any, coordinator: Any) -> None:
     held = coordinator.held(3)
     terms = coordinator.terms(one_update_per_version=True)
-    node = start_node(memory=Memory(sequence=1, last_base=held.pointer.digest), terms=terms, held=held)
+    base = named_base(3, held.pointer.digest)
+    node = start_node(memory=Memory(sequence=1, last_base=base), terms=terms, held=held)
     node.connects()
     assert jobs(node.waits(10_000)) == []
 

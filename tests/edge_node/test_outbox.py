@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_node.outbox import Outbox, OutboxDamaged
-from edge_node.state import Memory, Update
+from edge_node.state import Memory, Update, named_base
 
 
 def update(sequence: int, body: bytes = b"body") -> Update:
@@ -63,8 +63,16 @@ def test_the_facts_outlive_the_process(tmp_path: Path) -> None:
         outbox.settle(update(7).update_id)
         outbox.raise_mark((2, 5))
     with Outbox(path) as outbox:
-        assert outbox.memory() == Memory(sequence=8, participation=1, last_base="d" * 64, mark=(2, 5))
+        assert outbox.memory() == Memory(sequence=8, participation=1, last_base=named_base(7, "d" * 64), mark=(2, 5))
         assert outbox.count_boot() == 2
+
+
+def test_the_base_of_a_dropped_update_may_be_trained_on_again(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        outbox.put(update(1))
+        assert outbox.memory().last_base == named_base(7, "d" * 64)
+        outbox.drop(update(1).update_id)
+        assert outbox.memory().last_base is None
 
 
 def test_the_mark_never_falls(tmp_path: Path) -> None:
