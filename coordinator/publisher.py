@@ -37,17 +37,32 @@ class Stamp(NamedTuple):
 
 
 class PhasedPublisher:
-    """Publishes phase after phase, each only when the one before is acknowledged."""
+    """Publishes phase after phase, each only when the one before is acknowledged.
+
+    At first, and from `pause` until `start_over`, nothing new goes out: a pointer must not overtake what it points to
+    on the way to a broker that has forgotten it.
+    """
 
     def __init__(self, client: Publishes) -> None:
-        self._client = client
+        self._client, self._is_paused = client, True
         self._phases: deque[Iterator[Publication]] = deque()
         self._unacknowledged: dict[int, str] = {}
 
     def add(self, *phases: Iterable[Publication]) -> None:
-        """Append phases to the queue."""
-        self._phases.extend(map(iter, phases))
-        self._pump()
+        """Append phases to the queue; what is added in a pause is left out, for starting over says all."""
+        if not self._is_paused:
+            self._phases.extend(map(iter, phases))
+            self._pump()
+
+    def pause(self) -> None:
+        """Forget what is queued, and wait for a start over."""
+        self._phases.clear()
+        self._is_paused = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the broker has acknowledged all of it."""
+        return not self._phases and not self._unacknowledged
 
     @property
     def is_idle(self) -> bool:
@@ -57,6 +72,7 @@ class PhasedPublisher:
     def start_over(self, *phases: Iterable[Publication]) -> None:
         """Forget what is queued and begin with these phases instead."""
         self._phases.clear()
+        self._is_paused = False
         self.add(*phases)
 
     def on_published(self, event: Published) -> None:

@@ -295,6 +295,7 @@ class Service:
         self.client = connect(will, filters)
         self.voice = Voice(self.client, keys, lease)
         self.publisher = PhasedPublisher(self.voice)
+        self.deleting = set[int]()  # versions that the broker may still have and should not
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
@@ -350,11 +351,14 @@ class Service:
                 self._reassert()
             case Disconnected(reason):
                 self.is_connected = False
+                self.publisher.pause()
                 log.warning("%s", reason)
             case Subscribed(refused, reason) if reason is not None:
                 log.error("the broker refused the subscription to %s: %s; check the access rights", refused, reason)
             case Published():
                 self.publisher.on_published(event)
+                if self.publisher.is_done:
+                    self.deleting.clear()
 
     def _take(self, messages: list[Message]) -> None:
         """Journal and decide on a batch in one transaction, then act, then acknowledge."""
@@ -535,6 +539,7 @@ class Service:
         before = kept_versions(self.head, self.released, self.keep)
         self.head, self.released = head, released
         gone = sorted(before - kept_versions(head, released, self.keep))
+        self.deleting.update(gone)
         self.publisher.add(publisher.deletions(self.federation, map(self.registry.manifest, gone)))
 
     def _reassert(self) -> None:
@@ -544,7 +549,8 @@ class Service:
         kept = kept_versions(newest, release.version, self.keep)
         # a crash may have cut deletions short: repeat those of the last few versions
         recent = range(max(0, newest - 3 * self.keep), newest)
-        gone = {*recent, *(self.registry.manifest(version).release.version for version in recent)} - kept
+        served = (self.registry.manifest(version).release.version for version in recent)
+        gone = self.deleting = {*recent, *served, *self.deleting} - kept
         if self.keys is not None:
             self._send(GlobalKeys(), self.keys.online.payload)
         self._announce(online=True)
@@ -580,9 +586,16 @@ class Service:
     def _send(self, address: CoordinatorStateOf | GlobalKeys | ReceiptFor, payload: bytes) -> None:
         self.voice.publish(publisher.publication(self.federation, address, payload))
 
+    @property
+    def deadline(self) -> int | None:
+        """When time alone gives it something to do, in ns since 1970; None while nothing waits for time."""
+        renewal = self.renew_at_ns if self.keys is not None and self.renew_at_ns > 0 else None
+        due = (next_deadline(self.state), renewal)
+        return min((at_ns for at_ns in due if at_ns is not None), default=None)
+
     def _patience_s(self) -> float:
         longest = ANSWER_S if self.state.open_questions else WAKE_S
-        deadline = next_deadline(self.state)
+        deadline = self.deadline
         return longest if deadline is None else min(longest, max(0.0, (deadline - self.now_ns()) / 1e9))
 
 

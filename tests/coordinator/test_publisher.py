@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from broker.events import Publication
+from broker.events import Published as Answer
 from coordinator.core import found, step
-from coordinator.publisher import Stamp, average_of, bodies, deletions, head_pointer, kept_versions, release_pointer
+from coordinator.publisher import (
+    PhasedPublisher,
+    Stamp,
+    average_of,
+    bodies,
+    deletions,
+    head_pointer,
+    kept_versions,
+    release_pointer,
+)
 from coordinator.questions import MeasuredLosses, answer_to_bytes
 from coordinator.registry import Registry
 from coordinator.stages import ReleaseStage
@@ -136,3 +147,37 @@ def test_the_newest_versions_are_kept_and_the_served_one_however_old(
     head: int, served: int, keep: int, kept: set[int]
 ) -> None:
     assert kept_versions(head, served, keep) == kept
+
+
+class Wire:
+    """Notes what is handed to it; the broker's answers are the test's."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+
+    def publish(self, publication: Publication) -> int:
+        self.topics.append(publication.topic)
+        return len(self.topics)
+
+
+def test_nothing_goes_out_before_all_that_is_retained_is_said_again() -> None:
+    wire = Wire()
+    publisher = PhasedPublisher(wire)
+    publisher.add([Publication("pointer", b"")])
+    assert wire.topics == []
+    publisher.start_over([Publication("body", b"")], [Publication("pointer", b"")])
+    assert wire.topics == ["body"]
+    publisher.on_published(Answer(1, None))
+    assert wire.topics == ["body", "pointer"]
+
+
+def test_after_a_lost_connection_it_waits_with_all_that_is_new_until_it_starts_over() -> None:
+    wire = Wire()
+    publisher = PhasedPublisher(wire)
+    publisher.start_over([Publication("body", b"")], [Publication("pointer", b"")])
+    publisher.pause()
+    publisher.on_published(Answer(1, None))  # what was under way may still be answered for
+    publisher.add([Publication("newer pointer", b"")])
+    assert wire.topics == ["body"]
+    publisher.start_over([Publication("body", b"")])
+    assert wire.topics == ["body", "body"]
