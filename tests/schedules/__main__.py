@@ -1,4 +1,4 @@
-"""Play many schedules: `python -m tests.schedules --schedules 10000 --seed 1`; replay one: `... --schedules 1 --seed N`.
+"""Play many schedules, as in `python -m tests.schedules --schedules 10000 --seed 1`; replay seed N by `--schedules 1`.
 
 The last line is a summary in JSON. The exit code is 1 when a promise was broken; its seed and trace are printed before.
 """

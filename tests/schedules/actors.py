@@ -1,4 +1,4 @@
-"""The coordinator and the nodes of a schedule: the production services themselves, on this world's disk, clock and broker.
+"""The coordinator and the nodes of a schedule: the production services, on this world's disk, clock and broker.
 
 What is made up here is what lies outside of them: the training, whose result is a few random numbers, the base model's
 answers, and the lease, which nobody else wants.

@@ -1,4 +1,4 @@
-"""What must hold after every step of a schedule, and at its end: it watches what actors say and do, and what is on disk.
+"""What must hold after every step of a schedule, and at its end: it watches what actors say, do and have on disk.
 
 It keeps books of its own and believes nobody's: what was receipted comes from the wire, what became of it from the
 journal on disk. A promise that does not hold is a `Broken`, in words.
@@ -7,6 +7,7 @@ journal on disk. A promise that does not hold is a `Broken`, in words.
 import hashlib
 import sqlite3
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from broker.events import Publication
@@ -248,7 +249,7 @@ class Books:
         manifests = [GlobalManifest.from_bytes(row[0]) for row in rows]
         if [manifest.version for manifest in manifests] != list(range(state.head.version + 1)):
             raise Broken(f"the versions on disk are {[manifest.version for manifest in manifests]}")
-        for before, after in zip(manifests, manifests[1:], strict=False):
+        for before, after in pairwise(manifests):
             if after.parent != before.digest:
                 raise Broken(f"version {after.version} is not of version {before.version}")
         for manifest in manifests:
