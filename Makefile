@@ -3,8 +3,13 @@
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 STAMP := $(VENV)/.installed
+# for chaos, schedules and fuzz
+KILLS ?= 1000
+SCHEDULES ?= 500
+RUNS ?= 10000000
+SEED ?= 1
 
-.PHONY: help demo demo-recording test test-docker chaos check docs golden fuzz clean
+.PHONY: help demo demo-recording test test-docker chaos schedules crash-points fuzz check docs golden clean
 .DELETE_ON_ERROR:
 
 help:  ## say what each word does
@@ -29,13 +34,15 @@ check: $(STAMP)  ## check format, lint, types and import rules
 test-docker: $(STAMP)  ## build the images and try the compose stack: kills, cuts, ledger; needs root
 	$(VENV)/bin/python -m pytest tests/docker -rs
 
-KILLS ?= 1000
-SEED ?= 1
-
 chaos: $(STAMP)  ## kill processes of a real federation KILLS times by SEED, and check what is left; prints JSON
 	@$(VENV)/bin/python -m chaos --kills $(KILLS) --seed $(SEED)
 
-RUNS ?= 10000000
+schedules: $(STAMP)  ## play SCHEDULES made-up worlds from SEED on, and check every promise; prints JSON
+	@$(VENV)/bin/python -m tests.schedules --schedules $(SCHEDULES) --seed $(SEED)
+
+crash-points: $(STAMP)  ## kill, and fail, each store at its every call to the disk; needs strace; prints JSON
+	@$(VENV)/bin/python -m tests.crash_points
+
 fuzz: $(STAMP)  ## search every decoder for bytes that break it; RUNS=10000000, the last line is a summary in JSON
 	@$(VENV)/bin/python -m fuzz --runs $(RUNS) --seed $(SEED)
 

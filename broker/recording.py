@@ -98,6 +98,13 @@ def open_recording(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Turn what SQLite says about the file into RecordingError, for tables that share it."""
+    with _typed(path, sqlite3.Error):
+        yield
+
+
+@contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All statements in the block are on disk when it ends, or none when it raises. Raises RecordingError."""
     with _typed(path_of(connection), sqlite3.Error):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from broker.recording import RecordingError, Row, append, open_recording, read_rows, reading
+from broker.recording import RecordingError, Row, append, in_words, open_recording, read_rows, reading
 from coordinator.core import found, step
 from coordinator.privacy.noise import KEY_BYTES
 from coordinator.state import (
@@ -104,7 +104,8 @@ WHERE NOT EXISTS (
 def open_journal(path: Path) -> sqlite3.Connection:
     """Open or create the journal; on damage RecordingError says what to do."""
     connection = open_recording(path)
-    connection.executescript(_SCHEMA)
+    with in_words(path):
+        connection.executescript(_SCHEMA)
     return connection
 
 

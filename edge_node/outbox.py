@@ -36,8 +36,12 @@ class OutboxDamaged(RuntimeError):
     """The outbox file cannot be read; it was moved aside, and the text says where and what to do."""
 
 
+class OutboxUnusable(OSError):
+    """The disk does not do what the outbox asks; the text says which file, why, and what to do."""
+
+
 class Outbox:
-    """The node's durable queue of updates. Used by one thread of one process; raises OutboxDamaged, sqlite3.Error."""
+    """The node's durable queue of updates. Used by one thread of one process; raises OutboxDamaged, OutboxUnusable."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +144,11 @@ class Outbox:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # a full disk has ended it already
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -153,6 +158,11 @@ class Outbox:
             # the low byte is the kind of error, the rest its variety
             if (getattr(fault, "sqlite_errorcode", None) or 0) & 0xFF in _DAMAGED:
                 self._move_aside(str(fault))
+            if isinstance(fault, sqlite3.OperationalError):
+                raise OutboxUnusable(
+                    f"{self._path}: {fault}. See to its disk (is there room, may this user write there?) and start the "
+                    "node again; no update that is in it is lost"
+                ) from fault
             raise
 
     def _move_aside(self, fault: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_node.outbox import Outbox, OutboxDamaged
+from edge_node.outbox import Outbox, OutboxDamaged, OutboxUnusable
 from edge_node.state import Memory, Update, named_base
 
 
@@ -145,3 +145,15 @@ def test_a_damaged_file_is_moved_aside_and_the_error_says_where_and_what_to_do(t
         assert (tmp_path / f"outbox.db.damaged-{attempt}").read_bytes() == damaged
         with Outbox(path) as outbox:
             assert outbox.waiting() == ()
+
+
+def test_a_full_disk_is_said_in_words_and_what_is_in_the_outbox_stays(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    with Outbox(path) as outbox:
+        outbox.put(update(1))
+        (pages,) = outbox._database.execute("PRAGMA page_count").fetchone()
+        outbox._database.execute(f"PRAGMA max_page_count = {pages}")  # to SQLite a full disk is the same
+        with pytest.raises(OutboxUnusable, match=r"outbox\.db: database or disk is full.*room.*start the node again"):
+            outbox.put(update(2, b"x" * 50_000))
+        outbox.raise_mark((1, 1))  # what needs no room is done
+        assert [waiting.sequence for waiting in outbox.waiting()] == [1]
