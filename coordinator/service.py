@@ -295,7 +295,8 @@ class Service:
         self.client = connect(will, filters)
         self.voice = Voice(self.client, keys, lease)
         self.publisher = PhasedPublisher(self.voice)
-        self.deleting = set[int]()  # versions that the broker may still have and should not
+        # versions that the broker may still have and should not: a crash may have cut deletions short
+        self.deleting = set(range(max(0, self.head - 3 * self.keep), self.head + 1))
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""

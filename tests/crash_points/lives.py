@@ -145,7 +145,8 @@ def _coordinator(folder: Path) -> CoordinatorActor:
     return CoordinatorActor(folder, network, random.Random(0), config, adapter_of(0.5), 2, None)
 
 
-def _message(actor: CoordinatorActor, sequence: int) -> Publish:
+def message_of(actor: CoordinatorActor, sequence: int) -> Publish:
+    """An update of node a, made from the head."""
     body, head = encode(adapter_of(0.1 * sequence), "fp32"), actor.state.head
     manifest = UpdateManifest(
         node="a",
@@ -154,7 +155,7 @@ def _message(actor: CoordinatorActor, sequence: int) -> Publish:
         base_version=head.version,
         base_digest=head.digest,
         base_model=BASE_MODEL,
-        layout=LAYOUT.digest,
+        layout=actor.config.layout.digest,
         examples=4,
         steps=8,
         participation=0,
@@ -173,7 +174,7 @@ def _coordinator_steps(folder: Path) -> Iterator[None]:
     yield
     for sequence in (1, 2):  # the second makes a version
         assert actor.client is not None
-        actor.client.take(_message(actor, sequence))
+        actor.client.take(message_of(actor, sequence))
         actor.turn()
         yield
     actor.end()
@@ -181,7 +182,7 @@ def _coordinator_steps(folder: Path) -> Iterator[None]:
     actor.start()
     yield
     assert actor.client is not None
-    actor.client.take(_message(actor, 3))
+    actor.client.take(message_of(actor, 3))
     actor.turn()
     yield
     actor.end()
@@ -206,8 +207,8 @@ def _coordinator_goes_on(folder: Path) -> None:
     actor = _coordinator(folder)
     actor.start()
     assert actor.client is not None
-    actor.client.take(_message(actor, 50))
-    actor.client.take(_message(actor, 51))
+    actor.client.take(message_of(actor, 50))
+    actor.client.take(message_of(actor, 51))
     before = actor.state.head.version
     actor.turn()
     assert actor.state.head.version == before + 1

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 OK, FULL, IOERR_WRITE, IOERR_FSYNC = 0, 13, 778, 1034
 _NAME = b"alignfed-watched"
+NEEDS_A_LIBRARY = "this Python has SQLite built in, and its files cannot be watched: use one that loads libsqlite3.so"
 
 
 class Watcher(Protocol):
@@ -168,6 +169,15 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         _shim.watcher = None
 
 
+def can_watch() -> bool:
+    """Whether this Python's SQLite is a library that can be reached."""
+    try:
+        _library()
+    except OSError:
+        return False
+    return True
+
+
 def _library() -> ctypes.CDLL:
     """The SQLite that Python's module runs on, not another copy of it."""
     with open("/proc/self/maps", encoding="utf-8") as maps:
@@ -177,4 +187,4 @@ def _library() -> ctypes.CDLL:
         library.sqlite3_libversion.restype = c_char_p
         if library.sqlite3_libversion().decode() == sqlite3.sqlite_version:
             return library
-    raise OSError("this Python has SQLite built in, and its files cannot be watched: use one that loads libsqlite3.so")
+    raise OSError(NEEDS_A_LIBRARY)

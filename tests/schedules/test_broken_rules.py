@@ -15,8 +15,10 @@ from coordinator.service import Service
 from edge_node import fetch, node
 from edge_node.outbox import Outbox
 from edge_node.state import EdgeState, Effects
+from tests.schedules import sqlite_files
 from tests.schedules.world import Report, play
 
+pytestmark = pytest.mark.skipif(not sqlite_files.can_watch(), reason=sqlite_files.NEEDS_A_LIBRARY)
 MOST = 60  # schedules until a broken rule has to be noticed
 
 Break = Callable[[pytest.MonkeyPatch], None]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.schedules import sqlite_files
 from tests.schedules.__main__ import TRACE_LINES, told
 from tests.schedules.world import play
 
+pytestmark = pytest.mark.skipif(not sqlite_files.can_watch(), reason=sqlite_files.NEEDS_A_LIBRARY)
 SCHEDULES, FIRST = 500, 1
 BLOCKS = 10
 ROOT = Path(__file__).parents[2]

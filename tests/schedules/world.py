@@ -237,7 +237,7 @@ class World:
             unlikely += [(name, choice) for choice in choices]
         if unlikely:
             return self._do(*self.chance.choice(unlikely))
-        return None if self.is_calm and self._rests() else self._let_time_pass()
+        return None if self.is_calm and not self.trains and self._rests() else self._let_time_pass()
 
     def _do(self, name: str, choice: Choice) -> None:
         kind, do = choice
@@ -302,6 +302,9 @@ class World:
 
     def _begin(self, actor: Actor) -> None:
         if isinstance(actor, CoordinatorActor):
+            if not self.is_calm and self.chance.random() < 0.15:  # the operator has thought of something else
+                choices = STRATEGIES if actor.config.calibration is None else WITH_MODEL
+                actor.config = actor.config.model_copy(update={"strategy": self.chance.choice(choices)})
             actor.start()
             self.books.coordinator_began()
         else:

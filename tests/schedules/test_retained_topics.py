@@ -1,0 +1,95 @@
+"""What schedules have found about retained topics, each told once more as a story of its own."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.events import Publication
+from coordinator.operations import requests
+from coordinator.state import FederationConfig
+from coordinator.strategies import FedAsync
+from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.topics import GlobalManifestOf, parse
+from tests.crash_points.lives import message_of
+from tests.schedules.actors import BASE_MODEL, FEDERATION, CoordinatorActor
+from tests.schedules.clock import Clock
+from tests.schedules.network import Network
+
+LAYOUT = Layout(lora=LoraConfig(rank=1), tensors=(("x.lora_A.weight", (1, 4)), ("x.lora_B.weight", (4, 1))))
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network(Clock(), random.Random(0), 1000, lambda *_: None, lambda *_: None)
+
+
+@pytest.fixture
+def start(tmp_path: Path, network: Network) -> Callable[[], CoordinatorActor]:
+    """Start a coordinator on one folder; every update is a version, and one version stays on the broker."""
+    config = FederationConfig(
+        federation=FEDERATION, base_model=BASE_MODEL, base_model_name="tiny", layout=LAYOUT, strategy=FedAsync()
+    )
+    first = Adapter(LAYOUT, np.full(LAYOUT.size, 0.5, np.float32))
+
+    def begin() -> CoordinatorActor:
+        actor = CoordinatorActor(tmp_path / "coordinator", network, random.Random(0), config, first, 1, None)
+        actor.start()
+        return actor
+
+    return begin
+
+
+def let_it_talk(network: Network, actor: CoordinatorActor) -> None:
+    """Move packets and take turns until nothing is left to say."""
+    client = actor.client
+    assert client is not None
+    while actor.has_work or client.has_to_hand_over() or client.up or network.can_deliver(client):
+        client.hand_over()
+        while network.can_take(client):
+            network.take(client)
+        while network.can_deliver(client):
+            network.deliver(client)
+        actor.turn()
+
+
+def versions_on(network: Network) -> list[int]:
+    addresses = [parse(FEDERATION, topic) for topic in network.kept.retained]
+    return sorted(address.version for address in addresses if isinstance(address, GlobalManifestOf))
+
+
+def test_what_a_coordinator_left_on_the_broker_goes_however_far_the_next_one_is_before_it_connects(
+    network: Network, start: Callable[[], CoordinatorActor]
+) -> None:
+    earlier = start()
+    network.connect(earlier.client)
+    let_it_talk(network, earlier)
+    assert versions_on(network) == [0]
+    network.cut(earlier.client)
+    earlier.end()
+    later = start()
+    for sequence in range(1, 8):
+        later.client.take(message_of(later, sequence))
+        later.turn()
+    network.connect(later.client)
+    let_it_talk(network, later)
+    assert versions_on(network) == [7]
+
+
+def test_a_rollback_before_the_first_connection_sends_no_pointer_ahead_of_its_body(
+    network: Network, start: Callable[[], CoordinatorActor]
+) -> None:
+    said: list[Publication] = []
+    network.observe = lambda _, publication: said.append(publication)
+    actor = start()
+    requests.ask(actor.folder, 0, "head", "release")
+    actor.turn()
+    assert said == []
+    network.connect(actor.client)
+    let_it_talk(network, actor)
+    topics = [publication.topic for publication in said]
+    assert topics.index(f"alignfed/v1/{FEDERATION}/global/v/0/manifest") < topics.index(
+        f"alignfed/v1/{FEDERATION}/global/release"
+    )
