@@ -21,7 +21,7 @@ from base_model.layout import initial_adapter, layout_of
 from base_model.reference import ResolvedModel, resolve
 from base_model.settings import BaseModelSettings
 from base_model.wheel import BaseModelError
-from broker.client import Client
+from broker.client import MAX_IN_FLIGHT, Client
 from broker.connection import Connect, Connection
 from broker.events import (
     Connected,
@@ -295,8 +295,7 @@ class Service:
         self.client = connect(will, filters)
         self.voice = Voice(self.client, keys, lease)
         self.publisher = PhasedPublisher(self.voice)
-        # versions that the broker may still have and should not: a crash may have cut deletions short
-        self.deleting = set(range(max(0, self.head - 3 * self.keep), self.head + 1))
+        self.deleting = {*self._recent(), self.head}  # versions that the broker may still have and should not
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
@@ -548,8 +547,7 @@ class Service:
         self.told.clear()
         newest, release = self.state.head.version, self.state.release
         kept = kept_versions(newest, release.version, self.keep)
-        # a crash may have cut deletions short: repeat those of the last few versions
-        recent = range(max(0, newest - 3 * self.keep), newest)
+        recent = self._recent()
         served = (self.registry.manifest(version).release.version for version in recent)
         gone = self.deleting = {*recent, *served, *self.deleting} - kept
         if self.keys is not None:
@@ -561,6 +559,11 @@ class Service:
             self._pointers(),
             publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
         )
+
+    def _recent(self) -> range:
+        """The versions before the head whose deletion a crash may have cut short; a turn can make a window of them."""
+        newest = self.state.head.version
+        return range(max(0, newest - 3 * self.keep - MAX_IN_FLIGHT), newest)
 
     def _announce(self, *, online: bool) -> None:
         self._send(CoordinatorStateOf(), self._birth(online=online))
