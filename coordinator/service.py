@@ -160,7 +160,7 @@ def run(
                     _model(resolved, calibration, config, settings) as model,
                     _watching(settings, federation, board),
                 ):
-                    connect = _to(keys.reaches(broker) if keys else broker, federation)
+                    connect = connecting_to(keys.reaches(broker) if keys else broker, federation)
                     service = Service(restored, connect, settings, journal, lease, registry, model, board, keys)
                     service.run_until(stopping, restored.questions)
     except KeyboardInterrupt:
@@ -229,8 +229,8 @@ def _model(
         model.stop()
 
 
-def _to(broker: BrokerSettings, federation: str) -> Connect:
-    """Connections of the coordinator to this broker."""
+def connecting_to(broker: BrokerSettings, federation: str) -> Connect:
+    """How a coordinator connects to this broker."""
 
     def connect(will: Publication, filters: Sequence[str]) -> Connection:
         return Client(broker, f"{federation}:coordinator", will=will, subscriptions=filters)

@@ -24,7 +24,7 @@ from coordinator.registry import Registry
 from coordinator.replay.inside import Replayed, ReplayedVersion
 from coordinator.replay.recorded import is_published, sender_of
 from coordinator.replay.source import Source
-from coordinator.service import UPDATES, Service, StopFlag
+from coordinator.service import UPDATES, Service, StopFlag, connecting_to
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import AskModel, Effect, Received
 from coordinator.watch.board import Board
@@ -84,7 +84,8 @@ class _InStep(Service):
         registry = Registry(folder / "adapters")
         settings = CoordinatorSettings(data_dir=folder, strategy=source.config.strategy)
         restored = _founded(source, journal, registry)
-        super().__init__(restored, broker, settings, journal, lease, registry, None, Board(), None)
+        connect = connecting_to(broker, source.config.federation)
+        super().__init__(restored, connect, settings, journal, lease, registry, None, Board(), None)
         self.stopping, self.rows = StopFlag(), 0
         self._until = until
         self._script = source.rows()
@@ -92,7 +93,7 @@ class _InStep(Service):
         self._standing = 0  # subscriptions
         self._given_up_at = time.monotonic() + PATIENCE_S
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """One recorded row, once the broker is there; after the last of them, what has still to go out."""
         self.lease.confirm()
         if self._standing < len(UPDATES):

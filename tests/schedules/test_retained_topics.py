@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from broker.events import Publication
-from coordinator.operations import requests
+from coordinator.operations import order_file
+from coordinator.operations.orders import RollBack
 from coordinator.state import FederationConfig
 from coordinator.strategies import FedAsync
 from schemas.adapter import Adapter, Layout, LoraConfig
@@ -84,7 +85,7 @@ def test_a_rollback_before_the_first_connection_sends_no_pointer_ahead_of_its_bo
     said: list[Publication] = []
     network.observe = lambda _, publication: said.append(publication)
     actor = start()
-    requests.ask(actor.folder, 0, "head", "release")
+    order_file.give(actor.folder, RollBack(version=0))
     actor.turn()
     assert said == []
     network.connect(actor.client)

@@ -23,7 +23,8 @@ import numpy as np
 from base_model.settings import TrainingConfig
 from broker.federation_keys import enrol, init
 from broker.settings import MAX_PACKET_SIZE
-from coordinator.operations import requests
+from coordinator.operations import order_file
+from coordinator.operations.orders import RollBack
 from coordinator.service import EXPECTED as COORDINATOR_EXPECTS
 from coordinator.state import CalibrationTerms, FederationConfig, Limits
 from coordinator.strategies import AlignFed, FedAsync, FedAvg, FedBuff, Strategy
@@ -209,12 +210,12 @@ class World:
         return f"{actor.name} is frozen for {moves} moves"
 
     def _order(self, _: Actor) -> str | None:
-        """The operator wants an earlier version back."""
+        """The operator wants an earlier version back; the disk may fail the operator too."""
         if self.coordinator.service is None or not self.books.manifests:
             return None
         version, scope = self.chance.choice(sorted(self.books.manifests)), self.chance.choice(("release", "head"))
         try:
-            requests.ask(self.coordinator.folder, version, "head", scope)
+            order_file.give(self.coordinator.folder, RollBack(version=version, scope=scope))
         except (OSError, Died):
             return None
         return f"the operator wants version {version} back for the {scope}"
