@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from broker.events import Connected, Disconnected, Message
 from broker.settings import BrokerSettings
 from chaos.witness import Witness
 from edge_node import service, state
+from edge_node.node import Equipment, Item, Node
 from edge_node.outbox import Outbox
 from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter
@@ -56,12 +58,50 @@ class LoadSettings(BaseModel):
     training_s: float
 
 
-class LoadNode(service.Service):
-    """The product's node with another training; what it sees goes to the witness as well.
+class WitnessedNode(Node):
+    """The product's node; what it sees and keeps goes to the witness as well.
 
     A receipt is witnessed before it has its effect and an update after it was kept, so that a kill between the two
     leaves evidence that is true.
     """
+
+    def __init__(self, identity: state.Identity, equipment: Equipment, witness: Witness) -> None:
+        super().__init__(identity, equipment, time.monotonic())
+        self._name, self._federation, self._witness = identity.settings.node, identity.federation, witness
+
+    def take(self, item: Item, at: float, wall_ns: int) -> state.Effects:
+        """See Node."""
+        if isinstance(item, Connected | Disconnected):
+            self._witness.say(self._name, "connected" if isinstance(item, Connected) else "lost")
+        elif isinstance(item, Message) and isinstance(parse(self._federation, item.topic), GlobalHead):
+            self._heard(item.payload)
+        return super().take(item, at, wall_ns)
+
+    def _heard(self, payload: bytes) -> None:
+        try:
+            pointer = GlobalPointer.from_bytes(unsigned(payload))
+        except InvalidMessage:  # the node itself says so
+            return
+        self._witness.say(self._name, "heard", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest)
+
+    def _write(self, effect: state.Effect) -> None:
+        match effect:
+            case state.SettleUpdate(update):
+                self._witness.say(self._name, "receipted", update)
+            case state.DropUpdate(update):
+                self._witness.say(self._name, "dropped", update)
+        super()._write(effect)
+        match effect:
+            case state.StoreUpdate(stored):
+                self._witness.say(self._name, "stored", stored.update_id)
+            case state.KeepVersion(pointer):
+                self._witness.say(
+                    self._name, "held", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest
+                )
+
+
+class LoadNode(service.Service):
+    """The product's service of one node, with another training."""
 
     def __init__(
         self,
@@ -74,11 +114,20 @@ class LoadNode(service.Service):
         bundle = load_node_bundle(settings.keys / "nodes" / node.node, settings.federation, node.node)
         broker = BrokerSettings(port=settings.port)
         super().__init__(settings.federation, resolved, settings.cache, broker, node, outbox, bundle)
-        self._name, self._settings, self._resting = node.node, settings, resting
-        self._witness = Witness(settings.witness / f"{node.node}.jsonl")
+        self._settings, self._resting = settings, resting
         self._pace = random.Random()
         self._job: tuple[float, state.TrainingJob] | None = None  # when it is done
-        self._witness.say(node.node, "boot")
+        witness = Witness(settings.witness / f"{node.node}.jsonl")
+        self._node = WitnessedNode(self._identity, replace(self._equipment, trainer=self), witness)
+        witness.say(node.node, "boot")
+
+    def train(self, job: state.TrainingJob) -> None:
+        """Begin a job, which is done after a while."""
+        self._job = (time.monotonic() + self._pace.expovariate(1 / self._settings.training_s), job)
+
+    def abort(self) -> None:
+        """End it."""
+        self._job = None
 
     def work(self) -> None:
         """Take part until the process ends."""
@@ -103,44 +152,6 @@ class LoadNode(service.Service):
         return state.TrainingFinished(
             time.monotonic(), job.sequence, Adapter(start.layout, start.values + steps), 1, 1, 1.0, 0.0
         )
-
-    def _event(self, item: Any) -> state.Event | None:
-        if isinstance(item, Connected | Disconnected):
-            self._witness.say(self._name, "connected" if isinstance(item, Connected) else "lost")
-        elif isinstance(item, Message) and isinstance(parse(self._settings.federation, item.topic), GlobalHead):
-            self._heard(item.payload)
-        return super()._event(item)
-
-    def _heard(self, payload: bytes) -> None:
-        try:
-            pointer = GlobalPointer.from_bytes(unsigned(payload))
-        except InvalidMessage:  # the node itself says so
-            return
-        self._witness.say(self._name, "heard", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest)
-
-    def _do(self, effect: state.Effect) -> None:
-        match effect:
-            case state.Train(job):
-                self._job = (time.monotonic() + self._pace.expovariate(1 / self._settings.training_s), job)
-            case state.AbortTraining():
-                self._job = None
-            case _:
-                super()._do(effect)
-
-    def _write(self, effect: state.Effect) -> None:
-        match effect:
-            case state.SettleUpdate(update):
-                self._witness.say(self._name, "receipted", update)
-            case state.DropUpdate(update):
-                self._witness.say(self._name, "dropped", update)
-        super()._write(effect)
-        match effect:
-            case state.StoreUpdate(stored):
-                self._witness.say(self._name, "stored", stored.update_id)
-            case state.KeepVersion(pointer):
-                self._witness.say(
-                    self._name, "held", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest
-                )
 
 
 def main(settings: LoadSettings) -> None:

@@ -144,7 +144,7 @@ class Service:
         self._trainer = Trainer(resolved, cache, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
         self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
-        equipment = Equipment(
+        self._equipment = Equipment(
             client=self._client,
             outbox=outbox,
             folder=settings.data_dir,
@@ -154,7 +154,7 @@ class Service:
             bundle=bundle,
             max_packet_size=broker.max_packet_size,
         )
-        self._node = Node(self._identity, equipment, time.monotonic())
+        self._node = Node(self._identity, self._equipment, time.monotonic())
 
     def serve(self) -> int:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
