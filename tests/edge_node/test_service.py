@@ -632,7 +632,7 @@ def test_a_node_serves_and_trains_the_real_model_in_a_gigabyte(
 def test_where_memory_ends_the_training_goes_and_the_service_stays(
     broker: EmbeddedBroker, found: Any, start: Any, limited: Path, free_port: int
 ) -> None:
-    (limited / "memory.limit_in_bytes").write_text(str(330 << 20))
+    (limited / "memory.limit_in_bytes").write_text(str(250 << 20))
     real = resolve(DEFAULT_NAME, default_cache())
     federation = found(broker, real)
     federation.announce()

@@ -95,7 +95,7 @@ class World:
         self.seed, self.chance = seed, random.Random(seed)
         self.clock = Clock()
         self.disk = Disk(place, random.Random(f"disk {seed}"))
-        self.trace: list[str] = []
+        self.place, self.trace = str(place), list[str]()
         self.faults = Counter[str]()
         self.moves = 0
         self.trains, self.is_calm = True, False
@@ -460,6 +460,7 @@ class World:
         return NodeActor(name, self.network, chance, settings, layout, largest, keys)
 
     def _note(self, what: str) -> None:
+        what = what.replace(self.place, "")  # an error names its file, and the folder's name is not of the world
         self.trace.append(f"{self.moves:5d} {self.clock.monotonic_s:10.2f} s  {what}")
 
 
