@@ -1,6 +1,6 @@
 """What a home answered while it learned, told by the version that answered. Pure arithmetic on an interview."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -18,6 +18,14 @@ class VersionAnswers(NamedTuple):
     asked: int
     exact: float
     right_intent: float  # or exact
+
+
+class Change(NamedTuple):
+    """Of so many commands, how many answers were exact when each was asked first, and when it was asked last."""
+
+    commands: int
+    at_first: int
+    at_last: int
 
 
 class Said(NamedTuple):
@@ -38,6 +46,13 @@ class Story(NamedTuple):
 def by_version(answers: Sequence[LiveAnswer]) -> tuple[VersionAnswers, ...]:
     """The share of right answers of each version that answered, oldest first."""
     return tuple(_version_answers(version, list(some)) for version, some in _grouped(answers))
+
+
+def change(answers: Sequence[LiveAnswer]) -> Change:
+    """How the answers to all commands changed; a version alone may have been asked but one of them."""
+    first = {answer.prompt: answer for answer in reversed(answers)}
+    last = {answer.prompt: answer for answer in answers}
+    return Change(len(last), _exact(first.values()), _exact(last.values()))
 
 
 def stories(answers: Sequence[LiveAnswer], count: int = STORIES) -> tuple[Story, ...]:
@@ -63,6 +78,10 @@ def _version_answers(version: int | None, answers: Sequence[LiveAnswer]) -> Vers
     verdicts = [verdict(answer.answer, answer.expected) for answer in answers]
     exact, named = verdicts.count("exact"), verdicts.count("right intent")
     return VersionAnswers(version, len(answers), exact / len(answers), (exact + named) / len(answers))
+
+
+def _exact(answers: Iterable[LiveAnswer]) -> int:
+    return sum(verdict(answer.answer, answer.expected) == "exact" for answer in answers)
 
 
 def _story(answers: Sequence[LiveAnswer]) -> Story:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from examples.smart_home.answers import by_version
+from examples.smart_home.answers import change
 from examples.smart_home.live import ACCENT
 from examples.smart_home.outcome import Report
 from examples.smart_home.stages import LABEL_WIDTH
@@ -103,11 +103,11 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 
 def _answers(report: Report) -> str:
     """What the serving home answered during the run."""
-    told = by_version(report.interview.answers)
-    if not told:
+    told = change(report.interview.answers)
+    if not told.commands:
         return f"{report.interview.node} answered nothing in so short a run"
     count, lost = len(report.interview.answers), report.interview.unanswered
-    right = f"exact {percent(told[0].exact)} by the first version that answered, {percent(told[-1].exact)} by the last"
+    right = f"of {told.commands} commands {told.at_first} exact when first asked, {told.at_last} when last asked"
     return f"{count} over MQTT by {report.interview.node} while it learned, {lost} unanswered; {right}"
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from examples.smart_home.answers import Said, VersionAnswers, by_version, stories
+from examples.smart_home.answers import Change, Said, VersionAnswers, by_version, change, stories
 from examples.smart_home.report import render
 
 
@@ -12,6 +12,14 @@ def test_right_answers_are_counted_for_each_version_the_base_model_first(report)
         VersionAnswers(0, asked=2, exact=0, right_intent=0),
         VersionAnswers(1, asked=2, exact=0.5, right_intent=1),
     )
+
+
+def test_a_change_counts_each_command_when_it_was_asked_first_and_last(report):
+    answers = report.interview.answers
+    assert change(answers) == Change(commands=2, at_first=0, at_last=1)
+    # the last version answered one command only; the other counts with what an earlier version said
+    assert change(answers[:-1]).commands == 2
+    assert change(()) == Change(0, 0, 0)
 
 
 def test_a_command_is_told_with_each_answer_once_and_the_versions_that_gave_it(report):
