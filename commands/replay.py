@@ -245,8 +245,8 @@ def _recompute(recording: Path, config: Path | None, until: int | None, as_json:
     examples = CalibrationSet.load(calibration.data, calibration.anchor_examples, calibration.gate_examples)
     if not is_journal(recording):
         from coordinator.model_process import ModelJob
+        from coordinator.process import terms
         from coordinator.replay.asking import replay_asking
-        from coordinator.service import terms
 
         own, _ = terms(settings.federation, settings.base_model.name, resolved, settings.coordinator, examples)
         assert own.calibration is not None  # there are examples

@@ -59,8 +59,8 @@ def coordinator(
     """
     settings = configuration(config, federation, broker, coordinator={"data_dir": data_dir, "http": http})
     log(log_level)
-    from coordinator import service
+    from coordinator import process
 
     raise typer.Exit(
-        service.run(settings.federation, settings.base_model, settings.broker, settings.coordinator, settings.security)
+        process.run(settings.federation, settings.base_model, settings.broker, settings.coordinator, settings.security)
     )

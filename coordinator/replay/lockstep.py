@@ -19,12 +19,13 @@ from broker.settings import BrokerSettings
 from coordinator.core import found
 from coordinator.journal import event_of_row, open_journal, read_versions, record_founding
 from coordinator.lease import Lease
+from coordinator.process import connecting_to
 from coordinator.recovery import Restored, keep
 from coordinator.registry import Registry
 from coordinator.replay.inside import Replayed, ReplayedVersion
 from coordinator.replay.recorded import is_published, sender_of
 from coordinator.replay.source import Source
-from coordinator.service import UPDATES, Service, StopFlag, connecting_to
+from coordinator.service import UPDATES, Service, StopFlag
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import AskModel, Effect, Received
 from coordinator.watch.board import Board

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coordinator.service import EXPECTED
+from coordinator.process import EXPECTED
 from coordinator.state import FederationConfig
 from coordinator.strategies import FedBuff
 from edge_node import held_adapter

@@ -25,7 +25,7 @@ from broker.federation_keys import enrol, init
 from broker.settings import MAX_PACKET_SIZE
 from coordinator.operations import order_file
 from coordinator.operations.orders import RollBack
-from coordinator.service import EXPECTED as COORDINATOR_EXPECTS
+from coordinator.process import EXPECTED as COORDINATOR_EXPECTS
 from coordinator.state import CalibrationTerms, FederationConfig, Limits
 from coordinator.strategies import AlignFed, FedAsync, FedAvg, FedBuff, Strategy
 from edge_node.service import EXPECTED_FAULTS as NODE_EXPECTS
