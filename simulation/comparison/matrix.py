@@ -83,8 +83,17 @@ def plan(choice: Choice) -> tuple[PlannedRun, ...]:
 
 
 def deciding(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """A configuration without its labels."""
-    return {key: value for key, value in config.items() if key not in LABELS}
+    """A configuration without its labels, and without what is off: a file of before there was such a setting counts."""
+    return {key: _on(value) for key, value in config.items() if key not in LABELS and value is not None}
+
+
+def _on(value: JsonValue) -> JsonValue:
+    match value:
+        case dict():
+            return {key: _on(one) for key, one in value.items() if one is not None}
+        case list():
+            return [_on(one) for one in value]
+    return value
 
 
 def _regimes(preset: Preset, choice: Choice) -> list[Regime]:

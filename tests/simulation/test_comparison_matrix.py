@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.strategies import AlignFed, FedAvg
-from simulation.comparison.matrix import Choice, Data, ImpossibleComparison, plan
+from simulation.comparison.matrix import Choice, Data, ImpossibleComparison, deciding, plan
 from simulation.comparison.presets import ABLATIONS, FULL, PRESETS
 from simulation.comparison.regimes import REGIMES
 from simulation.methods import METHODS, strategy_of
@@ -93,3 +93,15 @@ def test_an_ablation_has_the_default_on_one_side_and_one_stage_of_difference():
         common = {"buffer_size", "timeout_s", "max_staleness"}
         changed = {key for key, value in settings.model_dump().items() if key not in common and value != default[key]}
         assert len(changed) == 1, (other, changed)
+
+
+def test_a_setting_that_came_later_and_is_off_makes_no_other_run_and_one_that_is_on_does():
+    [run] = plan(Choice("ci", methods=("fedbuff_ema",), seeds=(10,), regimes=("base",)))
+    now = run.config.model_dump(mode="json")
+    before = {name: value for name, value in now.items() if name != "privacy"}
+    before["strategy"] = dict(
+        now["strategy"], release={k: v for k, v in now["strategy"]["release"].items() if k != "guard"}
+    )
+    assert before != now and deciding(before) == deciding(now)
+    guarded = dict(now, strategy=dict(now["strategy"], release=now["strategy"]["release"] | {"guard": {"rise": 0.05}}))
+    assert deciding(guarded) != deciding(now)
