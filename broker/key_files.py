@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broker.whole_file import sync_folder
 from schemas.signing import SigningKey
 
 if TYPE_CHECKING:  # a process without keys needs none of its memory
@@ -22,7 +23,7 @@ def write_file(path: Path, content: bytes, mode: int = PUBLIC) -> None:
     """Put `content` at `path`, in place of what is there; whole, on disk, and never readable to more than `mode`."""
     unfinished = _unfinished(path, content, mode)
     unfinished.replace(path)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def write_new_file(path: Path, content: bytes, mode: int = PRIVATE) -> None:
@@ -32,7 +33,7 @@ def write_new_file(path: Path, content: bytes, mode: int = PRIVATE) -> None:
         os.link(unfinished, path)  # unlike a rename, this never takes the place of a file
     finally:
         unfinished.unlink()
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def make_signing_key(path: Path) -> SigningKey:
@@ -100,11 +101,3 @@ def _unfinished(path: Path, content: bytes, mode: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return Path(name)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

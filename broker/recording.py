@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from broker.events import Message, MessageProperties
+from broker.whole_file import sync_folder
 
 APPLICATION_ID = 0x414C4644  # "ALFD", tells our files from other SQLite files
 FORMAT_VERSION = 1
@@ -211,11 +212,7 @@ def _create(path: Path) -> None:
     with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
         connection.executescript(SCHEMA)
     os.replace(unfinished, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_folder(path.parent)
 
 
 def _check_kind(path: Path, connection: sqlite3.Connection) -> None:

@@ -9,9 +9,9 @@ A file appears under its name only when it is whole and on disk, so whatever is 
 """
 
 import hashlib
-import os
 from pathlib import Path
 
+from broker.whole_file import write_whole
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalManifest, InvalidMessage, ReleaseReport, Variant
 from schemas.signing import unsigned
@@ -135,23 +135,3 @@ class Registry:
 def _numbered(folder: Path) -> list[int]:
     """The versions that have a file there, oldest first."""
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all, and on disk before this returns. An OSError names the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as fault:  # that of a full disk has no name
-        fault.filename = fault.filename or str(path)
-        raise
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -5,9 +5,9 @@ the folder holds the old version or the new one. It does not decide what to hold
 """
 
 import hashlib
-import os
 from pathlib import Path
 
+from broker.whole_file import write_whole
 from edge_node.state import GlobalAdapter
 from schemas.adapter import Layout
 from schemas.codec import CodecError, decode
@@ -22,9 +22,8 @@ class DamagedFile(ValueError):
 
 def keep(folder: Path, pointer: GlobalPointer, body: bytes) -> None:
     """Make this the version held; on disk when the call returns."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(_body_file(folder, pointer), body)
-    _write(folder / _POINTER, pointer.to_bytes())
+    write_whole(_body_file(folder, pointer), body)
+    write_whole(folder / _POINTER, pointer.to_bytes())
     for old in folder.glob("*.safetensors"):
         if old != _body_file(folder, pointer):
             old.unlink()
@@ -46,8 +45,7 @@ def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
 
 def keep_terms(folder: Path, terms: CoordinatorState) -> None:
     """Remember the terms of the federation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _TERMS, terms.to_bytes())
+    write_whole(folder / _TERMS, terms.to_bytes())
 
 
 def recall_terms(folder: Path) -> CoordinatorState | None:
@@ -62,8 +60,7 @@ def recall_terms(folder: Path) -> CoordinatorState | None:
 
 def keep_certificate(folder: Path, payload: bytes) -> None:
     """Remember the certificate of the coordinator's key, as it was signed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _CERTIFICATE, payload)
+    write_whole(folder / _CERTIFICATE, payload)
 
 
 def recall_certificate(folder: Path) -> bytes | None:
@@ -74,22 +71,3 @@ def recall_certificate(folder: Path) -> bytes | None:
 
 def _body_file(folder: Path, pointer: GlobalPointer) -> Path:
     return folder / f"{pointer.digest}.safetensors"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: the old content or the new one, never a part of either, also after a power cut."""
-    half = path.with_name(f"{path.name}.half")
-    try:
-        with half.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as fault:  # that of a full disk has no name
-        fault.filename = fault.filename or str(path)
-        raise
-    half.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

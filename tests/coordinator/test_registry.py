@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.whole_file import write_whole
 from coordinator.core import found, step
-from coordinator.registry import Registry, RegistryError, write_whole
+from coordinator.registry import Registry, RegistryError
 from coordinator.stages import ReleaseStage
 from coordinator.state import FederationConfig, PublishRelease, PublishVersion, Received
 from coordinator.strategies import FedBuff
@@ -101,7 +102,7 @@ def test_a_version_is_there_only_when_it_is_this_very_one(registry: Registry, av
 def test_a_version_is_whole_before_its_manifest_is_there(registry: Registry, averaged: Averaged) -> None:
     version, _ = averaged
     (registry.folder / "objects").mkdir(parents=True)
-    (registry.folder / "objects" / f"{version.adapter.digest}.unfinished").mkdir()
+    (registry.folder / "objects" / f"{version.adapter.digest}.safetensors.unfinished").mkdir()
     with pytest.raises(OSError):
         registry.add(version.manifest, version.adapter)
     assert not registry.has(version.manifest)
@@ -130,7 +131,7 @@ def test_an_adapter_of_another_layout_is_not_read(registry: Registry, averaged: 
 
 
 def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path) -> None:
-    (tmp_path / "1.unfinished").symlink_to("/dev/full")
+    (tmp_path / "1.json.unfinished").symlink_to("/dev/full")
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/1.json'"):
         write_whole(tmp_path / "1.json", b"{}")
     assert not (tmp_path / "1.json").exists()

@@ -103,7 +103,7 @@ def test_a_damaged_pointer_or_damaged_terms_are_noticed(tmp_path: Path, coordina
 
 
 def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path, coordinator: Any) -> None:
-    (tmp_path / "terms.json.half").symlink_to("/dev/full")
+    (tmp_path / "terms.json.unfinished").symlink_to("/dev/full")
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/terms.json'"):
         keep_terms(tmp_path, coordinator.terms())
     assert recall_terms(tmp_path) is None
