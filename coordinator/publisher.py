@@ -64,11 +64,6 @@ class PhasedPublisher:
         """Whether the broker has acknowledged all of it."""
         return not self._phases and not self._unacknowledged
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether everything is out."""
-        return not self._phases and not self._unacknowledged
-
     def start_over(self, *phases: Iterable[Publication]) -> None:
         """Forget what is queued and begin with these phases instead."""
         self._phases.clear()
