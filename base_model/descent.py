@@ -33,6 +33,17 @@ class TrainingResult:
     examples_seen: int
 
 
+def result_of(adapter: Adapter, losses: Sequence[float], config: TrainingConfig, examples: int) -> TrainingResult:
+    """What a job made that had so many examples; `losses` are those of its steps."""
+    return TrainingResult(
+        adapter=adapter,
+        mean_loss=float(np.mean(losses)),
+        last_loss=losses[-1],
+        steps=config.steps,
+        examples_seen=config.steps * min(config.batch_size, examples),
+    )
+
+
 def orders(count: int, config: TrainingConfig) -> Iterator[list[int]]:
     """Indices of each step's examples: every example once, in a seeded order, before any comes again."""
     generator = np.random.default_rng(config.seed)

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from base_model.descent import OnStep, TrainingResult, descend, learning, orders
+from base_model.descent import OnStep, TrainingResult, descend, learning, orders, result_of
 from base_model.examples import Example
 from base_model.features import prompt_features
 from base_model.forward import forward
@@ -42,13 +41,7 @@ def train(
 
     with _trained_factors(model, config) as parameters:
         losses = descend(parameters, steps, leave_gradients, config, on_step)
-    return TrainingResult(
-        adapter=model.read(),
-        mean_loss=float(np.mean(losses)),
-        last_loss=losses[-1],
-        steps=config.steps,
-        examples_seen=config.steps * min(config.batch_size, len(examples)),
-    )
+    return result_of(model.read(), losses, config, len(examples))
 
 
 def answer_losses(model: LanguageModel, batch: Batch) -> Tensor:

@@ -7,11 +7,10 @@ examples come from, or what becomes of the result.
 from collections.abc import Sequence
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from base_model.descent import OnStep, TrainingResult, descend, learning, orders
+from base_model.descent import OnStep, TrainingResult, descend, learning, orders, result_of
 from base_model.settings import TrainingConfig
 from base_model.tokens import Encoded, collate
 from edge_node.training.block_model import BlockModel
@@ -45,13 +44,7 @@ def train_blocks(
     for name, factor in model.factors.items():
         factor.requires_grad_(name in trained)
     losses = descend(trained, steps, leave_gradients, config, on_step)
-    return TrainingResult(
-        adapter=model.read(),
-        mean_loss=float(np.mean(losses)),
-        last_loss=losses[-1],
-        steps=config.steps,
-        examples_seen=config.steps * min(config.batch_size, len(examples)),
-    )
+    return result_of(model.read(), losses, config, len(examples))
 
 
 def mean_loss(model: BlockModel, adapter: Adapter, examples: Sequence[Encoded]) -> float:
