@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.faults import first_fault
+
 MAX_CHARACTERS = 8192
 MAX_PROMPT_TOKENS = 768
 MAX_ANSWER_TOKENS = 256
@@ -53,10 +55,8 @@ def _parse(line: bytes, path: Path, number: int) -> Example:
     try:
         return Example.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        fault = first_fault(error).text
         raise InvalidExamples(
-            f'{path}, line {number}: {reason}. Each line is a JSON object with the texts "prompt" and "completion" '
+            f'{path}, line {number}: {fault}. Each line is a JSON object with the texts "prompt" and "completion" '
             f"(1 to {MAX_CHARACTERS} characters) and nothing else."
         ) from None

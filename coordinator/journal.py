@@ -111,7 +111,7 @@ def open_journal(path: Path) -> sqlite3.Connection:
 
 def record_founding(connection: sqlite3.Connection, config: FederationConfig, adapter: Adapter, at_ns: int) -> None:
     """Write the first two rows and version 0, within a transaction."""
-    append(connection, Row(at_ns, CONFIG, config.model_dump_json().encode()))
+    append(connection, Row(at_ns, CONFIG, config.to_bytes()))
     seq = append(connection, Row(at_ns, ADAPTER, adapter.to_safetensors()))
     _record_effects(connection, seq, at_ns, found(config, adapter, at_ns)[1])
 
@@ -146,7 +146,7 @@ def row_of_event(
         case Ordered(at_ns, number, payload):
             return Row(at_ns, f"{ORDER}{number}", payload)
         case Configured():
-            return Row(event.at_ns, CONFIG, event.config.model_dump_json().encode())
+            return Row(event.at_ns, CONFIG, event.config.to_bytes())
         case KeysChanged():
             return Row(event.at_ns, KEYS, event.ring.to_bytes())
         case NoiseKeyDrawn():
@@ -222,7 +222,7 @@ def founding(path: Path, first: Row, second: Row) -> tuple[FederationConfig, Ada
     if (first.topic, second.topic) != (CONFIG, ADAPTER):
         raise RecordingError(f"{path} does not begin with a federation's terms: it is a recording, not a journal")
     try:
-        config = FederationConfig.model_validate_json(first.payload)
+        config = FederationConfig.from_bytes(first.payload)
         adapter = Adapter.from_safetensors(config.layout, second.payload)
     except (ValueError, InvalidAdapter) as error:
         raise RecordingError(f"{path}: the federation's terms cannot be read: {error}") from None
@@ -242,7 +242,7 @@ def event_of_row(row: Row) -> Event:
         case topic if topic.startswith(ORDER):
             return Ordered(row.received_at_ns, int(topic.removeprefix(ORDER)), row.payload)
         case topic if topic == CONFIG:
-            return Configured(row.received_at_ns, FederationConfig.model_validate_json(row.payload))
+            return Configured(row.received_at_ns, FederationConfig.from_bytes(row.payload))
         case topic if topic == KEYS:
             return KeysChanged(row.received_at_ns, KeyRing.from_bytes(row.payload))
         case topic if topic == NOISE:

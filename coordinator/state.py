@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from base_model.settings import TrainingConfig
 from coordinator.privacy.terms import PrivacyTerms, is_fitted
@@ -14,6 +14,7 @@ from coordinator.strategies import Strategy
 from coordinator.trust.ledger import NodeLedger, Refusal
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
+from schemas.faults import first_fault
 from schemas.messages import (
     MAX_CHUNK_SIZE,
     GlobalManifest,
@@ -79,6 +80,18 @@ class FederationConfig(BaseModel):
     node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     root: PublicKey | None = None  # with it, an update counts only if an enrolled key has signed it
     privacy: PrivacyTerms | None = None  # with it, versions are made of short deltas and noise
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Self:
+        """The terms from a journal's row; ValueError with the first fault, which is printable."""
+        try:
+            return cls.model_validate_json(payload)
+        except ValidationError as error:
+            raise ValueError(first_fault(error).text) from None
+
+    def to_bytes(self) -> bytes:
+        """The terms as a line of JSON."""
+        return self.model_dump_json().encode()
 
     @model_validator(mode="after")
     def _can_promise_privacy(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.adapter import LoraConfig
+from schemas.faults import first_fault
 from schemas.topics import Name
 
 MAX_CHUNK_SIZE = 120 * 1024  # with headers it stays under 128 KiB, the smallest packet limit of the common brokers
@@ -75,7 +76,7 @@ class Message(BaseModel):
         try:
             return cls.model_validate_json(payload, strict=True)
         except ValidationError as error:
-            raise InvalidMessage(f"{cls.__name__}: {_first_fault(error)}") from None
+            raise InvalidMessage(f"{cls.__name__}: {first_fault(error).text}") from None
 
 
 class Body(Message):
@@ -389,10 +390,3 @@ def split_body(payload: bytes) -> tuple[bytes, bytes]:
 def update_id(manifest: bytes) -> str:
     """An update's id is the hash of its manifest's JSON: the same update sent twice is the same update."""
     return hashlib.sha256(manifest).hexdigest()[:32]
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    # a field's name may be the sender's: in a log or a terminal it must stay mere text
-    return (f"{where}: {fault['msg']}" if where else fault["msg"])[:300].encode("unicode_escape").decode()[:300]

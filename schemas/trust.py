@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.faults import first_fault
 from schemas.messages import Count, InvalidMessage, KeyCertificate, PublicKey
 from schemas.signing import InvalidSignature, key_id, take_apart, verified
 from schemas.topics import Address, Name
@@ -48,7 +49,7 @@ class KeyRing(BaseModel):
         try:
             ring = cls.model_validate_json(content)
         except ValidationError as error:
-            raise InvalidMessage(f"this is no key ring: {error.errors(include_url=False)[0]['msg']}") from None
+            raise InvalidMessage(f"this is no key ring: {first_fault(error).text}") from None
         if len(ring.by_id) != len(ring.nodes):
             raise InvalidMessage("this is no key ring: it has one key twice")
         return ring

@@ -22,6 +22,7 @@ from coordinator.strategies import Strategy
 from coordinator.trust.opened import FOUNDING_ROWS, opened_rows
 from schemas.adapter import Adapter, InvalidAdapter, Layout, LoraConfig
 from schemas.chunks import CorruptChunk, verify
+from schemas.faults import printable
 from schemas.messages import CoordinatorState, GlobalManifest, GlobalPointer, InvalidMessage, Message
 from schemas.reading import address_of
 from schemas.signing import unsigned
@@ -184,7 +185,7 @@ def layout_of_body(lora: LoraConfig, digest: str, body: bytes) -> Layout:
         shapes = {name: tensor.shape for name, tensor in load_safetensors(body).items()}
         layout = Layout(lora=lora, tensors=tuple((name, (a, b)) for name, (a, b) in sorted(shapes.items())))
     except (SafetensorError, ValidationError, InvalidAdapter, ValueError) as error:
-        raise NotReplayable(f"the adapter in the recording cannot be read: {str(error)[:200]}") from None
+        raise NotReplayable(f"the adapter in the recording cannot be read: {printable(str(error), 200)}") from None
     if layout.digest != digest:
         raise NotReplayable("the adapter in the recording is not of the layout that its manifest names")
     return layout

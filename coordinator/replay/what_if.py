@@ -131,8 +131,8 @@ def _event_row(row: Row, change: Change) -> Row | None:
     if row.topic in (TICK, START) or row.topic.startswith((ANSWER, ROLLBACK)):
         return None  # time is this clock's own, nobody asks the base model, and there is no such version here
     if row.topic == CONFIG:
-        config = _changed(FederationConfig.model_validate_json(row.payload), change)
-        return replace(row, payload=config.model_dump_json().encode())
+        config = _changed(FederationConfig.from_bytes(row.payload), change)
+        return replace(row, payload=config.to_bytes())
     found = address_of(row.topic)
     return None if found is not None and getattr(found[1], "node", None) in change.without else row
 

@@ -25,10 +25,10 @@ def opened_rows(path: Path) -> Iterator[Row]:
     ring = KeyRing()
     for row in read_rows(path):
         if row.topic == CONFIG:
-            config = FederationConfig.model_validate_json(row.payload)
+            config = FederationConfig.from_bytes(row.payload)
             root = config.root
             plain = config.model_copy(update={"root": None})
-            row = replace(row, payload=plain.model_dump_json().encode())
+            row = replace(row, payload=plain.to_bytes())
         elif row.topic == KEYS:
             ring = KeyRing.from_bytes(row.payload)
             continue

@@ -18,6 +18,7 @@ from base_model.examples import Example
 from edge_node.data.local_data import LocalData
 from edge_node.serving.http import read_body
 from edge_node.serving.http_messages import RequestRefused
+from schemas.faults import first_fault
 
 MOST_EXAMPLES = 1000  # in one request
 SOURCE = "http"
@@ -69,9 +70,5 @@ def parse_examples(body: bytes) -> Sequence[Example]:
             return _several.validate_json(body, strict=True)
         return (Example.model_validate_json(body, strict=True),)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        # a field's name may be the sender's, and answers end up in terminals
-        text = f"{where}: {fault['msg']}" if where else fault["msg"]
-        shown = text[:200].encode("unicode_escape").decode()
-        raise RequestRefused(400, f"{shown}. Send {_SHAPE}", param=where[:100] or None) from None
+        fault = first_fault(error, 200)
+        raise RequestRefused(400, f"{fault.text}. Send {_SHAPE}", param=fault.where or None) from None

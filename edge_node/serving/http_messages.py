@@ -13,6 +13,7 @@ from edge_node.serving.answering import Question
 from edge_node.serving.chat_tokens import Turn
 from edge_node.serving.generation import Sampling
 from edge_node.serving.inference import AdapterSlot
+from schemas.faults import first_fault
 
 ADAPTED, BASE = "alignfed", "base"  # the models that can be asked: with the served adapter, and without
 MOST_MESSAGES, MOST_TOKENS = 256, 4096
@@ -113,11 +114,8 @@ def parse_request(body: bytes) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        # a field's name may be the sender's, and answers end up in terminals
-        message = (f"{where}: {fault['msg']}" if where else fault["msg"])[:300].encode("unicode_escape").decode()
-        raise RequestRefused(400, message, param=where[:100] or None) from None
+        fault = first_fault(error)
+        raise RequestRefused(400, fault.text, param=fault.where or None) from None
     if request.model not in (ADAPTED, BASE):
         text = f"this node serves the models {ADAPTED} and {BASE}; {request.model[:100]!a} is neither"
         raise RequestRefused(404, text, param="model", code="model_not_found")

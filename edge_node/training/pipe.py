@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from base_model.examples import Example
 from base_model.settings import TrainingConfig
 from schemas.adapter import Adapter, InvalidAdapter, Layout
+from schemas.faults import first_fault
 
 MAX_LINE = 16 << 20  # bytes: a layout of the most tensors is shorter
 Activations = Literal["auto", "float32", "bfloat16"]
@@ -114,8 +115,8 @@ def read_job(pipe: IO[bytes]) -> Job:
         order = Order.model_validate_json(_line(pipe))
         start = _adapter(pipe, order.layout)
         return Job(order, start, _examples(pipe, order.examples_bytes), _examples(pipe, order.held_out_bytes))
-    except ValidationError as fault:
-        raise CutShort(str(fault)) from None
+    except ValidationError as error:
+        raise CutShort(first_fault(error).text) from None
 
 
 def write_report(pipe: IO[bytes], report: Loaded | Measured | Step) -> None:
@@ -137,7 +138,9 @@ def read_report(pipe: IO[bytes], layout: Layout) -> Loaded | Measured | Step | t
         report = _REPORT.validate_python(
             json.loads(_line(pipe))
         )  # json: a diverged loss is NaN, which pydantic's is not
-    except (ValidationError, ValueError) as fault:
+    except ValidationError as error:
+        raise CutShort(first_fault(error).text) from None
+    except ValueError as fault:
         raise CutShort(str(fault)) from None
     if not isinstance(report, Finished):
         return report
