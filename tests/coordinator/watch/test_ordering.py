@@ -128,7 +128,8 @@ def test_orders_over_http_are_obeyed_answered_and_journalled_as_the_commands_are
     status, said = post(address, {"kind": "quarantine", "node": "kitchen", "reason": "it was stolen"}, **allowed)
     assert (status, said["order"], said["answer"]["refused"]) == (200, 1, None)
     assert [report.quarantine for report in read_nodes(operated.data_dir / "journal.db")] == ["it was stolen"]
-    node.until(lambda: node.statuses(node.send("kitchen", 1, node.head, 0.1)) == ["rejected"])
+    sent = node.send("kitchen", 1, node.head, 0.1)
+    node.until(lambda: node.statuses(sent) == ["rejected"])
     assert post(address, FORGIVE, **allowed)[1]["answer"]["refused"] is None
     status, said = post(address, {"kind": "rollback", "version": 0, "scope": "head"}, **allowed)
     assert (status, said["answer"]["release"], said["answer"]["head"]) == (200, 2, 2)
