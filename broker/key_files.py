@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.whole_file import sync_folder
+from schemas.faults import printable
 from schemas.signing import SigningKey
 
 if TYPE_CHECKING:  # a process without keys needs none of its memory
@@ -68,7 +69,7 @@ def read_signing_key(path: Path) -> SigningKey:
     try:
         private = serialization.load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__  # of OpenSSL's faults, the first
+        why = printable(str(error) or type(error).__name__, 300)  # it may quote the file, and name faults without end
         raise KeyFileError(f"{path} holds no private key: {why}; restore it from a copy") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds another kind of key than ed25519: restore it from a copy")
