@@ -55,8 +55,8 @@ def read_mcap(path: Path) -> Iterator[Row]:
         with path.open("rb") as file:
             for channel, message in _messages(file):
                 yield recordable(_row(channel, message))
-    except (McapError, struct.error, zstandard.ZstdError, ValueError, KeyError, RuntimeError) as error:
-        # RuntimeError is how lz4 says that it cannot read something
+    except (McapError, struct.error, zstandard.ZstdError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        # RuntimeError is how lz4 says that it cannot read something, OverflowError what a size of 64 bits makes
         raise ExchangeError(f"{path} is no MCAP file that can be read: {error or type(error).__name__}") from None
 
 

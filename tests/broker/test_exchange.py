@@ -127,7 +127,16 @@ def test_a_changed_payload_is_noticed(tmp_path: Path) -> None:
         list(read_json_lines(tmp_path / "r.jsonl"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no MCAP", b"\x89MCAP0\r\n" + bytes(100)])
+MCAP = b"\x89MCAP0\r\n"
+# a record of a size that no machine can count, in a chunk that is not compressed
+COUNTLESS = struct.pack("<BQ", 0x0C, 2**64 - 1)
+CHUNK = struct.pack("<QQQIIQ", 0, 0, len(COUNTLESS), 0, 0, len(COUNTLESS)) + COUNTLESS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no MCAP", MCAP + bytes(100), MCAP + struct.pack("<BQ", 0x06, len(CHUNK)) + CHUNK],
+)
 def test_what_is_no_mcap_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.mcap").write_bytes(content)
     with pytest.raises(ExchangeError, match="no MCAP file"):
