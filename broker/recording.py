@@ -139,6 +139,12 @@ def append(connection: sqlite3.Connection, row: Row) -> int:
     return cursor.lastrowid
 
 
+def last_seq(connection: sqlite3.Connection) -> int:
+    """The number of the newest row; 0 where there is none."""
+    [(seq,)] = connection.execute("SELECT coalesce(max(seq), 0) FROM messages")
+    return int(seq)
+
+
 def write_recording(path: Path, rows: Iterable[Row]) -> int:
     """Put rows into a new recording, numbered from 1, and return how many.
 

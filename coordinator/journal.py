@@ -9,10 +9,12 @@ people, tools and tests.
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from broker.recording import RecordingError, Row, append, in_words, open_recording, read_rows, reading
+from coordinator.checkpoint import Checkpoint
 from coordinator.core import found, step
 from coordinator.privacy.noise import KEY_BYTES
 from coordinator.state import (
@@ -163,22 +165,28 @@ def fold(path: Path) -> Iterator[tuple[FederationState, tuple[Effect, ...]]]:
 
 def fold_rows(path: Path) -> Iterator[tuple[Row, FederationState, tuple[Effect, ...]]]:
     """The same, with each row."""
-    rows = read_rows(path)
-    first, second = next(rows, None), next(rows, None)
-    if first is None or second is None:
+    first_two = list(islice(read_rows(path), 2))
+    if len(first_two) < 2:
         return
+    first, second = first_two
     config, adapter = founding(path, first, second)
     state, effects = found(config, adapter, second.received_at_ns)
     yield second, state, effects
-    for row in rows:
+    yield from _fold_on(path, second.seq, state)
+
+
+def _fold_on(path: Path, seq: int, state: FederationState) -> Iterator[tuple[Row, FederationState, tuple[Effect, ...]]]:
+    for row in read_rows(path, seq):
         state, effects = step(state, _recorded_event(path, row))
         yield row, state, effects
 
 
-def fold_history(path: Path) -> Iterator[tuple[FederationState, History, tuple[Effect, ...]]]:
-    """The same, with the history of all rows so far in place of the row."""
-    history = History()
-    for row, state, effects in fold_rows(path):
+def fold_history(
+    path: Path, since: Checkpoint | None = None
+) -> Iterator[tuple[FederationState, History, tuple[Effect, ...]]]:
+    """The same, with the history of all rows so far in place of the row; with a checkpoint, after its row only."""
+    history = History() if since is None else since.history
+    for row, state, effects in fold_rows(path) if since is None else _fold_on(path, since.seq, since.state):
         event = None if row.topic == ADAPTER else _recorded_event(path, row)
         history = observe(history, event, effects, row.received_at_ns)
         yield state, history, effects

@@ -41,9 +41,13 @@ class Registry:
         """Whether a decision on this version is kept."""
         return self._decision(version).exists()
 
+    def decided(self) -> list[int]:
+        """Every version that there is a decision on, oldest first."""
+        return _numbered(self.folder / "decisions")
+
     def decisions(self) -> dict[int, ReleaseReport]:
         """By version, oldest first, what was decided on it; versions that were passed over are not there."""
-        return {version: self._read_decision(version) for version in _numbered(self.folder / "decisions")}
+        return {version: self._read_decision(version) for version in self.decided()}
 
     def decision(self, version: int) -> ReleaseReport | None:
         """What was decided on one version; None for one that was passed over, or is not judged yet."""
@@ -51,7 +55,7 @@ class Registry:
 
     def release(self) -> ReleaseReport:
         """What nodes serve: the newest decision."""
-        judged = _numbered(self.folder / "decisions")
+        judged = self.decided()
         if not judged:
             raise RegistryError(f"there is no decision in {self.folder}; starting the coordinator writes them again")
         return self._read_decision(judged[-1])

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -121,6 +121,9 @@ class Adapter:
                 f"expected {self.layout.size} float32 values, got {self.values.shape} of {self.values.dtype}"
             )
         self.values.flags.writeable = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.layout, self.values)  # what comes out of a pickle is read-only too
 
     @classmethod
     def zeros(cls, layout: Layout) -> Self:

@@ -444,7 +444,8 @@ class World:
         )
         first = Adapter(layout, np.full(layout.size, 0.5, np.float32))
         keep = chance.choice((1, 2, 3))
-        return CoordinatorActor(place / "coordinator", self.network, chance, config, first, keep, keys)
+        eager = chance.random() < 0.5
+        return CoordinatorActor(place / "coordinator", self.network, chance, config, first, keep, keys, eager)
 
     def _new_node(self, name: str, place: Path, layout: Layout, keys: Path | None) -> NodeActor:
         chance = self.chance

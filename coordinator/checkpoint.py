@@ -1,0 +1,123 @@
+"""A checkpoint: what a fold of the journal's first rows came to, so that a start has only the rest to fold.
+
+It spares time and is nothing else: the journal alone is the truth, and replay never looks here. A checkpoint counts
+only for the program that made it, for the journal that it was made of, and while the registry has all that it had then;
+whatever else is found is left alone, and the journal is folded from its beginning.
+
+    checkpoint    a line of JSON that says what it is of, and the pickled state and history
+"""
+
+import hashlib
+import io
+import logging
+import pickle
+import platform
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from broker.recording import read_rows
+from broker.whole_file import write_whole
+from coordinator.registry import Registry
+from coordinator.state import FederationState
+from coordinator.watch.history import History
+
+log = logging.getLogger(__name__)
+
+NAME = "checkpoint"
+_OURS = ("base_model", "coordinator", "schemas")  # all that decides, and what it decides on
+_PLAIN = {
+    ("builtins", "slice"), ("numpy", "dtype"), ("numpy", "ndarray"), ("numpy._core.numeric", "_frombuffer"),
+}  # fmt: skip
+
+
+class Checkpoint(NamedTuple):
+    """The state and the history after the row of this number."""
+
+    seq: int
+    state: FederationState
+    history: History
+
+
+class _Label(BaseModel):
+    """What a checkpoint is of, and the bytes behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    program: str
+    seq: int
+    row: str
+    versions: int
+    decisions: int
+    sha256: str
+
+
+def save(journal: Path, made: Checkpoint, registry: Registry) -> None:
+    """Keep a checkpoint of this journal, beside it; `registry` has all that the rows up to there say."""
+    content = pickle.dumps((made.state, made.history), protocol=5)
+    label = _Label(
+        program=_program(),
+        seq=made.seq,
+        row=_mark_of(journal, made.seq),
+        versions=len(registry.numbers()),
+        decisions=len(registry.decided()),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    write_whole(journal.parent / NAME, label.model_dump_json().encode() + b"\n" + content)
+
+
+def load(journal: Path, registry: Registry) -> Checkpoint | None:
+    """What may be gone on from; None where the journal has to be folded from its beginning."""
+    try:
+        head, _, content = (journal.parent / NAME).read_bytes().partition(b"\n")
+        label = _Label.model_validate_json(head)
+    except (FileNotFoundError, ValidationError):
+        return None
+    if (
+        label.program != _program()
+        or label.sha256 != hashlib.sha256(content).hexdigest()
+        or label.row != _mark_of(journal, label.seq)
+        or label.versions > len(registry.numbers())
+        or label.decisions > len(registry.decided())
+    ):
+        log.info("the checkpoint is of another program or another state of the files: not used")
+        return None
+    try:
+        state, history = _Unpickler(io.BytesIO(content)).load()
+    except pickle.UnpicklingError as fault:
+        log.warning("%s was not made by a coordinator, and is not used: %s", journal.parent / NAME, fault)
+        return None
+    return Checkpoint(label.seq, state, history)
+
+
+def _mark_of(journal: Path, seq: int) -> str:
+    """Tells a journal from one that was restored from a copy and has gone on another way."""
+    row = next(read_rows(journal, seq - 1), None)
+    return hashlib.sha256(repr(row).encode()).hexdigest()
+
+
+@cache
+def _program() -> str:
+    """A digest of the code that folds: another one may decide otherwise, or keep something else."""
+    digest = hashlib.sha256()
+    for name in ("numpy", "pydantic"):
+        digest.update(f"{name} {version(name)}\n".encode())
+    digest.update(platform.python_version().encode())
+    for package in _OURS:
+        [folder] = import_module(package).__path__
+        for source in sorted(Path(folder).rglob("*.py")):
+            digest.update(str(source.relative_to(folder)).encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes values of our own types and NumPy's arrays; a file in this folder is no way to run other code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] in _OURS or (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a state")
