@@ -97,7 +97,7 @@ def go_back(state: FederationState, answer: MeasuredLosses, at_ns: int) -> Step:
     lasting = state.head.version < state.probation_until + guard.probation_after(state.returns)
     returns = state.returns + 1 if state.returns and lasting else 1
     head = GlobalAdapter(state.head.version + 1, served.adapter)
-    state = replace(advance(state, head, ()), average=served.adapter, anchor=None, returns=returns)
+    state = replace(advance(state, head, ()), average=served.adapter, anchor=None, returns=returns, turned_down=0)
     state = replace(state, probation_until=head.version + guard.probation_after(returns))
     before, candidate = map(finite, answer.losses)
     returned = ReturnReport(version=served.version, variant=served.variant, candidate=candidate, before=before)

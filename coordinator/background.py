@@ -5,6 +5,7 @@ over for the newest one. One question is under way at a time, and where the mode
 turns.
 """
 
+import math
 from dataclasses import replace
 
 from coordinator.intake import Step
@@ -37,7 +38,10 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
         return replace(state, anchor=anchor, anchored=version, anchors=anchors), ()
     assert isinstance(answer, MeasuredLosses) and isinstance(asked.question, MeasureLosses)
     _, judged = asked.question.adapters
-    served = Served(version, "average", judged) if passes_gate(answer) else state.served
+    state = replace(state, turned_down=0 if passes_gate(answer) else state.turned_down + 1)
+    served = state.served
+    if not state.turned_down or _nodes_overrule(state, answer):
+        state, served = replace(state, turned_down=0), Served(version, "average", judged)
     before, candidate = map(finite, answer.losses)
     return serve(
         state,
@@ -53,11 +57,21 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     )
 
 
+def _nodes_overrule(state: FederationState, answer: MeasuredLosses) -> bool:
+    """Whether a candidate that the gate has just turned down is served all the same."""
+    fall_back, (_, candidate) = state.config.strategy.release.fall_back, answer.losses
+    if fall_back is None or not math.isfinite(candidate):
+        return False
+    reports = [ledger.held_out for ledger in state.nodes.values() if ledger.held_out]
+    return fall_back.overrules(state.turned_down, state.served.version, reports)
+
+
 def alarms(state: FederationState, answer: MeasuredLosses) -> bool:
-    """Whether a judgement is so bad that the head must go back to what nodes serve."""
+    """Whether the judgement just made is so bad that the head must go back to what nodes serve."""
     guard = state.config.strategy.release.guard
     before, candidate = answer.losses
-    return guard is not None and not state.finished and guard.alarms(before, candidate)
+    is_over = state.finished or state.release.is_taken
+    return guard is not None and not is_over and guard.alarms(before, candidate)
 
 
 def serve_newest(state: FederationState) -> Step:

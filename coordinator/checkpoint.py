@@ -12,6 +12,7 @@ import io
 import logging
 import pickle
 import platform
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -88,7 +89,7 @@ def load(journal: Path, registry: Registry) -> Checkpoint | None:
         return None
     try:
         state, history = _Unpickler(io.BytesIO(content)).load()
-    except pickle.UnpicklingError as fault:
+    except (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError, EOFError) as fault:
         log.warning("%s was not made by a coordinator, and is not used: %s", journal.parent / NAME, fault)
         return None
     return Checkpoint(label.seq, state, history)
@@ -118,6 +119,15 @@ class _Unpickler(pickle.Unpickler):
     """Makes values of our own types and NumPy's arrays; a file in this folder is no way to run other code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] in _OURS or (module, name) in _PLAIN:
+        if (module, name) in _PLAIN:
             return super().find_class(module, name)
+        if module.partition(".")[0] in _OURS and "." not in name:  # a dot would reach what our modules import
+            found = super().find_class(module, name)
+            if _is_value(found):
+                return found
         raise pickle.UnpicklingError(f"{module}.{name} is no part of a state")
+
+
+def _is_value(found: Any) -> bool:
+    """Whether this is a type that has fields and does nothing."""
+    return isinstance(found, type) and (is_dataclass(found) or issubclass(found, BaseModel | tuple))

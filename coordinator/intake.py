@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from coordinator.equations import staleness
+from coordinator.fall_back import with_report
 from coordinator.state import (
     Drop,
     Effect,
@@ -303,9 +304,18 @@ def _accept(
         participation=ledger.participation + 1,
         accepted={**ledger.accepted, id_: Accepted(manifest.base_version)},
         partial=without(ledger.partial, id_),
+        held_out=_held_out(state, ledger, manifest),
     )
     state = replace(with_ledger(state, node, ledger), buffer=state.buffer.with_update(update))
     return state, (receipt(node, id_, "accepted", manifest=manifest),)
+
+
+def _held_out(state: FederationState, ledger: NodeLedger, manifest: UpdateManifest) -> Mapping[int, float]:
+    """What the node says of versions, with what it says now, where anybody asks."""
+    loss, wanted = manifest.held_out_loss, state.config.strategy.release.fall_back is not None
+    if loss is None or not wanted:
+        return ledger.held_out
+    return with_report(ledger.held_out, manifest.base_version, loss, state.served.version)
 
 
 def _too_often(state: FederationState, node: str, at_ns: int) -> Objection | None:

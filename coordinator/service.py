@@ -367,6 +367,8 @@ class Service:
 
     def _publish_release(self, report: ReleaseReport) -> None:
         taken = "" if report.is_taken else f"; version {report.judged} was turned down"
+        if report.is_overruled:
+            taken = "; the gate finds it worse, and most nodes better: is the calibration set unlike the fleet?"
         about = {"version": report.version}
         log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken, extra=about)
         bodies: list[Iterator[Publication]] = []

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import anchor_share, anchored_step, ema_decay, freshness
+from coordinator.fall_back import FallBack
 from coordinator.questions import Fold, MeasuredLosses
 from coordinator.trust.robust import HeadGuard
 from coordinator.updates import Aggregate, AnchorUpdate, Flush
@@ -51,6 +52,10 @@ class ReleaseStage(BaseModel):
     decay: float = Field(default=0.6, ge=0, lt=1, description="of the running average; less in the first versions")
     guard: HeadGuard | None = Field(
         default=None, description="where gated: take the head back to what is served when the average gets much worse"
+    )
+
+    fall_back: FallBack | None = Field(
+        default=None, description="where gated: serve what the gate turns down again and again and nodes find better"
     )
 
     @property

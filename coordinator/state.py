@@ -150,6 +150,7 @@ class FederationState:
     anchor: AnchorUpdate | None = None  # for the next version
     anchored: int = -1  # the last version that an anchor was trained from
     anchors: Mapping[int, Adapter] = field(default_factory=dict)  # the latest ones by version, if the strategy asks
+    turned_down: int = 0  # judgements in a row that went against a version
     returns: int = 0  # of the head, one soon after the other
     probation_until: int = 0  # the version up to which updates have to prove themselves
     nodes: Mapping[str, NodeLedger] = field(default_factory=dict)

@@ -177,10 +177,19 @@ def _update(state: EdgeState, start: GlobalAdapter, delta: Adapter, event: Train
         participation=state.memory.participation,
         loss=event.loss,
         seconds=event.seconds,
+        held_out_loss=_reported(state, start),
         body=describe(body, codec, chunk_size, inline=min(MAX_CHUNK_SIZE, room)),
     ).to_bytes()
     base = start.pointer
     return Update(update_id(manifest), event.sequence, base.digest, base.version, manifest, body, chunk_size)
+
+
+def _reported(state: EdgeState, start: GlobalAdapter) -> float | None:
+    """What the update says of its base version; nothing where privacy is promised, whose accounts it is not in."""
+    measured, terms = state.held_out, state.terms
+    if measured is None or measured.version != start.pointer.version or (terms and terms.clip_norm is not None):
+        return None
+    return measured.loss
 
 
 def _codec(terms: CoordinatorState | None, preferred: CodecId) -> CodecId:

@@ -113,6 +113,10 @@ class UpdateManifest(Message):
     participation: Count = Field(description="updates this node believes were accepted before; a claim, never used")
     loss: float = Field(ge=0, description="mean training loss over the last steps, nats per answer token")
     seconds: float = Field(ge=0, description="duration of the training")
+    held_out_loss: Loss | None = Field(
+        default=None,
+        description="of the base version, on examples this node never trains on: mean over answer tokens, nats",
+    )
     body: Body
 
 
@@ -213,6 +217,12 @@ class ReleaseReport(Message):
     def is_taken(self) -> bool:
         """Whether the version that was judged is served."""
         return self.version == self.judged
+
+    @property
+    def is_overruled(self) -> bool:
+        """Whether it is served although the gate found it worse, since nodes find it better."""
+        measured = self.candidate is not None and self.before is not None
+        return self.is_taken and measured and self.candidate > self.before  # type: ignore[operator]
 
 
 class GlobalManifest(Message):

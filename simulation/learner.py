@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from base_model.descent import TrainingResult
+from base_model.evaluation import losses
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
 from base_model.settings import TrainingConfig
@@ -24,9 +25,11 @@ from schemas.messages import MAX_CHUNK_SIZE, CodecId, UpdateManifest, join_body,
 from schemas.products import truncate
 from schemas.topics import UpdateChunk, UpdateManifestOf, route
 from simulation.seeds import generator_of, seed_of
+from simulation.task import Examples
 
 CODEC: CodecId = "int8"
 MOST_CUTS = 32
+REPORTED = 8  # of a node's own tests are what it measures versions on
 
 
 class Message(NamedTuple):
@@ -55,6 +58,7 @@ class Learner:
     seed: int
     ranks: Mapping[str, int]  # of each node's factors
     own: dict[str, Adapter] = field(default_factory=dict)  # the factors that nodes keep to themselves
+    tests: Mapping[str, Examples] = field(default_factory=dict)  # by node, what it never trains on
     cpu_seconds: list[float] = field(default_factory=list)  # of each job
     cuts: dict[tuple[str, int], Adapter] = field(default_factory=dict)  # to other ranks, by digest and rank
 
@@ -98,6 +102,13 @@ class Learner:
         strategy = self.config.strategy
         return "B" if strategy.shared_factors == "A" and strategy.trained_factors == "both" else None
 
+    def _report(self, job: Job) -> float | None:
+        """What a node says of the version that it began with, where the strategy asks nodes."""
+        tests = self.tests.get(job.node, ())[:REPORTED]
+        if self.config.strategy.release.fall_back is None or not tests:
+            return None
+        return losses(self.model, self.works_with(job.node, job.start.adapter), tests)
+
     def _messages(self, job: Job, delta: Adapter, result: TrainingResult, examples: int) -> tuple[Message, ...]:
         body = encode(delta, CODEC)
         manifest = UpdateManifest(
@@ -113,6 +124,7 @@ class Learner:
             participation=job.number,
             loss=result.mean_loss,
             seconds=job.duration,
+            held_out_loss=self._report(job),
             body=describe(body, CODEC),
         )
         text = manifest.to_bytes()

@@ -75,6 +75,7 @@ METHODS: Mapping[str, Method] = {
     "alignfed_no_anchor": _alignfed("ours without the anchor", anchor=None),
     "alignfed_no_gate": _alignfed("ours, but what is served is the average, always", release=AVERAGE),
     "alignfed_no_release": _alignfed("ours, but what is served is the head", release=ReleaseStage(choose="head")),
+    "alignfed_fall_back": _alignfed("ours, and nodes can overrule the gate", release={"fall_back": {}}),
     "alignfed_no_participation": _alignfed("ours without weights by participation", participation=False),
     "alignfed_transplant": _alignfed("ours, and stale deltas are carried over by their products", align="transplant"),
     "alignfed_semantic": _alignfed("ours, and stale deltas keep what they do on calibration data", align="semantic"),

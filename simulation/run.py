@@ -141,7 +141,12 @@ def make_federation(
         terms,
         Fleet(config.schedule, stays, task.nodes, config.seed),
         Learner(
-            model, terms, training, config.seed, ranks_of(nodes, (config.lora.rank, *config.node_ranks), config.seed)
+            model,
+            terms,
+            training,
+            config.seed,
+            ranks_of(nodes, (config.lora.rank, *config.node_ranks), config.seed),
+            tests=task.tests,
         ),
         ModelServer(calibrator, calibration.folds, training, anchor, config.schedule.server_speed),
         on_news,

@@ -29,13 +29,15 @@ def fitted(strategy: Strategy) -> Strategy:
     """The strategy without what looks at deltas; ValueError for one whose step is no weighted sum of deltas.
 
     Of AlignFed that is clipping to the fleet's median, trust by cosines to the anchor, and alignment: a node's data
-    would decide there on the weight or the length of another's.
+    would decide there on the weight or the length of another's. What nodes report of versions decides nothing either.
     """
+    release = strategy.release.model_copy(update={"fall_back": None})
     match strategy:
         case AlignFed():
-            return strategy.model_copy(update={"norm_limit": None, "trust": None, "align": "none"})
+            without = {"norm_limit": None, "trust": None, "align": "none", "release": release}
+            return strategy.model_copy(update=without)
         case FedBuff() | FFALora() | FedSALora():
-            return strategy
+            return strategy.model_copy(update={"release": release})
     raise ValueError(
         f"privacy needs a step that is a weighted sum of deltas, with weights that no delta decides; {strategy.name} "
         "makes another: choose alignfed, fedbuff, ffa_lora or fedsa_lora"

@@ -65,6 +65,7 @@ class NodeLedger:
     decoded: int = 0  # in that hour
     standing: Standing | None = None  # from its first update in a version on
     quarantine: str | None = None  # why nothing is taken from this node
+    held_out: Mapping[int, float] = field(default_factory=dict)  # what it says of versions; see fall_back.py
     privacy_loss: float = 0.0  # of all its updates that are in versions; see coordinator/privacy
 
     @property

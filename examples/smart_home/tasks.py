@@ -32,7 +32,7 @@ from simulation.comparison.regimes import TaskSpec
 from simulation.task import Examples, Task
 
 TaskName = Literal["narrow", "wide"]
-CalibrationKind = Literal["in-domain", "missing-intents", "other-rooms"]
+CalibrationKind = Literal["in-domain", "missing-intents", "other-rooms", "wrong"]
 Side = Literal["private", "test", "calibration", "held out"]
 
 SIDES: tuple[Side, ...] = ("private",) * 7 + ("test",) * 3 + ("calibration",) * 3 + ("held out",) * 3
@@ -77,7 +77,8 @@ def make_task(
 
     An infinite concentration gives every home the same habits. Calibration and held-out commands come from homes that
     are no node's, every intent equally often. With "missing-intents" calibration lacks half of the intents, with
-    "other-rooms" nobody in the fleet has its rooms and devices. Raises ValueError when there are not enough commands.
+    "other-rooms" nobody in the fleet has its rooms and devices, with "wrong" each of its commands has the answer to
+    another one. Raises ValueError when there are not enough commands.
     """
     if not concentration > 0:
         raise ValueError(f"the concentration must be above 0, got {concentration}")
@@ -88,10 +89,11 @@ def make_task(
         known = tuple(sorted(Random(f"{seed}/known intents").sample(known, len(known) // 2)))
     elif calibration_kind == "other-rooms":
         vocabulary = language.elsewhere
+    common = _common(language, known, vocabulary, "calibration", calibration, seed)
     return Task(
         nodes={node: _own(language, home, "private", examples_per_home, seed) for node, home in owners.items()},
         tests={node: _own(language, home, "test", tests_per_home, seed) for node, home in owners.items()},
-        calibration=_common(language, known, vocabulary, "calibration", calibration, seed),
+        calibration=_with_answers_of_others(common, seed) if calibration_kind == "wrong" else common,
         held_out=_common(language, language.intents, language.fleet, "held out", held_out, seed),
     )
 
@@ -145,6 +147,12 @@ def _common(
         if misses > MAX_MISSES:
             raise ValueError(f"there are only {len(found)} different commands of {count} ({side}); ask for fewer")
     return tuple(found.values())
+
+
+def _with_answers_of_others(examples: Examples, seed: int) -> Examples:
+    answers = [example.completion for example in examples]
+    Random(f"{seed}/answers").shuffle(answers)
+    return tuple(Example(prompt=one.prompt, completion=answer) for one, answer in zip(examples, answers, strict=True))
 
 
 def _side(prompt: str, seed: int) -> Side:

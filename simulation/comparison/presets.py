@@ -20,6 +20,7 @@ CEILING = CENTRALISED
 FEDAVG = "fedavg"
 FEDAVG_DROPPING = "fedavg_dropping"
 UNGATED = "alignfed_no_release"
+FALLING_BACK = "alignfed_fall_back"
 WITH_OUR_STAGES = {
     "FedBuff with anchor and EMA release": "fedbuff_ema_anchor",
     "FedAvg with anchor and EMA release": "fedavg_anchor_ema",
@@ -116,9 +117,12 @@ FULL = Preset(
             Entry((OURS, STRONGEST, "fedbuff_2"), closely=True),
             Entry(("fedbuff_1", "fedasync", FEDAVG, "fedbuff_ema_anchor")),
             Entry(("alignfed_no_anchor", UNGATED, "alignfed_no_participation", "alignfed_transplant")),
-            Entry((FEDAVG_DROPPING, "fedavg_anchor_ema", "alignfed_semantic", "alignfed_patient"), seeds=2),
+            Entry(
+                (FALLING_BACK, FEDAVG_DROPPING, "fedavg_anchor_ema", "alignfed_semantic", "alignfed_patient"), seeds=2
+            ),
             Entry(("alignfed_literal", "calibration_only", "ffa_lora", "fedsa_lora", "fedex"), seeds=2),
         ),
+        "calibration-wrong": (Entry((OURS, STRONGEST, FALLING_BACK), seeds=2),),
         # what never asks the base model is not computed again for another calibration set
         **{regime.name: (Entry((OURS,)), Entry((STRONGEST,), closely=True)) for regime in CALIBRATION},
         **dict.fromkeys(("slow-server", "wide-speed", "easier"), (Entry((OURS, STRONGEST), seeds=2),)),

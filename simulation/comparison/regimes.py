@@ -22,7 +22,7 @@ class TaskSpec:
     tests_per_home: int = 16
     calibration: int = 128
     held_out: int = 192
-    calibration_kind: Literal["in-domain", "missing-intents", "other-rooms"] = "in-domain"
+    calibration_kind: Literal["in-domain", "missing-intents", "other-rooms", "wrong"] = "in-domain"
     seed: int = 0
 
     @property
@@ -81,6 +81,11 @@ CALIBRATION = (
     ),
     BASE.but("calibration-unlabelled", "no labelled calibration at all", anchor_examples=0, gate_examples=0),
 )
+CALIBRATION_WRONG = BASE.but(
+    "calibration-wrong",
+    "calibration whose answers belong to other commands",
+    task=replace(BASE.task, calibration_kind="wrong"),
+)
 
 SPEEDS_AND_DATA = (
     BASE.but("uniform-speed", "all homes equally fast", schedule=Schedule(spread=1)),
@@ -129,4 +134,4 @@ THOUSAND = BASE.but(
     measuring=Measuring(every=10, generated=16, own_tests=4),
 )
 
-REGIMES = {regime.name: regime for regime in (BASE, *CALIBRATION, *SPEEDS_AND_DATA, LONG, THOUSAND)}
+REGIMES = {regime.name: regime for regime in (BASE, *CALIBRATION, CALIBRATION_WRONG, *SPEEDS_AND_DATA, LONG, THOUSAND)}

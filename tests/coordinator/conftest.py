@@ -142,6 +142,7 @@ def message() -> MakeMessage:
         sequence: int = 0,
         participation: int = 0,
         at_ns: int = 0,
+        held_out_loss: float | None = None,
     ) -> Received:
         value = delta if isinstance(delta, Adapter) else adapter_of(delta)
         body = encode(value, "fp32")
@@ -158,6 +159,7 @@ def message() -> MakeMessage:
             participation=participation,
             loss=1.0,
             seconds=1.0,
+            held_out_loss=held_out_loss,
             body=describe(body, "fp32"),
         )
         topic = route("test", UpdateManifestOf(node, update_id(manifest.to_bytes()))).topic

@@ -12,6 +12,7 @@ from base_model.settings import BaseModelSettings, TrainingConfig
 from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from configuration import Configuration, load, variable
+from coordinator.fall_back import FallBack
 from coordinator.privacy.terms import PrivacyTerms
 from coordinator.settings import CalibrationSettings, CoordinatorSettings, HomeAssistantSettings
 from coordinator.stages import AnchorStage, ReleaseStage
@@ -36,6 +37,7 @@ SECTIONS = {
     "coordinator.strategy.trust": TrustStage,
     "coordinator.strategy.release": ReleaseStage,
     "coordinator.strategy.release.guard": HeadGuard,
+    "coordinator.strategy.release.fall_back": FallBack,
     "coordinator.calibration": CalibrationSettings,
     "coordinator.home_assistant": HomeAssistantSettings,
     "coordinator.privacy": PrivacyTerms,

@@ -69,6 +69,26 @@ def test_each_version_is_measured_once_on_held_out_examples(start_node: Any, coo
     assert [job.measured for job in (first, again, next_one)] == [12, 0, 12]
 
 
+def test_an_update_says_how_good_its_own_base_version_is(start_node: Any, coordinator: Any) -> None:
+    node = start_node(local_data={"measured": 12})
+    node.joins(coordinator.terms())
+    (job,) = jobs(node.receives(coordinator.version(3)))
+    node.tell(HeldOutMeasured(node.now, job.sequence, examples=7, loss=1.5))
+    assert manifest_of(node.learns(2.0)).held_out_loss == 1.5
+    assert manifest_of(node.learns(2.5)).held_out_loss == 1.5  # of the same version, measured before
+    node.receives(coordinator.version(4))
+    node.learns(2.0)  # the job that was under way
+    assert manifest_of(node.learns(2.0)).held_out_loss is None  # nobody has measured this one
+
+
+def test_where_privacy_is_promised_an_update_says_nothing_of_versions(start_node: Any, coordinator: Any) -> None:
+    node = start_node(local_data={"measured": 12})
+    node.joins(coordinator.terms(clip_norm=0.5))
+    (job,) = jobs(node.receives(coordinator.version(3)))
+    node.tell(HeldOutMeasured(node.now, job.sequence, examples=7, loss=1.5))
+    assert manifest_of(node.learns(2.0)).held_out_loss is None
+
+
 def test_a_held_out_loss_that_is_no_number_is_not_published(member: Any, coordinator: Any) -> None:
     (job,) = jobs(member.receives(coordinator.version(3)))
     member.tell(HeldOutMeasured(member.now, job.sequence, examples=7, loss=math.nan))

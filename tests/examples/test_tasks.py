@@ -115,6 +115,15 @@ def test_calibration_from_other_rooms_knows_none_of_the_fleet_s_rooms_and_names(
     assert task.nodes == small(name, commons=114).nodes
 
 
+def test_wrong_calibration_has_the_answers_of_other_commands_and_changes_nothing_else() -> None:
+    usual, wrong = small(), small(kind="wrong")
+    assert [one.prompt for one in wrong.calibration] == [one.prompt for one in usual.calibration]
+    assert intents(wrong.calibration) == intents(usual.calibration)
+    pairs = list(zip(usual.calibration, wrong.calibration, strict=True))
+    assert sum(right == other for right, other in pairs) < len(pairs) / 4
+    assert (wrong.nodes, wrong.tests, wrong.held_out) == (usual.nodes, usual.tests, usual.held_out)
+
+
 def test_asking_for_more_commands_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match=r"different commands of 9999 \(calibration\); ask for fewer"):
         make_task("narrow", 1, 1.0, 4, 4, 9999, 12, seed=1)
