@@ -18,18 +18,20 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 import edge_node.service  # noqa: F401  a node's process has all of it
+from base_model.examples import Example, load_examples
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
 from edge_node.data.local_data import LocalData
 from edge_node.serving.thread import Serving
 from edge_node.settings import EdgeSettings, ServingSettings
-from edge_node.state import GlobalAdapter, StepTrained, TrainingFinished, TrainingJob
+from edge_node.state import AdapterTried, GlobalAdapter, StepTrained, TrainingFinished, TrainingJob
 from edge_node.training.trainer import Trainer
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalPointer
@@ -60,11 +62,15 @@ def measured(parts: tuple[str, ...], body: Path, layout: Path, examples: Path) -
     resolved, cache = resolve(DEFAULT_NAME, default_cache()), default_cache()
     settings = EdgeSettings(node="benchmark", data=examples, training=TRAINING)
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def own(most: int) -> Sequence[Example]:
+        return load_examples(examples)[:most]
+
     with tempfile.TemporaryDirectory() as name, Watch() as watch:
         folder = Path(name)
         port = free_port() if "serve" in parts else None
         if port is not None:
-            serving = Serving(resolved, cache, ServingSettings(http=f"127.0.0.1:{port}"), None, told.put)
+            serving = Serving(resolved, cache, ServingSettings(http=f"127.0.0.1:{port}"), None, told.put, own)
             serving.serve(pointer, adapter)
             ask(port)
         if "train" in parts:
@@ -72,7 +78,7 @@ def measured(parts: tuple[str, ...], body: Path, layout: Path, examples: Path) -
             trainer = Trainer(resolved, cache, data, settings, told.put)
             trainer.train(TrainingJob(GlobalAdapter(pointer, adapter), sequence=1, seed=1))
             while not isinstance(event := told.get(timeout=PATIENCE_S), TrainingFinished):
-                assert isinstance(event, StepTrained), event
+                assert isinstance(event, StepTrained | AdapterTried), event
                 if port is not None:
                     ask(port)
         time.sleep(1)  # what was needed for the last answer is given back

@@ -1,8 +1,8 @@
 """When nodes overrule the gate: calibration data that is unlike the fleet keeps good versions from being served. Pure.
 
 An update may say how well the version it was trained from answers examples that its node never trains on. One node's
-word decides nothing: most nodes must have found, each by itself, that what came after the adapter that is served is
-better, and the gate must have turned down version after version.
+word decides nothing: many nodes must have found, most of them, each by itself, that what came after the adapter that is
+served is better, and the gate must have turned down version after version.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,10 @@ class FallBack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     after: int = Field(default=4, ge=1, le=1000, description="judgements in a row that turned a version down")
-    nodes: int = Field(default=3, ge=1, le=10_000, description="who can compare, at least; and more than half have to")
+    nodes: int = Field(default=3, ge=1, le=10_000, description="who can compare, at least")
+    quorum: float = Field(
+        default=0.4, gt=0, le=1, description="of all nodes that ever said anything: half as many can lie without effect"
+    )
     gain: float = Field(default=0.02, ge=0, lt=1, description="of the nodes' held-out loss: the median, relative")
 
     def overrules(self, turned_down: int, served: int, reports: Iterable[Mapping[int, float]]) -> bool:
@@ -30,7 +33,7 @@ class FallBack(BaseModel):
         """
         heard = list(reports)
         gains = [gain for one in heard if (gain := gain_since(served, one)) is not None]
-        enough = len(gains) >= self.nodes and 2 * len(gains) > len(heard)
+        enough = len(gains) >= max(self.nodes, self.quorum * len(heard))
         return turned_down >= self.after and enough and median_high([-gain for gain in gains]) <= -self.gain
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from edge_node import delivery, fetch, learning, release, signatures
 from edge_node.state import (
+    AdapterTried,
     BrokerConnected,
     BrokerLost,
     ConditionsRead,
@@ -67,7 +68,8 @@ def initial_state(
     state, effects = delivery.trim(replace(state, terms=terms, layout=layout))
     if served is None:
         return state, effects
-    return replace(state, served=served.pointer), (*effects, ServeAdapter(served.pointer, served.adapter))
+    serve = ServeAdapter(served.pointer, served.adapter)
+    return replace(state, served=served.pointer, proven=served.pointer), (*effects, serve)
 
 
 def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
@@ -145,6 +147,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return learning.on_finished(state, event)
         case TrainingFailed():
             return learning.on_failed(state, event)
+        case AdapterTried():
+            return release.on_tried(state, event)
         case ConditionsRead(conditions=conditions):
             return replace(state, conditions=conditions), ()
         case HandedOver():
@@ -252,7 +256,8 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
         state, stop = _learn_layout(state, state.layout)
         return state, effects + stop
     state, aborted = learning.abort(state)
-    return replace(state, layout=None, held=None, served=None), (*effects, *aborted, DescribeLayout(terms.lora))
+    nothing = replace(state, layout=None, held=None, served=None, proven=None, refused=None)
+    return nothing, (*effects, *aborted, DescribeLayout(terms.lora))
 
 
 def _learn_layout(state: EdgeState, layout: Layout) -> tuple[EdgeState, Effects]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from edge_node.backoff import wait_s
 from edge_node.fetch import ASK_AGAIN_S, UNSUBSCRIBED_S, check_manifest, same_version, with_chunk
 from edge_node.state import (
+    AdapterTried,
     EdgeState,
     Effect,
     Effects,
@@ -89,6 +90,20 @@ def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     return state, ended + begun
 
 
+def on_tried(state: EdgeState, event: AdapterTried) -> tuple[EdgeState, Effects]:
+    """Keep on disk what answers well; say what is served where it does not."""
+    pointer, proven = event.pointer, state.proven
+    if event.fault is None:
+        on_disk = proven is not None and same_version(pointer, proven)
+        keep = () if on_disk else (KeepRelease(pointer, event.adapter.to_safetensors()),)
+        return replace(state, proven=pointer), keep
+    warning = Warn(f"version {pointer.version} is not served: {event.fault}", version=pointer.version)
+    if state.served is None or not same_version(pointer, state.served):  # another has taken its place by now
+        return state, (warning,)
+    back = None if proven is None or same_version(pointer, proven) else proven
+    return replace(state, served=back, refused=pointer), (warning,)
+
+
 def next_due(state: EdgeState) -> float | None:
     """When to ask again for the release on its way."""
     return state.release_fetch.again_at if state.release_fetch is not None and state.connected else None
@@ -98,7 +113,8 @@ def _wanted(state: EdgeState) -> GlobalPointer | None:
     wanted = state.release
     if wanted is None or state.layout is None or not state.identity.settings.serving.is_on:
         return None
-    return None if state.served is not None and same_version(wanted, state.served) else wanted
+    known = (state.served, state.refused)
+    return None if any(one is not None and same_version(wanted, one) for one in known) else wanted
 
 
 def _begin(state: EdgeState, wanted: GlobalPointer | None, at: float) -> tuple[EdgeState, Effects]:
@@ -144,9 +160,9 @@ def _take_up(state: EdgeState, pointer: GlobalPointer, body: bytes) -> tuple[Edg
         adapter = decode(body, state.layout, "safetensors")
     except CodecError as fault:
         return _refuse(state, pointer, fault)
-    # the fetch ends when pursue finds that nothing more is wanted. Served first: it is loaded while the disk is busy,
-    # and a node that dies in between has the version before on its disk, and this one from the broker again
-    return replace(state, served=pointer), (ServeAdapter(pointer, adapter), KeepRelease(pointer, body))
+    # the fetch ends when pursue finds that nothing more is wanted. It goes to disk when it is proven: until then a node
+    # that dies has the one before there, and this one from the broker again
+    return replace(state, served=pointer), (ServeAdapter(pointer, adapter),)
 
 
 def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:

@@ -16,6 +16,18 @@ def _own_folder(settings: dict[str, Any]) -> Path:
     return Path("alignfed-data") / str(settings.get("node", "node"))
 
 
+class ProbeSettings(BaseModel):
+    """When a node goes back to the adapter before, which it does by itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    examples: int = Field(
+        default=4, ge=0, le=1000, description="of its own, held out, that a node tries a new adapter on; 0 for none"
+    )
+    rise: float = Field(default=0.5, ge=0, le=100, description="of their loss that is borne, relative to before")
+    slack: float = Field(default=0.5, ge=0, le=100, description="nats on top of that")
+
+
 class ServingSettings(BaseModel):
     """How a node answers questions with the federation's adapter."""
 
@@ -37,6 +49,7 @@ class ServingSettings(BaseModel):
     waiting: int = Field(default=16, ge=1, le=10_000, description="more requests than these are refused with 503")
     timeout_s: float = Field(default=60.0, gt=0, le=3600, description="patience with one answer, waiting included")
     max_tokens: int = Field(default=256, ge=1, le=4096, description="of an answer whose request sets no limit")
+    probe: ProbeSettings = ProbeSettings()
 
     @property
     def over_mqtt(self) -> bool:

@@ -136,6 +136,8 @@ class EdgeState:
     held: GlobalAdapter | None = None
     release_fetch: Fetch | None = None
     served: GlobalPointer | None = None  # what this node serves, if it serves
+    proven: GlobalPointer | None = None  # the last of those that was tried, and is on disk
+    refused: GlobalPointer | None = None  # a release that was tried and given up
     training: Training | None = None
     failures: int = 0  # trainings in a row that came to nothing
     rest_until: float = 0.0
@@ -242,6 +244,16 @@ class HandedOver:
 
 
 @dataclass(frozen=True)
+class AdapterTried:
+    """What came of an adapter that was to be served; `fault` says why it is not, and what was before is."""
+
+    at: float
+    pointer: GlobalPointer
+    adapter: Adapter
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
 class ConditionsRead:
     """What the machine is at, for the owner's policy."""
 
@@ -266,6 +278,7 @@ Event = (
     | TrainingFinished
     | TrainingFailed
     | HandedOver
+    | AdapterTried
     | ConditionsRead
     | Ticked
 )
@@ -347,7 +360,7 @@ class KeepRelease:
 
 @dataclass(frozen=True)
 class ServeAdapter:
-    """Answer with this adapter from now on."""
+    """Answer with this adapter from now on, unless it does not answer well; `AdapterTried` comes of it."""
 
     pointer: GlobalPointer
     adapter: Adapter

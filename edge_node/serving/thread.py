@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from base_model.examples import Example
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
 from edge_node.memory import give_back_memory, share_one_heap
@@ -22,8 +23,10 @@ from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import ServedModel, export, prepack, usual_precision
 from edge_node.serving.inference import AdapterRefused, Inference, ServedVersion
 from edge_node.serving.mqtt import MqttServer
+from edge_node.serving.probe import Probe
 from edge_node.serving.session import Session
 from edge_node.settings import ServingSettings
+from edge_node.state import AdapterTried
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
 
@@ -36,7 +39,9 @@ STOP_TIMEOUT_S = 12.0
 
 
 class Serving:
-    """Serves from the moment it is made, the base model first; `emit` is given the error that its thread died of.
+    """Serves from the moment it is made, the base model first.
+
+    `emit` is given what came of each adapter, or the error that its thread died of.
 
     `mqtt` takes requests from the broker, None where the owner does not want that.
     """
@@ -47,11 +52,13 @@ class Serving:
         cache: Path,
         settings: ServingSettings,
         mqtt: MqttServer | None,
-        emit: Callable[[Exception], None],
+        emit: Callable[[AdapterTried | Exception], None],
+        examples: Callable[[int], Sequence[Example]],
         routes: Sequence["BaseRoute"] = (),
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
         self._mqtt = mqtt
+        self._examples = examples  # at most so many that are held out
         self._routes = routes  # of others, beside those of answering
         self.metrics = Metrics()
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
@@ -92,14 +99,17 @@ class Serving:
                 self._mqtt.serve(inference, answering, settings.max_tokens)
                 log.info("answering over MQTT after %.1f s", time.monotonic() - begun)
             running.callback(answering.stop)  # before the two faces stop: they pass on what it tells those who wait
-            while self._take_up_next(inference):
+            probe = Probe(inference.session, chat, self._examples, settings.probe)
+            while self._take_up_next(inference, probe):
                 give_back_memory()  # what was served before, and what loading took
 
-    def _take_up_next(self, inference: Inference) -> bool:
+    def _take_up_next(self, inference: Inference, probe: Probe) -> bool:
         """Wait for a version and serve it; its values are not held while the next one is waited for."""
         if (given := self._adapters.get()) is None:
             return False
-        _take_up(inference, self.metrics, *given)
+        pointer, adapter = given
+        fault = _take_up(inference, probe, self.metrics, pointer, adapter)
+        self._emit(AdapterTried(time.monotonic(), pointer, adapter, fault))
         return True
 
     @contextmanager
@@ -129,18 +139,25 @@ class Serving:
             return portable
 
 
-def _take_up(inference: Inference, metrics: Metrics, pointer: GlobalPointer, adapter: Adapter) -> None:
+def _take_up(
+    inference: Inference, probe: Probe, metrics: Metrics, pointer: GlobalPointer, adapter: Adapter
+) -> str | None:
+    """Serve a verified adapter, and go back if this node's own examples say so; why it is not served, or None."""
     begun = time.monotonic()
+    before = inference.current
     try:
         slot = inference.prepare(adapter, ServedVersion(pointer.epoch, pointer.version), pointer.digest)
         inference.swap(slot)
     except AdapterRefused as fault:
-        log.warning("version %d is not served: %s", pointer.version, fault)
-        return
+        return str(fault)
     took_s = time.monotonic() - begun
     metrics.swap_seconds.observe(took_s)
     text, about = "serving the %s of version %d, ready in %.0f ms", {"version": pointer.version}
     log.info(text, pointer.variant, pointer.version, 1e3 * took_s, extra=about)
+    complaint = probe.complaint(slot, before)
+    if complaint is not None:
+        inference.rollback()
+    return complaint
 
 
 def _address(http: str) -> tuple[str, int]:

@@ -23,7 +23,7 @@ MakeMessage = Callable[..., Received]
 
 BETTER = {1: 2.0, 5: 1.0}  # a node's reports: the version served is 2
 WORSE = {1: 2.0, 5: 3.0}
-FALL_BACK = FallBack(after=2, nodes=3, gain=0.1)
+FALL_BACK = FallBack(after=2, nodes=3, quorum=0.6, gain=0.1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_node_compares_the_newest_version_with_what_is_served(reports: dict[in
         (2, [BETTER] * 3, True),
         (1, [BETTER] * 3, False),  # once is no pattern
         (2, [BETTER] * 2, False),  # too few
-        (2, [BETTER] * 3 + [{1: 2.0}] * 3, False),  # half of those that say anything cannot compare yet
+        (2, [BETTER] * 3 + [{1: 2.0}] * 3, False),  # half of those that say anything cannot compare yet: no quorum
         (2, [BETTER] * 3 + [{1: 2.0}] * 2, True),
         (2, [BETTER] * 3 + [WORSE] * 2, True),
         (2, [BETTER] * 3 + [WORSE] * 3, False),  # in doubt the gate decides

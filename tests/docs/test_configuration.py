@@ -21,7 +21,7 @@ from coordinator.strategies import Strategy
 from coordinator.trust.robust import HeadGuard, TrustStage
 from edge_node.data.settings import LocalBrokerSettings, LocalDataSettings
 from edge_node.policy import TrainingPolicy
-from edge_node.settings import EdgeSettings, ServingSettings
+from edge_node.settings import EdgeSettings, ProbeSettings, ServingSettings
 from schemas.adapter import LoraConfig
 
 HEADER = ["key", "type", "default", "meaning"]
@@ -45,6 +45,7 @@ SECTIONS = {
     "edge": EdgeSettings,
     "edge.training": TrainingConfig,
     "edge.serving": ServingSettings,
+    "edge.serving.probe": ProbeSettings,
     "edge.policy": TrainingPolicy,
     "edge.local_data": LocalDataSettings,
     "edge.local_broker": LocalBrokerSettings,

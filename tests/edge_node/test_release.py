@@ -7,11 +7,13 @@ import pytest
 
 from edge_node.core import initial_state
 from edge_node.state import (
+    AdapterTried,
     EndAverageFetch,
     EndFetch,
     FetchAverage,
     FetchVersion,
     KeepRelease,
+    PublishState,
     ServeAdapter,
     Warn,
 )
@@ -50,6 +52,15 @@ def served(effects: Any) -> list[tuple[int, str, float]]:
     return [(one.pointer.version, one.pointer.variant, float(one.adapter.values[0])) for one in chosen]
 
 
+def tried(server: Any, effects: Any, fault: str | None = None) -> tuple[Any, ...]:
+    """What comes of it when the adapters in these effects were tried."""
+    done: tuple[Any, ...] = ()
+    for one in effects:
+        if isinstance(one, ServeAdapter):
+            done += server.tell(AdapterTried(server.now, one.pointer, one.adapter, fault))
+    return done
+
+
 def test_a_node_that_does_not_serve_fetches_no_release(member: Any, coordinator: Any) -> None:
     assert member.hears(GlobalRelease(), coordinator.version(3).pointer) == ()
 
@@ -59,8 +70,53 @@ def test_a_release_that_is_the_head_is_served_without_being_sent_twice(server: A
     assert served(server.receives(version)) == []
     effects = server.hears(GlobalRelease(), version.pointer)
     assert served(effects) == [(3, "head", 2.0)]
-    assert KeepRelease(version.pointer, version.body) in effects
-    assert not any(isinstance(effect, FetchVersion) for effect in effects)
+    assert not any(isinstance(effect, FetchVersion | KeepRelease) for effect in effects)
+    assert KeepRelease(version.pointer, version.body) in tried(server, effects)
+
+
+def test_what_is_on_disk_already_is_not_written_again(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0)
+    server.receives(version)
+    effects = server.hears(GlobalRelease(), version.pointer)
+    tried(server, effects)
+    assert tried(server, effects) == ()
+
+
+def test_a_release_that_does_not_answer_well_is_given_up_for_the_one_before(server: Any, coordinator: Any) -> None:
+    good, bad = coordinator.version(3, 2.0), coordinator.version(4, 9.0)
+    server.receives(good)
+    tried(server, server.hears(GlobalRelease(), good.pointer))
+    server.receives(bad)
+    effects = server.hears(GlobalRelease(), bad.pointer)
+    assert served(effects) == [(4, "head", 9.0)]
+    effects = tried(server, effects, "it answers nonsense")
+    assert [e.text for e in effects if isinstance(e, Warn)] == ["version 4 is not served: it answers nonsense"]
+    assert not any(isinstance(effect, KeepRelease) for effect in effects)
+    assert [e.state.serving for e in effects if isinstance(e, PublishState)] == [3]
+    assert server.hears(GlobalRelease(), bad.pointer) == ()  # not again
+    later = coordinator.version(5, 2.5)
+    server.receives(later)
+    assert served(server.hears(GlobalRelease(), later.pointer)) == [(5, "head", 2.5)]
+
+
+def test_without_one_before_the_base_model_is_served_again(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0)
+    server.receives(version)
+    tried(server, server.hears(GlobalRelease(), version.pointer), "it answers nonsense")
+    assert server.state.served is None
+    assert served(server.hears(GlobalRelease(), version.pointer)) == []
+
+
+def test_the_outcome_of_one_that_was_replaced_meanwhile_changes_nothing(server: Any, coordinator: Any) -> None:
+    bad, good = coordinator.version(3, 2.0), coordinator.version(4, 9.0)
+    server.receives(bad)
+    first = server.hears(GlobalRelease(), bad.pointer)
+    server.receives(good)
+    second = server.hears(GlobalRelease(), good.pointer)
+    (warning,) = tried(server, first, "it answers nonsense")
+    assert isinstance(warning, Warn)
+    assert server.state.served == good.pointer
+    assert KeepRelease(good.pointer, good.body) in tried(server, second)
 
 
 def test_a_release_whose_head_is_on_its_way_waits_for_it(server: Any, coordinator: Any) -> None:

@@ -41,6 +41,7 @@ from edge_node.outbox import Outbox
 from edge_node.publisher import publication
 from edge_node.settings import EdgeSettings
 from edge_node.state import (
+    AdapterTried,
     EdgeState,
     Effects,
     HeldOutMeasured,
@@ -224,9 +225,10 @@ class Trainer:
 
 @dataclass
 class Served:
-    """What a node was told to answer with, in order, since its process began."""
+    """What a node was told to answer with, in order, since its process began; all of it answers well."""
 
     adapters: list[tuple[GlobalPointer, Adapter]] = field(default_factory=list)
+    tried: int = 0  # of those
 
     def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:
         self.adapters.append((pointer, adapter))
@@ -326,7 +328,12 @@ class NodeActor:
 
     def _take(self, item: Any) -> Effects:
         assert self.node is not None
-        return self.node.take(item, self._at, self.network.clock.wall_ns(self.client_id))
+        done = self.node.take(item, self._at, self.network.clock.wall_ns(self.client_id))
+        while self.served is not None and self.served.tried < len(self.served.adapters):
+            tried = AdapterTried(self._at, *self.served.adapters[self.served.tried])
+            self.served.tried += 1
+            done += self.node.take(tried, self._at, self.network.clock.wall_ns(self.client_id))
+        return done
 
     def _bundle(self) -> Bundle | None:
         if self.keys_folder is None:

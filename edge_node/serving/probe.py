@@ -1,0 +1,77 @@
+"""Whether an adapter that has just been switched to answers this node's own examples: the last look before it stays.
+
+What the coordinator has signed may be bad for this home alone, or its gate may be. The examples are held out: nothing
+was ever trained on them here. It does not decide what is served next.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from base_model.examples import Example
+from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.inference import AdapterSlot
+from edge_node.serving.session import Session
+from edge_node.settings import ProbeSettings
+
+PIECE = 16  # tokens at once: their logits take three megabytes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Compares two slots on held-out examples, which `examples` gives: at most so many."""
+
+    session: Session
+    chat: ChatTokens
+    examples: Callable[[int], Sequence[Example]]
+    settings: ProbeSettings
+
+    def complaint(self, slot: AdapterSlot, before: AdapterSlot | None) -> str | None:
+        """Why `slot` should not be served where `before` was, the base model if None; None if all is well.
+
+        It takes the model's work on every example twice.
+        """
+        examples = self.examples(self.settings.examples)
+        if not examples:
+            return None
+        loss, usual = self.loss(slot, examples), self.loss(before, examples)
+        if loss <= (1 + self.settings.rise) * usual + self.settings.slack:
+            return None
+        return (
+            f"on {len(examples)} of this node's own examples its loss is {loss:.2f}, where that of what was served "
+            f"before is {usual:.2f}"
+        )
+
+    def loss(self, slot: AdapterSlot | None, examples: Sequence[Example]) -> float:
+        """Mean over the answers' tokens, nats; infinite where an answer is impossible or not a number."""
+        losses = np.concatenate([self._token_losses(slot, example) for example in examples])
+        mean = float(losses.mean()) if losses.size else 0.0
+        return mean if math.isfinite(mean) else math.inf
+
+    def _token_losses(self, slot: AdapterSlot | None, example: Example) -> NDArray[np.float64]:
+        """Of each token of the answer, its end included; none of an example that the context cannot hold."""
+        prompt = self.chat.prompt([{"role": "user", "content": example.prompt}])
+        tokens = [*prompt, *self.chat.answer(example.completion), self.chat.end]
+        if len(tokens) > self.session.architecture.context:
+            return np.empty(0)
+        past, losses = self.session.beginning, list[NDArray[np.float64]]()
+        for start in range(0, len(tokens) - 1, PIECE):
+            piece = tokens[start : min(start + PIECE, len(tokens) - 1)]
+            rows = [place for place in range(len(piece)) if start + place >= len(prompt) - 1]
+            # a graph gives at least one row
+            logits, past = self.session.forward(piece, past, rows or [0], slot.options if slot is not None else None)
+            following = tokens[start + rows[0] + 1 : start + len(piece) + 1] if rows else []
+            losses.append(_losses(logits[: len(rows)], following))
+        return np.concatenate(losses)
+
+
+def _losses(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Negative log likelihood of each token by its row of logits, nats."""
+    wide = logits.astype(np.float64)
+    highest = wide.max(axis=1, initial=-math.inf)
+    losses: NDArray[np.float64] = np.log(np.exp(wide - highest[:, None]).sum(axis=1)) + highest
+    losses -= wide[np.arange(len(tokens)), list(tokens)]
+    return losses
