@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, in place of what is there; on disk when this returns. An OSError names the path."""
+def write_whole(path: Path, *parts: bytes) -> None:
+    """Put these bytes at `path`, in place of what is there; on disk when this returns. An OSError names the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         with unfinished.open("wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
     except OSError as fault:  # that of a full disk has no name

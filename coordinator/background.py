@@ -62,7 +62,8 @@ def _nodes_overrule(state: FederationState, answer: MeasuredLosses) -> bool:
     fall_back, (_, candidate) = state.config.strategy.release.fall_back, answer.losses
     if fall_back is None or not math.isfinite(candidate):
         return False
-    reports = [ledger.held_out for ledger in state.nodes.values() if ledger.held_out]
+    counts = state.ring.enrolled if state.config.root is not None else state.nodes.keys()
+    reports = [ledger.held_out for node, ledger in state.nodes.items() if node in counts and not ledger.quarantine]
     return fall_back.overrules(state.turned_down, state.served.version, reports)
 
 

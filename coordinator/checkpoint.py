@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 NAME = "checkpoint"
 _OURS = ("base_model", "coordinator", "schemas")  # all that decides, and what it decides on
 _PLAIN = {
-    ("builtins", "slice"), ("numpy", "dtype"), ("numpy", "ndarray"), ("numpy._core.numeric", "_frombuffer"),
+    ("builtins", "slice"), ("numpy", "dtype"), ("numpy._core.numeric", "_frombuffer"),
 }  # fmt: skip
+_LONGEST_LABEL = 1000
 
 
 class Checkpoint(NamedTuple):
@@ -52,38 +53,42 @@ class _Label(BaseModel):
     program: str
     seq: int
     row: str
-    versions: int
-    decisions: int
+    head: int
+    judged: int
+    kept: int  # manifests and decisions up to there
     sha256: str
 
 
 def save(journal: Path, made: Checkpoint, registry: Registry) -> None:
     """Keep a checkpoint of this journal, beside it; `registry` has all that the rows up to there say."""
     content = pickle.dumps((made.state, made.history), protocol=5)
+    head, judged = made.state.head.version, made.state.release.judged
     label = _Label(
         program=_program(),
         seq=made.seq,
         row=_mark_of(journal, made.seq),
-        versions=len(registry.numbers()),
-        decisions=len(registry.decided()),
+        head=head,
+        judged=judged,
+        kept=_kept(registry, head, judged),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    write_whole(journal.parent / NAME, label.model_dump_json().encode() + b"\n" + content)
+    write_whole(journal.parent / NAME, label.model_dump_json().encode() + b"\n", content)
 
 
 def load(journal: Path, registry: Registry) -> Checkpoint | None:
     """What may be gone on from; None where the journal has to be folded from its beginning."""
+    program = _program()  # as it was when this process began: the files may be another's when the first one is saved
     try:
-        head, _, content = (journal.parent / NAME).read_bytes().partition(b"\n")
-        label = _Label.model_validate_json(head)
+        with (journal.parent / NAME).open("rb") as file:
+            label = _Label.model_validate_json(file.readline(_LONGEST_LABEL))
+            content = file.read()
     except (FileNotFoundError, ValidationError):
         return None
     if (
-        label.program != _program()
+        label.program != program
         or label.sha256 != hashlib.sha256(content).hexdigest()
         or label.row != _mark_of(journal, label.seq)
-        or label.versions > len(registry.numbers())
-        or label.decisions > len(registry.decided())
+        or label.kept != _kept(registry, label.head, label.judged)
     ):
         log.info("the checkpoint is of another program or another state of the files: not used")
         return None
@@ -93,6 +98,13 @@ def load(journal: Path, registry: Registry) -> Checkpoint | None:
         log.warning("%s was not made by a coordinator, and is not used: %s", journal.parent / NAME, fault)
         return None
     return Checkpoint(label.seq, state, history)
+
+
+def _kept(registry: Registry, head: int, judged: int) -> int:
+    """How many files there are of versions and decisions up to these; later ones come from later rows."""
+    return sum(version <= head for version in registry.numbers()) + sum(
+        version <= judged for version in registry.decided()
+    )
 
 
 def _mark_of(journal: Path, seq: int) -> str:

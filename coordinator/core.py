@@ -135,6 +135,7 @@ def _configure(state: FederationState, event: Configured) -> Step:
     state = replace(
         take_back(state),
         config=new,
+        turned_down=0,
         digests=digests,
         bases={version: adapter for version, adapter in bases.items() if version in digests},
         # what another strategy kept means nothing to this one

@@ -21,7 +21,10 @@ class FallBack(BaseModel):
     after: int = Field(default=4, ge=1, le=1000, description="judgements in a row that turned a version down")
     nodes: int = Field(default=3, ge=1, le=10_000, description="who can compare, at least")
     quorum: float = Field(
-        default=0.4, gt=0, le=1, description="of all nodes that ever said anything: half as many can lie without effect"
+        default=0.4,
+        gt=0,
+        le=1,
+        description="of all that can say how good what is served is: half as many can lie in vain",
     )
     gain: float = Field(default=0.02, ge=0, lt=1, description="of the nodes' held-out loss: the median, relative")
 
@@ -29,9 +32,11 @@ class FallBack(BaseModel):
         """Whether the nodes' word counts for more than the gate's.
 
         `turned_down` judgements in a row went against a version, this one included; `served` is the version whose
-        adapter is served; `reports` are held-out losses by version, for each node that has any.
+        adapter is served; `reports` are held-out losses by version, of each node whose word counts.
         """
-        heard = list(reports)
+        heard = [
+            one for one in reports if any(version <= served for version in one)
+        ]  # others joined too late to compare
         gains = [gain for one in heard if (gain := gain_since(served, one)) is not None]
         enough = len(gains) >= max(self.nodes, self.quorum * len(heard))
         return turned_down >= self.after and enough and median_high([-gain for gain in gains]) <= -self.gain

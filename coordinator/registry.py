@@ -107,7 +107,8 @@ class Registry:
         except FileNotFoundError:
             raise RegistryError(f"there is no version {version} in {self.folder}") from None
         except InvalidMessage as error:
-            raise RegistryError(f"the manifest of version {version} in {self.folder} is damaged: {error}") from None
+            path = self.folder / "manifests" / f"{version}.json"
+            raise RegistryError(f"{path} is damaged: {error}; delete it and start the coordinator again") from None
 
     def body(self, version: int, variant: Variant = "head") -> bytes:
         """The safetensors bytes of a version's head, or of its average if that was ever served, verified."""

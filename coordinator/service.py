@@ -111,7 +111,7 @@ class Service:
         self.now_ns = now_ns
         state = self.state = restored.state
         self.history = restored.history
-        self.unkept_s, self.keeping_s = restored.folding_s, 0.0  # processor time
+        self.unkept_s, self.keeping_s = restored.folding_s, 0.0  # processor time, and what the last one took
         self.fleet: Fleet = {}
         self.board = board
         self.home_assistant, self.told, self.tell_at = settings.home_assistant, dict[str, bytes](), 0.0
@@ -280,14 +280,14 @@ class Service:
 
     def _keep_checkpoint(self) -> None:
         """Spare the next start what has been decided up to now."""
-        begun = time.thread_time()
+        begun = time.monotonic()
         with self.lease.transaction():  # so that the last row is one of ours
             seq = last_seq(self.journal)
         try:
             checkpoint.save(self.journal_file, Checkpoint(seq, self.state, self.history), self.registry)
         except OSError as fault:  # a start without it takes longer, and that is all
             log.warning("no checkpoint could be written: %s", fault)
-        self.unkept_s, self.keeping_s = 0.0, time.thread_time() - begun
+        self.unkept_s, self.keeping_s = 0.0, time.monotonic() - begun
 
     def _show(self) -> None:
         """Let others see what is known by now."""

@@ -42,11 +42,12 @@ def on_release(state: EdgeState, payload: bytes) -> tuple[EdgeState, Effects]:
 
 
 def _follow(state: EdgeState, pointer: GlobalPointer, served: GlobalPointer | None) -> tuple[EdgeState, Effects]:
-    if served is None or same_version(pointer, served):
-        return replace(state, release=pointer, served=None if served is None else _newer(pointer, served)), ()
-    if _mark(pointer) < _mark(served):
-        return state, (Warn(_fell_back(pointer, _mark(served))),)
-    if (_mark(pointer), pointer.variant) == (_mark(served), served.variant):
+    if served is not None and same_version(pointer, served):
+        return replace(state, release=pointer, served=_newer(pointer, served)), ()
+    newest = max((_mark(one) for one in (served, state.refused) if one is not None), default=(0, 0))
+    if _mark(pointer) < newest:
+        return state, (Warn(_fell_back(pointer, newest)),)
+    if served is not None and (_mark(pointer), pointer.variant) == (_mark(served), served.variant):
         return state, (Warn(f"ignored a second, different release of version {pointer.version}"),)
     return replace(state, release=pointer), ()
 
@@ -101,7 +102,7 @@ def on_tried(state: EdgeState, event: AdapterTried) -> tuple[EdgeState, Effects]
     if state.served is None or not same_version(pointer, state.served):  # another has taken its place by now
         return state, (warning,)
     back = None if proven is None or same_version(pointer, proven) else proven
-    return replace(state, served=back, refused=pointer), (warning,)
+    return replace(state, served=back, proven=back, refused=pointer), (warning,)
 
 
 def next_due(state: EdgeState) -> float | None:

@@ -17,15 +17,20 @@ def _own_folder(settings: dict[str, Any]) -> Path:
 
 
 class ProbeSettings(BaseModel):
-    """When a node goes back to the adapter before, which it does by itself."""
+    """When a node goes back to what it served before, which it does by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     examples: int = Field(
         default=4, ge=0, le=1000, description="of its own, held out, that a node tries a new adapter on; 0 for none"
     )
-    rise: float = Field(default=0.5, ge=0, le=100, description="of their loss that is borne, relative to before")
-    slack: float = Field(default=0.5, ge=0, le=100, description="nats on top of that")
+    rise: float = Field(
+        default=0.1,
+        ge=0,
+        le=100,
+        description="of their loss that is borne, relative to the base model without an adapter",
+    )
+    slack: float = Field(default=0.1, ge=0, le=100, description="nats on top of that")
 
 
 class ServingSettings(BaseModel):

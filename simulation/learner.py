@@ -104,7 +104,7 @@ class Learner:
 
     def _report(self, job: Job) -> float | None:
         """What a node says of the version that it began with, where the strategy asks nodes."""
-        tests = self.tests.get(job.node, ())[:REPORTED]
+        tests = self.tests.get(job.node, ())[-REPORTED:]  # the first ones judge the run
         if self.config.strategy.release.fall_back is None or not tests:
             return None
         return losses(self.model, self.works_with(job.node, job.start.adapter), tests)

@@ -27,7 +27,7 @@ def roll_back(state: FederationState, event: RolledBack) -> Step:
     if event.version > state.head.version:
         return drop(state, "rollback to no version", f"{event.version}, the newest is {state.head.version}")
     # what the base model is being asked concerns versions that nobody wants any more
-    state = replace(state, epoch=state.epoch + 1, background=None)
+    state = replace(state, epoch=state.epoch + 1, background=None, turned_down=0)
     if event.scope == "head":
         return _of_head(state, event, adapter)
     served = Served(event.version, event.variant, adapter)

@@ -1,6 +1,6 @@
 """What the coordinator keeps of one node: what it took, what it refused and why, and what still arrives. Pure.
 
-It is the coordinator's own count: nothing in it is taken from a claim.
+It is the coordinator's own count: nothing in it is taken from a claim, but `held_out`, which is one.
 """
 
 import math

@@ -1,7 +1,8 @@
-"""Whether an adapter that has just been switched to answers this node's own examples: the last look before it stays.
+"""Whether an adapter that has just been switched to is worse than none: the last look before it stays.
 
 What the coordinator has signed may be bad for this home alone, or its gate may be. The examples are held out: nothing
-was ever trained on them here. It does not decide what is served next.
+was ever trained on them here. They are compared with what the base model makes of them and not with the adapter before,
+for an operator may have gone back to a worse one on purpose. It does not decide what is served next.
 """
 
 import math
@@ -18,31 +19,32 @@ from edge_node.serving.session import Session
 from edge_node.settings import ProbeSettings
 
 PIECE = 16  # tokens at once: their logits take three megabytes
+LONGEST = 1024  # tokens of an example; training cuts the longer ones, and the look should be short
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Compares two slots on held-out examples, which `examples` gives: at most so many."""
+    """Looks at slots with held-out examples, which `examples` gives: at most so many."""
 
     session: Session
     chat: ChatTokens
     examples: Callable[[int], Sequence[Example]]
     settings: ProbeSettings
 
-    def complaint(self, slot: AdapterSlot, before: AdapterSlot | None) -> str | None:
-        """Why `slot` should not be served where `before` was, the base model if None; None if all is well.
+    def complaint(self, slot: AdapterSlot) -> str | None:
+        """Why this slot should not be served; None if all is well.
 
         It takes the model's work on every example twice.
         """
         examples = self.examples(self.settings.examples)
         if not examples:
             return None
-        loss, usual = self.loss(slot, examples), self.loss(before, examples)
-        if loss <= (1 + self.settings.rise) * usual + self.settings.slack:
+        loss, without = self.loss(slot, examples), self.loss(None, examples)
+        if loss <= (1 + self.settings.rise) * without + self.settings.slack:
             return None
         return (
-            f"on {len(examples)} of this node's own examples its loss is {loss:.2f}, where that of what was served "
-            f"before is {usual:.2f}"
+            f"on {len(examples)} of this node's own examples its loss is {loss:.2f}, and that of the base model "
+            f"without it {without:.2f}"
         )
 
     def loss(self, slot: AdapterSlot | None, examples: Sequence[Example]) -> float:
@@ -52,10 +54,10 @@ class Probe:
         return mean if math.isfinite(mean) else math.inf
 
     def _token_losses(self, slot: AdapterSlot | None, example: Example) -> NDArray[np.float64]:
-        """Of each token of the answer, its end included; none of an example that the context cannot hold."""
+        """Of each token of the answer, its end included; none of an example that is too long."""
         prompt = self.chat.prompt([{"role": "user", "content": example.prompt}])
         tokens = [*prompt, *self.chat.answer(example.completion), self.chat.end]
-        if len(tokens) > self.session.architecture.context:
+        if len(tokens) > min(LONGEST, self.session.architecture.context):
             return np.empty(0)
         past, losses = self.session.beginning, list[NDArray[np.float64]]()
         for start in range(0, len(tokens) - 1, PIECE):

@@ -6,6 +6,7 @@ It does not know which adapter is to be served.
 import logging
 import os
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
 from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.metrics import Metrics
+from edge_node.serving.adapter_file import ONNX_FAULTS
 from edge_node.serving.answering import Answering
-from edge_node.serving.chat_tokens import ChatTokens
+from edge_node.serving.chat_tokens import ChatRefused, ChatTokens
 from edge_node.serving.export import ServedModel, export, prepack, usual_precision
 from edge_node.serving.inference import AdapterRefused, Inference, ServedVersion
 from edge_node.serving.mqtt import MqttServer
@@ -105,7 +107,10 @@ class Serving:
 
     def _take_up_next(self, inference: Inference, probe: Probe) -> bool:
         """Wait for a version and serve it; its values are not held while the next one is waited for."""
-        if (given := self._adapters.get()) is None:
+        given = self._adapters.get()
+        while given is not None and not self._adapters.empty():
+            given = self._adapters.get()  # a newer one came while the last was tried
+        if given is None:
             return False
         pointer, adapter = given
         fault = _take_up(inference, probe, self.metrics, pointer, adapter)
@@ -144,7 +149,6 @@ def _take_up(
 ) -> str | None:
     """Serve a verified adapter, and go back if this node's own examples say so; why it is not served, or None."""
     begun = time.monotonic()
-    before = inference.current
     try:
         slot = inference.prepare(adapter, ServedVersion(pointer.epoch, pointer.version), pointer.digest)
         inference.swap(slot)
@@ -154,7 +158,11 @@ def _take_up(
     metrics.swap_seconds.observe(took_s)
     text, about = "serving the %s of version %d, ready in %.0f ms", {"version": pointer.version}
     log.info(text, pointer.variant, pointer.version, 1e3 * took_s, extra=about)
-    complaint = probe.complaint(slot, before)
+    try:
+        complaint = probe.complaint(slot)
+    except (*ONNX_FAULTS, ChatRefused, sqlite3.Error) as fault:
+        log.warning("version %d could not be tried on this node's examples: %s", pointer.version, fault)
+        return None
     if complaint is not None:
         inference.rollback()
     return complaint

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,15 @@ from coordinator.fall_back import KEPT_REPORTS, FallBack, gain_since, with_repor
 from coordinator.privacy.terms import fitted, is_fitted
 from coordinator.questions import MeasuredLosses, answer_to_bytes
 from coordinator.stages import ReleaseStage
-from coordinator.state import Answered, CalibrationTerms, Effect, FederationConfig, FederationState, Received
+from coordinator.state import (
+    Answered,
+    CalibrationTerms,
+    Configured,
+    Effect,
+    FederationConfig,
+    FederationState,
+    Received,
+)
 from coordinator.strategies import AlignFed, FedBuff
 from coordinator.trust.robust import HeadGuard
 from schemas.adapter import Adapter
@@ -49,6 +58,7 @@ def test_a_node_compares_the_newest_version_with_what_is_served(reports: dict[in
         (2, [BETTER] * 2, False),  # too few
         (2, [BETTER] * 3 + [{1: 2.0}] * 3, False),  # half of those that say anything cannot compare yet: no quorum
         (2, [BETTER] * 3 + [{1: 2.0}] * 2, True),
+        (2, [BETTER] * 3 + [{5: 1.0}] * 9, True),  # who came too late to compare holds nobody up
         (2, [BETTER] * 3 + [WORSE] * 2, True),
         (2, [BETTER] * 3 + [WORSE] * 3, False),  # in doubt the gate decides
         (2, [{1: 2.0, 5: 1.9}] * 5, False),  # not by enough
@@ -149,6 +159,25 @@ def test_without_the_setting_what_nodes_say_is_not_even_kept(
     state, _ = found(usual, adapter(0), 0)
     state = version_of_all(state, message, loss=4.0)
     assert not any(ledger.held_out for ledger in state.nodes.values())
+
+
+def test_who_is_in_quarantine_has_no_word(terms: FederationConfig, adapter: MakeAdapter, message: MakeMessage) -> None:
+    state, _ = found(terms, adapter(0), 0)
+    state = version_of_all(state, message, loss=4.0)
+    state, _ = judge(state, before=2.0, candidate=2.01)
+    state = version_of_all(state, message, loss=3.0)
+    liar = replace(state.nodes["a"], quarantine="it lies")
+    state, _ = judge(replace(state, nodes={**state.nodes, "a": liar}), before=2.0, candidate=2.01)
+    assert (state.served.version, state.turned_down) == (0, 2)  # two are left, and three were to be
+
+
+def test_new_terms_count_anew(terms: FederationConfig, adapter: MakeAdapter, message: MakeMessage) -> None:
+    state, _ = found(terms, adapter(0), 0)
+    state = version_of_all(state, message, loss=4.0)
+    state, _ = judge(state, before=2.0, candidate=2.01)
+    assert state.turned_down == 1
+    state, _ = step(state, Configured(0, terms))
+    assert state.turned_down == 0
 
 
 @pytest.mark.parametrize("strategy", [AlignFed, FedBuff])

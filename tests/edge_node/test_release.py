@@ -107,6 +107,24 @@ def test_without_one_before_the_base_model_is_served_again(server: Any, coordina
     assert served(server.hears(GlobalRelease(), version.pointer)) == []
 
 
+def test_after_a_refusal_nothing_older_is_followed_and_the_base_model_is_not_called_a_version(
+    server: Any, coordinator: Any
+) -> None:
+    old, first, second = (coordinator.version(number, number) for number in (2, 3, 4))
+    server.receives(first)
+    effects = server.hears(GlobalRelease(), first.pointer)
+    tried(server, effects)
+    tried(server, effects, "at the next start it is worse than nothing")
+    server.receives(second)
+    tried(server, server.hears(GlobalRelease(), second.pointer), "so is this")
+    assert (server.state.served, server.state.proven) == (None, None)
+    (warning,) = server.hears(GlobalRelease(), old.pointer)
+    assert "this node has epoch 1, version 4" in warning.text
+    again = first.pointer.model_copy(update={"epoch": 2})  # the operator goes back to it
+    server.receives(coordinator.version(3, 3, epoch=2))
+    assert served(server.hears(GlobalRelease(), again)) == [(3, "head", 3.0)]
+
+
 def test_the_outcome_of_one_that_was_replaced_meanwhile_changes_nothing(server: Any, coordinator: Any) -> None:
     bad, good = coordinator.version(3, 2.0), coordinator.version(4, 9.0)
     server.receives(bad)

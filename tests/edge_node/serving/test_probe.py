@@ -1,9 +1,10 @@
-"""A new adapter is tried on the node's own examples, and one that answers them much worse does not stay."""
+"""A new adapter is tried on the node's own examples, and one that is worse than none does not stay."""
 
 import http.client
 import json
 import queue
 import socket
+import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -34,6 +35,14 @@ def own(most: int) -> Sequence[Example]:
     return EXAMPLES[:most]
 
 
+@pytest.fixture(scope="module")
+def misled(model, make_adapter):
+    """One that has learnt, and well, to answer something else."""
+    wrong = [Example(prompt=one.prompt, completion="no " * 12) for one in EXAMPLES]
+    training = TrainingConfig(steps=150, batch_size=3, learning_rate=0.02)
+    return train(model, make_adapter(1), wrong, training, lambda step, loss: None).adapter
+
+
 @pytest.fixture
 def chat(resolved):
     return ChatTokens(resolved.path)
@@ -41,7 +50,7 @@ def chat(resolved):
 
 @pytest.fixture
 def probe(session, chat):
-    return Probe(session, chat, own, ProbeSettings(rise=0.2, slack=0.1))
+    return Probe(session, chat, own, ProbeSettings())
 
 
 @pytest.fixture
@@ -79,20 +88,19 @@ def test_the_examples_of_these_tests_are_longer_than_a_piece(chat):
     assert max(prompts) > PIECE and max(len(chat.answer(one.completion)) for one in EXAMPLES) > PIECE
 
 
-def test_one_that_is_much_worse_is_complained_of_with_the_figures(probe, trained, make_adapter, slot_of):
-    good, bad = slot_of(trained), slot_of(make_adapter(2))
-    assert probe.complaint(good, None) is None
-    complaint = probe.complaint(bad, good)
-    assert complaint is not None
-    assert "on 3 of this node's own examples" in complaint and f"is {probe.loss(good, EXAMPLES):.2f}" in complaint
-    assert probe.complaint(good, bad) is None
+def test_one_that_is_worse_than_none_is_complained_of_with_the_figures(probe, trained, misled, slot_of):
+    assert probe.complaint(slot_of(trained)) is None
+    bad = slot_of(misled)
+    complaint = probe.complaint(bad)
+    assert complaint is not None and "on 3 of this node's own examples" in complaint
+    assert f"is {probe.loss(bad, EXAMPLES):.2f}" in complaint and f"it {probe.loss(None, EXAMPLES):.2f}" in complaint
 
 
-def test_how_much_is_borne_is_a_setting(session, chat, trained, make_adapter, slot_of):
-    good, bad = slot_of(trained), slot_of(make_adapter(2))
-    assert Probe(session, chat, own, ProbeSettings(rise=100, slack=100)).complaint(bad, good) is None
-    assert Probe(session, chat, own, ProbeSettings(examples=0)).complaint(bad, good) is None
-    assert Probe(session, chat, lambda most: (), ProbeSettings()).complaint(bad, good) is None
+def test_how_much_is_borne_is_a_setting(session, chat, misled, slot_of):
+    bad = slot_of(misled)
+    assert Probe(session, chat, own, ProbeSettings(rise=100, slack=100)).complaint(bad) is None
+    assert Probe(session, chat, own, ProbeSettings(examples=0)).complaint(bad) is None
+    assert Probe(session, chat, lambda most: (), ProbeSettings()).complaint(bad) is None
 
 
 def test_an_example_that_the_context_cannot_hold_says_nothing(probe, session, make_adapter, slot_of):
@@ -102,23 +110,26 @@ def test_an_example_that_the_context_cannot_hold_says_nothing(probe, session, ma
     assert probe.loss(slot, (endless, EXAMPLES[0])) == probe.loss(slot, EXAMPLES[:1])
 
 
+def pointer_to(adapter, version):
+    return GlobalPointer(epoch=1, version=version, digest=adapter.digest, parent=None, size=1, chunks=0)
+
+
 def served_version(port):
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
         connection.request("GET", "/v1/models")
         return json.loads(connection.getresponse().read())["data"][0]
 
 
-def test_a_node_goes_back_by_itself(resolved, cache, trained, make_adapter):
+def test_a_node_goes_back_by_itself_and_an_operator_may_go_back_to_nothing(resolved, cache, trained, misled):
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     told = queue.SimpleQueue()
-    probe = ProbeSettings(rise=0.2, slack=0.1)
-    settings = ServingSettings(http=f"127.0.0.1:{port}", mqtt=False, probe=probe)
+    settings = ServingSettings(http=f"127.0.0.1:{port}", mqtt=False)
     serving = Serving(resolved, cache, settings, None, told.put, own)
 
     def tried(number, adapter):
-        pointer = GlobalPointer(epoch=1, version=number, digest=adapter.digest, parent=None, size=1, chunks=0)
+        pointer = pointer_to(adapter, number)
         serving.serve(pointer, adapter)
         outcome = told.get(timeout=PATIENCE_S)
         assert (outcome.pointer, outcome.adapter) == (pointer, adapter)
@@ -127,10 +138,24 @@ def test_a_node_goes_back_by_itself(resolved, cache, trained, make_adapter):
     try:
         fault, first = tried(1, trained)
         assert fault is None
-        fault, then = tried(2, make_adapter(2))
+        fault, then = tried(2, misled)
         assert "of this node's own examples its loss is" in fault
         assert then == first
-        fault, last = tried(3, trained * 1.001)
+        fault, last = tried(3, Adapter.zeros(trained.layout))
         assert fault is None and last != first
+    finally:
+        serving.stop()
+
+
+def test_examples_that_cannot_be_read_cost_no_adapter(resolved, cache, trained, caplog):
+    def gone(most):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    told = queue.SimpleQueue()
+    serving = Serving(resolved, cache, ServingSettings(mqtt=False), None, told.put, gone)
+    try:
+        serving.serve(pointer_to(trained, 1), trained)
+        assert told.get(timeout=PATIENCE_S).fault is None
+        assert "version 1 could not be tried on this node's examples: disk I/O error" in caplog.text
     finally:
         serving.stop()
