@@ -496,7 +496,7 @@ def test_an_update_goes_through_a_link_that_is_cut_in_its_midst(
 
 
 def test_a_node_serves_from_its_disk_while_the_broker_is_away(
-    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int, tmp_path: Path
 ) -> None:
     federation = found(broker)
     federation.announce()
@@ -504,6 +504,10 @@ def test_a_node_serves_from_its_disk_while_the_broker_is_away(
     node = start(federation, broker, serving=serving)
     federation.release(federation.publish(3, first))
     node.says("serving the head of version 3")
+    on_disk, deadline = tmp_path / "home-1" / "release" / "pointer.json", time.monotonic() + PATIENCE_S
+    while not on_disk.exists():  # it is tried first
+        assert time.monotonic() < deadline, node.log
+        time.sleep(0.05)
     node.process.kill()
     node.process.wait()
     broker.kill()

@@ -45,7 +45,7 @@ recipe = Recipe(
 base_model = BaseModelSettings(name=model, cache_dir=folder / "cache")
 sys.exit(run_demo(DemoOptions(2, 12, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
 """
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 @pytest.fixture
