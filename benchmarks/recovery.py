@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
+from made_up_updates import LAYOUT, bodies, messages, terms
 
 from broker.recording import Row, last_seq, transaction
 from coordinator import checkpoint
@@ -23,56 +23,12 @@ from coordinator.journal import fold_history, open_journal, record
 from coordinator.recovery import keep, restore_with_history
 from coordinator.registry import Registry
 from coordinator.service import CHECKPOINT_S
-from coordinator.state import FederationConfig, FederationState, Limits, Received
-from coordinator.strategies import FedBuff
 from coordinator.watch.history import observe
-from schemas.adapter import Adapter, Layout, LoraConfig
-from schemas.chunks import describe, split
-from schemas.codec import encode
-from schemas.messages import UpdateManifest, update_id
-from schemas.topics import UpdateChunk, UpdateManifestOf, route
+from schemas.adapter import Adapter
 
 SIZES = (250, 500, 1000, 2000)
 NODES = 16
 BUFFER = 8
-FACTORS = (("A", (8, 576)), ("B", (576, 8)))
-LAYOUT = Layout(
-    lora=LoraConfig(rank=8),
-    tensors=tuple((f"layer.{i:02}.lora_{name}.weight", shape) for i in range(50) for name, shape in FACTORS),
-)
-CONFIG = FederationConfig(
-    federation="bench",
-    base_model="0" * 64,
-    base_model_name="none",
-    layout=LAYOUT,
-    strategy=FedBuff(buffer_size=BUFFER),
-    limits=Limits(updates_per_hour=1_000_000),
-)
-
-
-def messages(number: int, state: FederationState, random: np.random.Generator) -> list[Received]:
-    """What a node sends for one update: chunks, then the manifest."""
-    node = f"node-{number % NODES}"
-    body = encode(Adapter(LAYOUT, random.normal(0, 1e-3, LAYOUT.size).astype(np.float32)), "int8")
-    manifest = UpdateManifest(
-        node=node,
-        boot_id="0" * 32,
-        sequence=number,
-        base_version=state.head.version,
-        base_digest=state.head.digest,
-        base_model=CONFIG.base_model,
-        layout=LAYOUT.digest,
-        examples=32,
-        steps=8,
-        participation=0,
-        loss=1.0,
-        seconds=1.0,
-        body=describe(body, "int8"),
-    ).to_bytes()
-    id_ = update_id(manifest)
-    chunks = [(route("bench", UpdateChunk(node, id_, k)).topic, chunk) for k, chunk in enumerate(split(body))]
-    topics = [*chunks, (route("bench", UpdateManifestOf(node, id_)).topic, manifest)]
-    return [Received(number, topic, payload) for topic, payload in topics]
 
 
 def seconds_of_opening(path: Path) -> float:
@@ -102,18 +58,17 @@ def seconds_from_checkpoint(path: Path, registry: Registry) -> float:
 
 def main() -> None:
     """Measure and print."""
-    random = np.random.default_rng(0)
     print(
         "updates   journal MB   opening s   whole fold s   from a checkpoint s   ratio   checkpoint MB   writing it s"
     )
     with tempfile.TemporaryDirectory() as folder:
         path, registry = Path(folder) / "journal.db", Registry(Path(folder) / "adapters")
         with closing(open_journal(path)) as journal:
-            zeros = Adapter(LAYOUT, np.zeros(LAYOUT.size, np.float32))
-            state, _, history, _ = restore_with_history(journal, registry, CONFIG, zeros, 1)
+            zeros = Adapter.zeros(LAYOUT)
+            state, _, history, _ = restore_with_history(journal, registry, terms(BUFFER), zeros, 1)
             deciding, writing = 0.0, 0.0
-            for number in range(max(SIZES)):
-                arrived = messages(number, state, random)
+            for number, body in enumerate(bodies(max(SIZES))):
+                arrived = messages(number, body, state, NODES)
                 begun = time.process_time()
                 with transaction(journal):
                     for message in arrived:
