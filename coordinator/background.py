@@ -38,10 +38,10 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
         return replace(state, anchor=anchor, anchored=version, anchors=anchors), ()
     assert isinstance(answer, MeasuredLosses) and isinstance(asked.question, MeasureLosses)
     _, judged = asked.question.adapters
-    state = replace(state, turned_down=0 if passes_gate(answer) else state.turned_down + 1)
-    served = state.served
-    if not state.turned_down or _nodes_overrule(state, answer):
-        state, served = replace(state, turned_down=0), Served(version, "average", judged)
+    turned_down = 0 if passes_gate(answer) else state.turned_down + 1
+    is_taken = turned_down == 0 or _nodes_overrule(state, turned_down, answer)
+    served = Served(version, "average", judged) if is_taken else state.served
+    state = replace(state, turned_down=0 if is_taken else turned_down)
     before, candidate = map(finite, answer.losses)
     return serve(
         state,
@@ -57,14 +57,14 @@ def take_background(state: FederationState, asked: Asked, answer: Answer) -> Ste
     )
 
 
-def _nodes_overrule(state: FederationState, answer: MeasuredLosses) -> bool:
-    """Whether a candidate that the gate has just turned down is served all the same."""
+def _nodes_overrule(state: FederationState, turned_down: int, answer: MeasuredLosses) -> bool:
+    """Whether a candidate is served that the gate has just turned down, as it did so many in a row with this one."""
     fall_back, (_, candidate) = state.config.strategy.release.fall_back, answer.losses
     if fall_back is None or not math.isfinite(candidate):
         return False
     counts = state.ring.enrolled if state.config.root is not None else state.nodes.keys()
     reports = [ledger.held_out for node, ledger in state.nodes.items() if node in counts and not ledger.quarantine]
-    return fall_back.overrules(state.turned_down, state.served.version, reports)
+    return fall_back.overrules(turned_down, state.served.version, reports)
 
 
 def alarms(state: FederationState, answer: MeasuredLosses) -> bool:

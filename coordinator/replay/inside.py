@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.recording import last_seq, reading
 from coordinator.journal import fold_rows
-from coordinator.replay.recorded import recorded_digests
+from coordinator.replay.recorded import recorded_so_far
 from coordinator.state import FederationState, PublishVersion
 from schemas.messages import GlobalManifest
 
@@ -65,13 +64,11 @@ def replay_journal(
 
     A version counts as recorded with the digest and the row that the journal's table names. Raises RecordingError.
     """
-    with reading(path) as connection:
-        newest = last_seq(connection)  # a coordinator may be at work: what it writes from now on is left out
-    recorded = {version: known for version, known in recorded_digests(path).items() if known[1] <= newest}
+    newest, recorded = recorded_so_far(path)
     made: list[ReplayedVersion] = []
     state, rows = None, 0
     for row, after, effects in fold_rows(path):
-        if row.seq > newest:
+        if row.seq > newest:  # written meanwhile
             break
         state, rows = after, row.seq
         for effect in effects:

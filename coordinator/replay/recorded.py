@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.recording import RecordingError, Row, read_rows, reading, transaction, write_recording
+from broker.recording import RecordingError, Row, last_seq, read_rows, reading, transaction, write_recording
 from coordinator.journal import ADAPTER, ANSWER, CONFIG, KEYS, NOISE, ORDER, ROLLBACK, START, TICK, open_journal
 from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
 from schemas.reading import Reading, address_of, read, summary
@@ -191,12 +191,19 @@ def version_rows(path: Path) -> Mapping[int, int]:
 
 def recorded_digests(path: Path) -> dict[int, tuple[str, int]]:
     """Each version's digest and row, as a journal's table has them; empty for a recording without it."""
+    return recorded_so_far(path)[1]
+
+
+def recorded_so_far(path: Path) -> tuple[int, dict[int, tuple[str, int]]]:
+    """The newest row, and the same up to there: a coordinator may be at work."""
     with reading(path) as connection:
+        newest = last_seq(connection)
         if not _has_versions(connection):
-            return {}
-        rows = connection.execute("SELECT version, manifest, seq FROM versions ORDER BY version").fetchall()
+            return newest, {}
+        query = "SELECT version, manifest, seq FROM versions WHERE seq <= ? ORDER BY version"
+        rows = connection.execute(query, (newest,)).fetchall()
     try:
-        return {version: (GlobalManifest.from_bytes(manifest).digest, seq) for version, manifest, seq in rows}
+        return newest, {version: (GlobalManifest.from_bytes(manifest).digest, seq) for version, manifest, seq in rows}
     except InvalidMessage as error:
         raise RecordingError(f"{path} is damaged: {error}; restore it from a copy") from None
 
