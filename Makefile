@@ -34,7 +34,8 @@ check: $(STAMP)  ## check format, lint, types and import rules
 test-docker: $(STAMP)  ## build the images and try the compose stack: kills, cuts, ledger; needs root
 	$(VENV)/bin/python -m pytest tests/docker -rs
 
-chaos: $(STAMP)  ## kill processes of a real federation KILLS times by SEED, and check what is left; prints JSON
+chaos: $(STAMP)  ## ten made-up worlds for each of KILLS kills of a real federation, by SEED; the last line is JSON
+	@$(VENV)/bin/python -m tests.schedules --schedules $$((10 * $(KILLS))) --seed $(SEED)
 	@$(VENV)/bin/python -m chaos --kills $(KILLS) --seed $(SEED)
 
 schedules: $(STAMP)  ## play SCHEDULES made-up worlds from SEED on, and check every promise; prints JSON

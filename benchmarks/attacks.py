@@ -1,6 +1,6 @@
 """Attacks on the real task against rules to withstand them: what accuracy is kept, and what it costs honest nodes.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/attacks.py --quick --json attacks.json
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/attacks.py --quick --json attacks.json --write docs/attacks.md
 
 Every run is a simulated federation of real nodes around the production core (simulation/), in which some nodes lie
 (simulation/attacks.py). FILE is written after each run; a run that is in it already is not done again. `kept` is the
@@ -13,15 +13,21 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from robust_rules import rules
 
 from base_model.evaluation import losses
 from base_model.language_model import LanguageModel
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
+from broker.whole_file import write_whole
 from coordinator.calibration import CalibrationSet
 from coordinator.state import FederationState
 from coordinator.strategies import AlignFed
@@ -64,6 +70,32 @@ class Case(NamedTuple):
     seed: int
 
 
+HEAD = """# Attacks, and rules against them
+
+Written by `benchmarks/attacks.py --write` from {runs} runs: {nodes} nodes of the {task} task, LoRA on the last {layers}
+layers, {updates} updates, seeds {seeds}; medians over seeds. Liars are the same nodes for every rule. All rules but
+`ours` are published ones in the same pipeline, with anchor and averaged release but without gate, guard and cap
+([simulation.md](simulation.md#attacks)); `ours` is the product as it comes ([trust.md](trust.md)).
+"""
+FIGURES = (
+    ("What is kept", "kept", ".0%", "The share of the loss improvement that the plain mean has without attack."),
+    (
+        "Worst step of what nodes serve",
+        "rise",
+        ".2f",
+        "The largest rise of the gate fold's loss from one release to the next, beyond 5 % + 0.01 nats.",
+    ),
+    (
+        "Worst step of what nodes train from",
+        "head_rise",
+        ".2f",
+        "The same of the head, from version to version. Nobody serves it; a guard takes it back.",
+    ),
+    ("Honest updates refused", "honest_rejected", ".0%", "Or given no weight, of all that were decided."),
+    ("The same of the honest node that fares worst", "honest_rejected_worst", ".0%", "Of its own updates."),
+    ("Updates of liars refused", "liars_rejected", ".0%", "Or given no weight."),
+)
+
 QUICK = Size("narrow", layers=2, updates=48, anchor=16, gate=24, held_out=32, generated=16)
 FULL = Size("wide", layers=6, updates=120, anchor=32, gate=64, held_out=128, generated=128)
 
@@ -75,16 +107,29 @@ def main() -> None:
     if options.updates:
         size = size._replace(updates=options.updates)
     done: list[dict[str, Any]] = json.loads(options.json.read_text())["runs"] if options.json.exists() else []
-    model = LanguageModel.load(resolve(DEFAULT_NAME, default_cache()), "bfloat16", threads=1, frozen_cache_mb=1024)
-    for case in _cases(options):
-        if any(all(run[name] == value for name, value in case._asdict().items()) for run in done):
-            continue
-        done.append({**case._asdict(), **run(model, size, case)})
-        _add_kept(done)
-        options.json.write_text(json.dumps({"size": size._asdict(), "attacks": ATTACKS, "runs": done}, indent=1))
-        print(_line(done[-1]), flush=True)
-    for one in done:
-        print(_line(one))
+    known = [{name: one[name] for name in Case._fields} for one in done]
+    cases = [case for case in _cases(options) if case._asdict() not in known]
+    progress = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))
+    with get_context("spawn").Pool(options.workers) as workers, progress:
+        task = progress.add_task("runs", total=len(cases))
+        for case, found in workers.imap_unordered(partial(_run, size), cases):
+            done.append({**case._asdict(), **found})
+            _add_kept(done)
+            figures = {"size": size._asdict(), "attacks": ATTACKS, "runs": done}
+            write_whole(options.json, json.dumps(figures, indent=1).encode())
+            progress.console.print(_line(done[-1]), soft_wrap=True, highlight=False)
+            progress.advance(task)
+    if options.write is not None:
+        options.write.write_text(page(size, done), encoding="utf-8")
+
+
+@cache
+def _model() -> LanguageModel:
+    return LanguageModel.load(resolve(DEFAULT_NAME, default_cache()), "bfloat16", threads=1, frozen_cache_mb=1024)
+
+
+def _run(size: Size, case: Case) -> tuple[Case, dict[str, Any]]:
+    return case, run(_model(), size, case)
 
 
 def run(model: LanguageModel, size: Size, case: Case) -> dict[str, Any]:
@@ -210,6 +255,49 @@ def _line(one: dict[str, Any]) -> str:
     return f"{one['attack']:<11}{one['share']:>4.0%}  {one['rule']:<13}seed {one['seed']}  {figures}"
 
 
+def page(size: Size, done: list[dict[str, Any]]) -> str:
+    """The tables, from the runs and nothing else: medians over seeds."""
+    seeds = sorted({one["seed"] for one in done})
+    parts = [
+        HEAD.format(
+            runs=len(done),
+            task=size.task,
+            layers=size.layers,
+            updates=size.updates,
+            nodes=NODES,
+            seeds=", ".join(map(str, seeds)),
+        )
+    ]
+    for title, name, form, why in FIGURES:
+        parts.append(f"\n## {title}\n\n{why}\n\n" + _table(done, name, form))
+    parts.append("\n## What the attacks are\n\n| attack | what a liar sends |\n|---|---|\n")
+    parts.append("".join(f"| {attack} | {what} |\n" for attack, what in ATTACKS.items()))
+    return "".join(parts)
+
+
+def _table(done: list[dict[str, Any]], name: str, form: str) -> str:
+    """One figure: a row for each attack and share, a column for each rule, in the order of the runs' table."""
+    columns = [rule for rule in rules() if any(one["rule"] == rule for one in done)]
+    lines = [f"| attack | liars | {' | '.join(columns)} |\n", f"|---|---|{'---|' * len(columns)}\n"]
+    rows = [(NONE, 0.0), *((attack, share) for share in (0.2, 0.4) for attack in ATTACKS)]
+    for attack, share in rows:
+        cells = [_cell(done, (attack, share, rule), name, form) for rule in columns]
+        if any(cells):
+            lines.append(f"| {attack} | {share:.0%} | {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def _cell(done: list[dict[str, Any]], of: tuple[str, float, str], name: str, form: str) -> str:
+    """The median over seeds; a run whose figure is no finite number counts as endlessly bad."""
+    worst = -math.inf if name == "kept" else math.inf
+    runs = [one for one in done if (one["attack"], one["share"], one["rule"]) == of]
+    values = [worst if one.get(name) is None else one[name] for one in runs]
+    if not values:
+        return ""
+    middle = median(values)
+    return format(middle, form) if math.isfinite(middle) else "lost"
+
+
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
     """Without attack first, then rule by rule the attacks, so that what is cut short is a table with fewer rows."""
     for seed in options.seeds:
@@ -231,6 +319,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rules", nargs="*", choices=list(rules()), default=list(rules()))
     parser.add_argument("--shares", nargs="*", type=float, default=[0.2, 0.4], help="of the nodes that lie")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--workers", type=int, default=1, help="runs at the same time: 1 GB of memory each")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the tables, as Markdown")
     return parser.parse_args()
 
 

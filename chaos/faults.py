@@ -104,9 +104,9 @@ class Faults:
 
     def _together(self, fault: Together) -> None:
         how = "power cut" if fault.targets == ("coordinator", "broker") else "random"
-        for target in fault.targets:
+        for number, target in enumerate(fault.targets):
+            time.sleep(fault.gap_s if number else 0.0)
             self._kill(target, how + (", broker wiped" if fault.wipes and target == "broker" else ""))
-            time.sleep(fault.gap_s)
         if fault.wipes:
             self._federation.wipe_broker()
         for target in sorted(fault.targets, key=lambda target: target != "broker"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FAILED, USAGE = 1, 2
 FAILURE = "1  failed; the last line says why"
+UNCUT = 1_000  # columns
 
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings file.  [default: alignfed.toml, if there]")]
 Broker = Annotated[str | None, typer.Option("--broker", metavar="HOST:PORT", help="Broker to connect to.")]
@@ -69,7 +70,10 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, no_wrap=name not in ("nodes", "state", "reason"))
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNCUT  # for files and other programs
+    console.print(table)
 
 
 def note(*lines: str) -> None:

@@ -48,10 +48,12 @@ def info(
     span = f", versions {min(versions)} to {max(versions)}" if versions else ""
     print(f"{file}: {'a journal' if journal else 'a recording'}, {file.stat().st_size:,} bytes{span}")
     rows = [
-        [name, f"{v.messages:,}", f"{v.payload_bytes:,}", _time(v.first_ns), _time(v.last_ns), str(v.faults or "")]
+        [name, f"{v.messages:,}", f"{v.payload_bytes:,}", *_span(v.first_ns, v.last_ns), str(v.faults or "")]
         for name, v in (by_topic if topics else by_type).items()
     ]
-    print_table(["topic" if topics else "type", "messages", "bytes", "first", "last", "faulty"], rows)
+    header = ["topic" if topics else "type", "messages", "bytes", "first", "last", "faulty"]
+    columns = len(header) - (not any(row[-1] for row in rows))
+    print_table(header[:columns], [row[:columns] for row in rows])
 
 
 @app.command("ls", epilog=ending("alignfed recording ls incident.rec --node kitchen --type update", FAILURE))
@@ -218,6 +220,12 @@ def _line(row: "Row", said: "Reading") -> str:
     facts += [f"FAULTY: {said.fault}"] if said.fault else []
     shown = " ".join(fact for fact in facts if fact)
     return f"{row.seq:>7}  {_time(row.received_at_ns)}  {row.qos}{marks:<2} {len(row.payload):>9,}  {where:<20} {shown}"
+
+
+def _span(first_ns: int, last_ns: int) -> tuple[str, str]:
+    """Local times, to the second; the second without its day where that is the first's."""
+    (day, _), (last_day, clock) = (_time(ns)[:-4].split(" ") for ns in (first_ns, last_ns))
+    return _time(first_ns)[:-4], clock if day == last_day else f"{last_day} {clock}"
 
 
 def _time(ns: int) -> str:

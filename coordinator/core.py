@@ -17,7 +17,7 @@ from coordinator.aggregation import (
     take_back,
 )
 from coordinator.background import ask_in_background, unjudged
-from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, with_ledger
+from coordinator.intake import Step, ask_again, drop, in_quarantine, next_question, receive, set_aside, with_ledger
 from coordinator.operations.orders import Forgive, Quarantine, RollBack, order_from_bytes
 from coordinator.operations.rollback import roll_back
 from coordinator.state import (
@@ -29,6 +29,7 @@ from coordinator.state import (
     KeysChanged,
     NoiseKeyDrawn,
     Ordered,
+    Poisoned,
     PublishRelease,
     PublishVersion,
     Received,
@@ -65,6 +66,8 @@ def step(state: FederationState, event: Event) -> Step:
     match event:
         case Received():
             state, effects = receive(state, event)
+        case Poisoned():
+            state, effects = set_aside(state, event)
         case Ticked():
             state, effects = ask_again(state, event.at_ns)
         case Answered():

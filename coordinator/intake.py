@@ -12,6 +12,7 @@ from coordinator.state import (
     FederationConfig,
     FederationState,
     Limits,
+    Poisoned,
     RaiseAlarm,
     Received,
     SendReceipt,
@@ -40,6 +41,7 @@ V = TypeVar("V")
 
 REMEMBERED_REFUSALS = 16
 NS_PER_S = 1_000_000_000
+POISON = "the coordinator died each time it took this in: it is set aside unread; train again"
 RAISING_RIDGE = 0.01  # where a delta of a lower rank becomes one of the federation's: pull towards the base's factors
 
 
@@ -69,6 +71,18 @@ def receive(state: FederationState, event: Received) -> Step:
             return drop(state, "chunk of a node that is not enrolled", node)
         case UpdateChunk(node, id_, index):
             return _on_chunk(state, node, id_, index, event)
+
+
+def set_aside(state: FederationState, event: Poisoned) -> Step:
+    """Refuse the update that a message is of, by its topic alone; whatever is no update's is counted."""
+    address = parse(state.config.federation, event.topic)
+    if not isinstance(address, UpdateManifestOf | UpdateChunk):
+        return drop(state, "poison", repr(event.topic[:100]))
+    node, id_ = address.node, address.update_id
+    is_room = node in state.nodes or len(state.nodes) < state.config.limits.nodes
+    if not is_room or id_ in _ledger(state, node).accepted:
+        return drop(state, "poison", f"{node} {id_}")
+    return refuse(state, node, id_, Objection("rejected", "poison", POISON))
 
 
 def _on_signed_manifest(state: FederationState, node: str, id_: str, event: Received) -> Step:

@@ -27,6 +27,8 @@ from coordinator.state import (
     KeysChanged,
     NoiseKeyDrawn,
     Ordered,
+    OwnEvent,
+    Poisoned,
     PublishVersion,
     Received,
     RolledBack,
@@ -45,6 +47,7 @@ KEYS = "$journal/keys"
 NOISE = "$journal/noise"  # a secret, as all of the journal is
 ROLLBACK = "$journal/rollback/"  # followed by the order's number, and version/variant/scope
 ANSWER = "$journal/answer/"  # followed by the question's id, as version/index
+POISON = "$journal/poison/"  # followed by the message's topic; the payload is the message's
 ORDER = "$journal/order/"  # followed by the order's number
 
 _SCHEMA = """
@@ -134,11 +137,11 @@ def record_nodes(connection: sqlite3.Connection, before: FederationState | None,
     connection.executemany("DELETE FROM nodes WHERE node = ?", [(node,) for node in old.keys() - after.nodes.keys()])
 
 
-def row_of_event(
-    event: Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack,
-) -> Row:
-    """The row of an event that is not a message."""
+def row_of_event(event: OwnEvent) -> Row:
+    """The row of an event that is not a message taken in."""
     match event:
+        case Poisoned():
+            return Row(event.at_ns, POISON + event.topic, event.payload)
         case Ticked():
             return Row(event.at_ns, TICK, b"")
         case Answered(at_ns, (version, index), payload):
@@ -247,6 +250,8 @@ def event_of_row(row: Row) -> Event:
         case topic if topic.startswith(ANSWER):
             version, index = topic.removeprefix(ANSWER).split("/")
             return Answered(row.received_at_ns, (int(version), int(index)), row.payload)
+        case topic if topic.startswith(POISON):
+            return Poisoned(row.received_at_ns, topic.removeprefix(POISON), row.payload)
         case topic if topic.startswith(ORDER):
             return Ordered(row.received_at_ns, int(topic.removeprefix(ORDER)), row.payload)
         case topic if topic == CONFIG:

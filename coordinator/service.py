@@ -24,7 +24,7 @@ from broker.events import (
 from broker.events import (
     Event as ClientEvent,
 )
-from broker.recording import last_seq, path_of, row_of
+from broker.recording import Row, last_seq, path_of, row_of
 from coordinator import checkpoint, publisher
 from coordinator.checkpoint import Checkpoint
 from coordinator.core import next_deadline, step
@@ -33,6 +33,7 @@ from coordinator.lease import Lease
 from coordinator.model_process import ModelProcess
 from coordinator.operations import order_file
 from coordinator.operations.obeying import answer_to, event_of_order
+from coordinator.poison import PoisonGuard
 from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
 from coordinator.recovery import Restored
 from coordinator.registry import Registry
@@ -40,19 +41,18 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.state import (
     Answered,
     AskModel,
-    Configured,
     Drop,
     Effect,
     KeysChanged,
-    NoiseKeyDrawn,
     Ordered,
+    OwnEvent,
+    Poisoned,
     PublishRelease,
     PublishVersion,
     RaiseAlarm,
     Received,
     RolledBack,
     SendReceipt,
-    Started,
     Ticked,
 )
 from coordinator.trust.voice import CoordinatorKeys, Voice
@@ -77,9 +77,6 @@ from schemas.topics import (
 )
 
 log = logging.getLogger("coordinator")
-
-# events that are no message
-Own = Ticked | Answered | Started | Configured | KeysChanged | NoiseKeyDrawn | Ordered | RolledBack
 
 UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk
@@ -123,6 +120,7 @@ class Service:
         self.keep, self.data_dir = settings.keep_versions, settings.data_dir
         self.journal, self.journal_file = journal, path_of(journal)
         self.lease = lease
+        self.poison = PoisonGuard(settings.data_dir)
         self.registry = registry
         self.model = model
         self.boot_id = secrets.token_hex(16)
@@ -216,11 +214,12 @@ class Service:
         state, history, effects = self.state, self.history, list[Effect]()
         with self.lease.transaction():
             for message in messages:
-                if self._listens_to_node(message):
-                    continue
-                event = Received(message.received_at_ns, message.topic, message.payload)
-                state, more = step(state, event)
-                record(self.journal, row_of(message), more)
+                event, row = self._event_of(message)
+                with self.poison.taking(message.topic):
+                    if self._listens_to_node(event):
+                        continue
+                    state, more = step(state, event)
+                record(self.journal, row, more)
                 history = observe(history, event, more, event.at_ns)
                 effects += more
             record_nodes(self.journal, self.state, state)
@@ -230,10 +229,18 @@ class Service:
         for message in messages:
             self.client.ack(message)
 
-    def _listens_to_node(self, message: Message) -> bool:
+    def _event_of(self, message: Message) -> tuple[Received | Poisoned, Row]:
+        """What a message is to the core, and its row: as it came, or set aside because the process dies of it."""
+        about = message.received_at_ns, message.topic, message.payload
+        if self.poison.is_poison(message.topic):
+            return (poisoned := Poisoned(*about)), row_of_event(poisoned)
+        return Received(*about), row_of(message)
+
+    def _listens_to_node(self, event: Received | Poisoned) -> bool:
         """Whether a message is what a node says of itself, which is shown and never journalled."""
-        address = parse(self.federation, message.topic)
-        self.fleet = hear(self.fleet, address, message.payload, message.received_at_ns, self.state.config.limits.nodes)
+        address = parse(self.federation, event.topic)
+        if isinstance(event, Received):
+            self.fleet = hear(self.fleet, address, event.payload, event.at_ns, self.state.config.limits.nodes)
         return is_of_nodes(address)
 
     def _look_at_keys(self) -> None:
@@ -267,7 +274,7 @@ class Service:
                 self._happen(event)
             order_file.answer(self.data_dir, given.number, answer_to(event, self.state))
 
-    def _happen(self, event: Own) -> None:
+    def _happen(self, event: OwnEvent) -> None:
         """Journal and decide on something that is not a message, then act."""
         begun = time.thread_time()
         state, effects = step(self.state, event)

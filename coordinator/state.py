@@ -187,6 +187,15 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Poisoned:
+    """A message that the process has died of each time it was taken in; nothing may look into its payload again."""
+
+    at_ns: int
+    topic: str
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Time has passed. The shell ticks when `next_deadline` says so."""
 
@@ -257,7 +266,9 @@ class RolledBack:
     body: bytes
 
 
-Event = Received | Ticked | Answered | Started | Configured | Ordered | KeysChanged | NoiseKeyDrawn | RolledBack
+# all but messages that are taken in
+OwnEvent = Poisoned | Ticked | Answered | Started | Configured | Ordered | KeysChanged | NoiseKeyDrawn | RolledBack
+Event = Received | OwnEvent
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _encode_int8(adapter: Adapter, *_: object) -> bytes:
 def _decode_int8(body: bytes, layout: Layout) -> Adapter:
     raw = decompress(body, 4 * layout.rows + layout.size)
     scales = _floats(raw[: 4 * layout.rows], layout.rows)[:, None]
-    symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * layout.rows).astype(np.float32)
+    symbols = np.frombuffer(raw, dtype=np.int8, offset=4 * layout.rows)
     values, start, row = np.empty(layout.size, dtype=np.float32), 0, 0
     with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale is found by the finite check
         for tensor in map(_rows, layout.split(values).values()):

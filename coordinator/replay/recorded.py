@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.recording import RecordingError, Row, last_seq, read_rows, reading, transaction, write_recording
-from coordinator.journal import ADAPTER, ANSWER, CONFIG, KEYS, NOISE, ORDER, ROLLBACK, START, TICK, open_journal
+from coordinator.journal import ADAPTER, ANSWER, CONFIG, KEYS, NOISE, ORDER, POISON, ROLLBACK, START, TICK, open_journal
 from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
 from schemas.reading import Reading, address_of, read, summary
 from schemas.signing import unsigned
@@ -94,6 +94,8 @@ def read_row(row: Row) -> Reading:
                 return Reading(kind, content=_object(row.payload))
             case topic if topic in (TICK, START, NOISE):
                 return Reading(kind)  # of the key of noise nothing is said
+            case topic if topic.startswith(POISON):
+                return Reading(kind, content={"topic": topic.removeprefix(POISON), **summary(row.payload)})
             case topic if topic.startswith(ORDER):
                 return Reading(kind, content=_object(row.payload))
             case topic if topic.startswith(ANSWER):

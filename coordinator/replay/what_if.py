@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from broker.recording import Row
-from coordinator.journal import ANSWER, CONFIG, ROLLBACK, START, TICK
+from coordinator.journal import ANSWER, CONFIG, POISON, ROLLBACK, START, TICK
 from coordinator.replay.rebasing import rebased
 from coordinator.replay.source import NotReplayable, Source
 from coordinator.replay.virtual_time import Turn, begin, turns
@@ -133,7 +133,7 @@ def _event_row(row: Row, change: Change) -> Row | None:
     if row.topic == CONFIG:
         config = _changed(FederationConfig.from_bytes(row.payload), change)
         return replace(row, payload=config.to_bytes())
-    found = address_of(row.topic)
+    found = address_of(row.topic.removeprefix(POISON))
     return None if found is not None and getattr(found[1], "node", None) in change.without else row
 
 

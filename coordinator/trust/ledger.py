@@ -16,7 +16,7 @@ from schemas.messages import UpdateManifest
 
 Refusal = Literal[
     "unreadable", "another node", "another federation", "unknown version", "stale", "quota", "too large", "quarantined",
-    "distrusted", "overflow", "finished", "revoked",
+    "distrusted", "overflow", "finished", "revoked", "poison",
 ]  # fmt: skip
 
 ALARM_SHARE = 0.2  # of a node's decided updates refused: above it somebody should look

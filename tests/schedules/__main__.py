@@ -9,6 +9,9 @@ import sys
 import time
 from collections import Counter
 
+from rich.console import Console
+from rich.progress import track
+
 from tests.schedules.world import Report, play
 
 TRACE_LINES = 120
@@ -18,7 +21,8 @@ def main() -> int:
     """The command."""
     options = _options()
     begun, totals, faults, broken = time.monotonic(), Counter[str](), Counter[str](), []
-    for seed in range(options.seed, options.seed + options.schedules):
+    seeds = range(options.seed, options.seed + options.schedules)
+    for seed in track(seeds, "schedules", transient=True, console=Console(stderr=True)):
         report = play(seed)
         faults += report.faults
         totals.update(updates=report.updates, versions=report.versions, moves=report.moves)
