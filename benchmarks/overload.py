@@ -12,6 +12,7 @@ the versions. Memory is resident memory, by minute; the bar is 10 % between the 
 import argparse
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -33,11 +35,10 @@ from safetensors.numpy import save_file
 from base_model.layout import layout_of
 from base_model.reference import resolve
 from broker.embedded import EmbeddedBroker
-from coordinator.journal import read_updates, read_versions
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe
 from schemas.codec import encode
-from schemas.messages import GlobalPointer, Receipt, UpdateManifest, join_body, update_id
+from schemas.messages import GlobalManifest, GlobalPointer, Receipt, UpdateManifest, join_body, update_id
 from schemas.topics import GlobalHead, ReceiptFor, UpdateManifestOf, route, topic_filter
 
 FEDERATION, NODES, RANK, BUFFER = "overload", 50, 16, 100
@@ -249,9 +250,14 @@ def _pour(flood: Flood, rate: float, seconds: float) -> None:
 
 
 def _checked(journal: Path, accepted: set[str]) -> dict[str, int]:
-    """What the files say of the updates that had been accepted."""
-    kept = {update.update_id for update in read_updates(journal) if update.status in ("accepted", "aggregated")}
-    versions = read_versions(journal)
+    """What the files say of the updates that had been accepted; not by our own readers, which check all of the file."""
+    with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as database:
+        updates = database.execute(
+            "SELECT update_id FROM updates WHERE status IN ('accepted', 'aggregated')"
+        ).fetchall()
+        rows = database.execute("SELECT manifest FROM versions ORDER BY version").fetchall()
+    kept = {id_ for (id_,) in updates}
+    versions = [GlobalManifest.from_bytes(manifest) for (manifest,) in rows]
     uses = Counter(given.update_id for manifest in versions for given in manifest.inputs)
     numbers = [manifest.version for manifest in versions]
     return {
