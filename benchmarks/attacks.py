@@ -11,6 +11,7 @@ versions of the gate fold's loss, beyond 5 % + 0.01, of what nodes serve; `head_
 import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -106,7 +107,10 @@ def main() -> None:
     size = QUICK if options.quick else FULL
     if options.updates:
         size = size._replace(updates=options.updates)
-    done: list[dict[str, Any]] = json.loads(options.json.read_text())["runs"] if options.json.exists() else []
+    file: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    if file.get("size", size._asdict()) != size._asdict():
+        sys.exit(f"{options.json} has runs of another size ({file['size']}): give another file")
+    done: list[dict[str, Any]] = file.get("runs", [])
     known = [{name: one[name] for name in Case._fields} for one in done]
     cases = [case for case in _cases(options) if case._asdict() not in known]
     progress = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))
@@ -279,7 +283,8 @@ def _table(done: list[dict[str, Any]], name: str, form: str) -> str:
     """One figure: a row for each attack and share, a column for each rule, in the order of the runs' table."""
     columns = [rule for rule in rules() if any(one["rule"] == rule for one in done)]
     lines = [f"| attack | liars | {' | '.join(columns)} |\n", f"|---|---|{'---|' * len(columns)}\n"]
-    rows = [(NONE, 0.0), *((attack, share) for share in (0.2, 0.4) for attack in ATTACKS)]
+    shares = sorted({one["share"] for one in done} - {0.0})
+    rows = [(NONE, 0.0), *((attack, share) for share in shares for attack in ATTACKS)]
     for attack, share in rows:
         cells = [_cell(done, (attack, share, rule), name, form) for rule in columns]
         if any(cells):
@@ -291,7 +296,7 @@ def _cell(done: list[dict[str, Any]], of: tuple[str, float, str], name: str, for
     """The median over seeds; a run whose figure is no finite number counts as endlessly bad."""
     worst = -math.inf if name == "kept" else math.inf
     runs = [one for one in done if (one["attack"], one["share"], one["rule"]) == of]
-    values = [worst if one.get(name) is None else one[name] for one in runs]
+    values = [worst if one[name] is None else one[name] for one in runs if name in one]
     if not values:
         return ""
     middle = median(values)

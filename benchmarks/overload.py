@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -61,26 +61,31 @@ class Flood:
     body: bytes
     told: Counter[str] = field(default_factory=Counter)  # by status
     accepted: set[str] = field(default_factory=set)
+    aggregated: set[str] = field(default_factory=set)
     sent: int = 0
     under_way: int = 0
     head: GlobalPointer | None = None
     heard_at: float = 0.0
     is_in_turns: bool = True  # an answer is followed by the next update
-    _free: "deque[str]" = field(default_factory=deque)
 
     def __enter__(self) -> "Flood":
         self.client = Client(CallbackAPIVersion.VERSION2, "flood", protocol=MQTTProtocolVersion.MQTTv5)
         self.client.max_inflight_messages_set(0)
         self.client.on_message = self._hear
         self.client.on_publish = self._published
-        self.client.connect("127.0.0.1", self.port)
-        self.client.subscribe([(topic_filter(FEDERATION, kind), 1) for kind in (GlobalHead, ReceiptFor)])
-        self.client.loop_start()
+        # on a connection of its own: behind thousands of answers, news of the head would come too late
+        self.listener = Client(CallbackAPIVersion.VERSION2, "listener", protocol=MQTTProtocolVersion.MQTTv5)
+        self.listener.on_message = self._follow
+        for client, kind in ((self.client, ReceiptFor), (self.listener, GlobalHead)):
+            client.connect("127.0.0.1", self.port)
+            client.subscribe(topic_filter(FEDERATION, kind), 1)
+            client.loop_start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
+        for client in (self.client, self.listener):
+            client.disconnect()
+            client.loop_stop()
 
     def begin(self) -> None:
         """One update of each node."""
@@ -118,21 +123,23 @@ class Flood:
     def _published(self, *_: object) -> None:
         self.under_way -= 1
 
+    def _follow(self, client: Client, data: object, message: MQTTMessage) -> None:
+        self.head = GlobalPointer.from_bytes(bytes(message.payload))
+
     def _hear(self, client: Client, data: object, message: MQTTMessage) -> None:
         self.heard_at = time.monotonic()
-        if message.topic == route(FEDERATION, GlobalHead()).topic:
-            self.head = GlobalPointer.from_bytes(bytes(message.payload))
-            return
         receipt = Receipt.from_bytes(bytes(message.payload))
         self.told[receipt.status] += 1
         if receipt.status in ("accepted", "aggregated"):
             self.accepted.add(receipt.update_id)
+        if receipt.status == "aggregated":
+            self.aggregated.add(receipt.update_id)
         if self.is_in_turns and receipt.status != "aggregated":
             self.send(message.topic.rsplit("/", 1)[-1])
 
 
 class Memory:
-    """Resident memory of a process, looked at once a second in a thread; and what a callback says beside."""
+    """Resident memory of a process, looked at once a second in a thread."""
 
     def __init__(self, pid: int) -> None:
         self._status, self.samples = Path(f"/proc/{pid}/status"), list[float]()
@@ -212,7 +219,9 @@ def _flood(
             taken_s = time.monotonic() - begun
             offered, decided = (flood.sent - sent) / taken_s, (flood.answered - answered) / taken_s
             taken = (flood.told["accepted"] - accepted) / taken_s
-        _until(lambda: time.monotonic() - flood.heard_at > QUIET_S, LONGEST_WAIT_S)
+        _until(lambda: time.monotonic() - flood.heard_at > QUIET_S, LONGEST_WAIT_S)  # what waits in the broker
+        if coordinator.poll() is not None:
+            sys.exit(f"the coordinator has ended with code {coordinator.returncode}")
         coordinator.terminate()
         coordinator.wait(60)
     by_minute = memory.by_minute
@@ -229,7 +238,7 @@ def _flood(
         "rss_mib_by_minute": [round(value, 1) for value in by_minute],
         "rss_growth": by_minute[-1] / by_minute[1] - 1 if len(by_minute) > 1 else None,
         "broker_rss_mib_by_minute": [round(value, 1) for value in of_broker.by_minute],
-        **_checked(folder / "coordinator" / "journal.db", flood.accepted),
+        **_checked(folder / "coordinator" / "journal.db", flood),
     }
 
 
@@ -249,7 +258,7 @@ def _pour(flood: Flood, rate: float, seconds: float) -> None:
             time.sleep(SLICE_S)
 
 
-def _checked(journal: Path, accepted: set[str]) -> dict[str, int]:
+def _checked(journal: Path, flood: Flood) -> dict[str, int]:
     """What the files say of the updates that had been accepted; not by our own readers, which check all of the file."""
     with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as database:
         updates = database.execute(
@@ -262,7 +271,7 @@ def _checked(journal: Path, accepted: set[str]) -> dict[str, int]:
     numbers = [manifest.version for manifest in versions]
     return {
         "versions": len(versions) - 1,
-        "lost": len(accepted - kept),
+        "lost": len(flood.accepted - kept) + len(flood.aggregated - uses.keys()),
         "used_twice": sum(count > 1 for count in uses.values()),
         "gaps": sum(number != place for place, number in enumerate(numbers)),
     }
@@ -272,7 +281,7 @@ def _until(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit("the coordinator does not answer")
+            sys.exit(f"{patience_s:.0f} s have passed, and it has not come to that")
         time.sleep(0.05)
 
 

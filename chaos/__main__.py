@@ -66,6 +66,7 @@ def summary(done: list[Round], seed: int) -> dict[str, object]:
         "gaps": all_.gaps,
         "forks": all_.forks,
         "chain_faults": all_.chain_faults,
+        "poisoned": all_.poisoned,
         "replay_faults": all_.replay_faults,
         "published_frozen": all_.published_frozen,
         "recovery_seconds": summary_of([one for times in all_.recoveries.values() for one in times]),

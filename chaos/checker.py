@@ -30,6 +30,7 @@ class Findings:
     gaps: int
     forks: int
     chain_faults: int
+    poisoned: int
     replay_faults: int
     published_frozen: int
     control_updates: int
@@ -42,7 +43,7 @@ class Findings:
     @property
     def is_sound(self) -> bool:
         """Whether every promise held; the control is another matter."""
-        of_chain = (self.gaps, self.forks, self.chain_faults, self.replay_faults, self.published_frozen)
+        of_chain = (self.gaps, self.forks, self.chain_faults, self.replay_faults, self.published_frozen, self.poisoned)
         return not any((self.lost, self.used_twice, *of_chain))
 
 
@@ -51,7 +52,7 @@ def check(ledgers: Ledgers, buffer: int) -> Findings:
     lost = list(_lost(ledgers, buffer))
     twice, gaps, forks = list(_used_twice(ledgers)), list(_gaps(ledgers)), list(_forks(ledgers))
     frozen = list(_published_frozen(ledgers))
-    faults = (lost, twice, gaps, forks, frozen, ledgers.chain_faults, ledgers.replay_faults)
+    faults = (lost, twice, gaps, forks, frozen, ledgers.chain_faults, ledgers.replay_faults, ledgers.poisoned)
     receipted = {one.update for one in ledgers.seen if one.what == "receipted"}
     of_nodes = sum(ledger.receipted for name, ledger in ledgers.nodes.items() if name not in _witnessed(ledgers))
     acknowledged = {one.update for one in ledgers.seen if one.what == "puback"}
@@ -65,6 +66,7 @@ def check(ledgers: Ledgers, buffer: int) -> Findings:
         gaps=len(gaps),
         forks=len(forks),
         chain_faults=len(ledgers.chain_faults),
+        poisoned=len(ledgers.poisoned),
         replay_faults=len(ledgers.replay_faults),
         published_frozen=len(frozen),
         control_updates=len(acknowledged),

@@ -14,6 +14,7 @@ from typing import Any
 
 from chaos.recovery import Kill
 from chaos.witness import Seen, read
+from coordinator.journal import POISON
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay
 from coordinator.trust.verification import read_certified, verify_chain
@@ -75,6 +76,7 @@ class Ledgers:
     sealed: tuple[Made, ...]
     chain_faults: tuple[str, ...]
     replay_faults: tuple[str, ...]
+    poisoned: tuple[str, ...]  # topics of messages that were set aside unread: none of them can be deadly here
     nodes: Mapping[str, NodeLedger]
     seen: tuple[Seen, ...]
     kills: tuple[Kill, ...]
@@ -89,6 +91,7 @@ def read_ledgers(folder: Path, keys: Path) -> Ledgers:
     with closing(_open(folder / "coordinator" / "journal.db")) as journal:
         updates = journal.execute("SELECT node, update_id, status, version, reason FROM updates").fetchall()
         manifests = journal.execute("SELECT manifest FROM versions ORDER BY version").fetchall()
+        poisoned = journal.execute("SELECT topic FROM messages WHERE topic GLOB ?", (f"{POISON}*",)).fetchall()
     return Ledgers(
         updates=tuple(Recorded(*row) for row in updates),
         journalled=tuple(Made.from_json(manifest) for (manifest,) in manifests),
@@ -96,6 +99,7 @@ def read_ledgers(folder: Path, keys: Path) -> Ledgers:
         sealed=tuple(Made.from_json(unsigned(payload)) for payload in _in_order(registry / "signatures", "*.signed")),
         chain_faults=_chain_faults(registry, keys),
         replay_faults=_replay_faults(folder / "coordinator" / "journal.db"),
+        poisoned=tuple(topic.removeprefix(POISON) for (topic,) in poisoned),
         nodes={path.parent.name: _node_ledger(path) for path in sorted(folder.rglob("outbox.db"))},
         seen=tuple(sorted((one for path in (folder / "witness").glob("*.jsonl") for one in read(path)), key=_time)),
         kills=tuple(Kill(**fact) for what, _, fact in faults if what == "kill"),

@@ -58,10 +58,9 @@ def receive(state: FederationState, event: Received) -> Step:
     address = parse(state.config.federation, event.topic)
     if not isinstance(address, UpdateManifestOf | UpdateChunk):
         return drop(state, "unexpected topic", repr(event.topic[:100]))
-    if address.node not in state.nodes and len(state.nodes) >= state.config.limits.nodes:
-        if (idle := next((node for node, ledger in state.nodes.items() if ledger.is_empty), None)) is None:
-            return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
-        state = replace(state, nodes=without(state.nodes, idle))
+    if (roomy := _with_room_for(state, address.node)) is None:
+        return drop(state, "too many nodes", f"{address.node}: {len(state.nodes)} are known")
+    state = roomy
     match address:
         case UpdateManifestOf(node, id_) if state.config.root is not None:
             return _on_signed_manifest(state, node, id_, event)
@@ -79,10 +78,11 @@ def set_aside(state: FederationState, event: Poisoned) -> Step:
     if not isinstance(address, UpdateManifestOf | UpdateChunk):
         return drop(state, "poison", repr(event.topic[:100]))
     node, id_ = address.node, address.update_id
-    is_room = node in state.nodes or len(state.nodes) < state.config.limits.nodes
-    if not is_room or id_ in _ledger(state, node).accepted:
-        return drop(state, "poison", f"{node} {id_}")
-    return refuse(state, node, id_, Objection("rejected", "poison", POISON))
+    if (known := _ledger(state, node).accepted.get(id_)) is not None:
+        return state, (receipt(node, id_, "duplicate", version=known.version),)
+    if (roomy := _with_room_for(state, node)) is None:
+        return drop(state, "too many nodes", f"{node}: {len(state.nodes)} are known")
+    return refuse(roomy, node, id_, Objection("rejected", "poison", POISON))
 
 
 def _on_signed_manifest(state: FederationState, node: str, id_: str, event: Received) -> Step:
@@ -371,6 +371,14 @@ def refuse(
 
 
 # --- small changes of the state ---
+
+
+def _with_room_for(state: FederationState, node: str) -> FederationState | None:
+    """The state with a place for this node, that of an idle one if there is no other; None where all are in use."""
+    if node in state.nodes or len(state.nodes) < state.config.limits.nodes:
+        return state
+    idle = next((known for known, ledger in state.nodes.items() if ledger.is_empty), None)
+    return None if idle is None else replace(state, nodes=without(state.nodes, idle))
 
 
 def _ledger(state: FederationState, node: str) -> NodeLedger:

@@ -28,31 +28,40 @@ class PoisonGuard:
     """How often the process died of each topic's message; `at_hand` and `poison.json` in the coordinator's folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._counts = folder / "poison.json"
+        self.deaths = _read(self._counts)
         self._file = os.open(folder / "at_hand", os.O_RDWR | os.O_CREAT, 0o600)
-        self.deaths = _read(folder / "poison.json")
-        died_of = os.pread(self._file, LONGEST, 0).rstrip(b"\0").decode(errors="replace")
-        if died_of:
+        weakref.finalize(self, os.close, self._file)
+        died_of = os.pread(self._file, LONGEST, 0).partition(b"\0")[0].decode(errors="replace")
+        os.pwrite(self._file, bytes(LONGEST), 0)  # from here on there is room for every topic, on a full disk too
+        if died_of:  # cleared before it is counted: a death in between is forgotten, and none counts twice
             self.deaths[died_of] = count = self.deaths.pop(died_of, 0) + 1
             log.warning("the coordinator died while it took in %s, %d times so far", died_of, count)
-            latest = islice(self.deaths.items(), max(0, len(self.deaths) - REMEMBERED), None)
-            write_whole(folder / "poison.json", json.dumps(dict(latest), indent=1).encode())
-        weakref.finalize(self, os.close, self._file)
-        os.pwrite(self._file, bytes(LONGEST), 0)  # from here on there is room for every topic, on a full disk too
+            self._keep()
 
     def is_poison(self, topic: str) -> bool:
         """Whether the process has died of it so often that it should not be read again."""
-        return bool(self.deaths) and self.deaths.get(_name(topic).decode(errors="replace"), 0) >= MOST_DEATHS
+        return self.deaths.get(_name(topic), 0) >= MOST_DEATHS
 
     @contextmanager
     def taking(self, topic: str) -> Iterator[None]:
         """While this lasts, a death counts as this message's; so does an exception that nobody expects."""
-        os.pwrite(self._file, _name(topic).ljust(LONGEST, b"\0"), 0)
+        name = _name(topic)
+        os.pwrite(self._file, name.encode().ljust(LONGEST, b"\0"), 0)
         yield
         os.pwrite(self._file, b"\0", 0)
+        if 0 < self.deaths.get(name, 0) < MOST_DEATHS:  # so it was something else that the process died of
+            del self.deaths[name]
+            self._keep()
+
+    def _keep(self) -> None:
+        latest = islice(self.deaths.items(), max(0, len(self.deaths) - REMEMBERED), None)
+        write_whole(self._counts, json.dumps(dict(latest), indent=1).encode())
 
 
-def _name(topic: str) -> bytes:
-    return topic.encode(errors="replace")[:LONGEST]
+def _name(topic: str) -> str:
+    """As much of a topic as tells it from others, and as it comes back from the file."""
+    return topic.encode(errors="replace")[:LONGEST].decode(errors="ignore")
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -291,6 +291,7 @@ def of_files(folder: Path, path: Path) -> Seeds:
         + [_event(Answered(BEGUN_NS, (3, 1), answer_to_bytes(MeasuredLosses((1.5,), 0.5))))]
         + [b"$journal/order/3\n" + b"[" * DEEP, b"$journal/order/3\n" + Forgive(node="kitchen").to_bytes()]
         + [b"$journal/rollback/4/3/head/release\n", b"$journal/noise\n" + bytes(32)]
+        + [b"$journal/poison/alignfed/v1/home/update/kitchen/" + b"0" * 32 + b"/manifest\nanything"]
         + [b"$journal/start\n", b"$journal/tick\n"],
         "import-json-lines": [lines.read_bytes(), b"[" * DEEP],
         "import-csv-base64": [_csv(small, lambda payload: base64.b64encode(payload).decode())],

@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,9 @@ def read_row(row: Row) -> Reading:
             case topic if topic in (TICK, START, NOISE):
                 return Reading(kind)  # of the key of noise nothing is said
             case topic if topic.startswith(POISON):
-                return Reading(kind, content={"topic": topic.removeprefix(POISON), **summary(row.payload)})
+                of = read(topic.removeprefix(POISON), b"")  # what it is of; nothing looks into the payload
+                content = {"topic": topic.removeprefix(POISON), **summary(row.payload)}
+                return replace(of, kind=kind, content=content, fault=None)
             case topic if topic.startswith(ORDER):
                 return Reading(kind, content=_object(row.payload))
             case topic if topic.startswith(ANSWER):

@@ -3,7 +3,7 @@
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +112,7 @@ class Scene:
     honest: dict[str, Any]
     liar: Stranger
     keys: Path
+    newcomer: Callable[[], Any]  # one of the honest again, who has seen nothing yet
     sent: int = 0
     ids: list[str] = field(default_factory=list)
 
@@ -173,12 +174,12 @@ def scene(
     settings = broker.settings.model_copy(update={"ca_file": None})
     with ExitStack() as stack:
 
-        def by_hand(name: str) -> Node:
+        def by_hand(name: str, client_id: str | None = None) -> Node:
             bundle = read_bundle(keys / "nodes" / name)
             topics = ("global/keys", "global/#", f"receipt/{name}")
             filters = [f"alignfed/v1/{FEDERATION}/{topic}" for topic in topics]
             client = stack.enter_context(
-                Client(bundle.reaches(settings), f"hand-{name}", subscriptions=filters, clean_start=True)
+                Client(bundle.reaches(settings), client_id or f"hand-{name}", subscriptions=filters, clean_start=True)
             )
             node: Node = node_of(base_model)
             node.client = SigningClient(client, bundle)  # type: ignore[assignment]
@@ -192,4 +193,4 @@ def scene(
         stack.callback(liar.close)
         for node in honest.values():
             node.until_version(0)
-        yield Scene(running, honest, liar, keys)
+        yield Scene(running, honest, liar, keys, lambda: by_hand(HONEST[0], "newcomer"))

@@ -1,8 +1,14 @@
 """The checker finds each kind of harm in ledgers that were doctored, and none in sound ones."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
+
+from broker.recording import append, transaction
+from coordinator.journal import row_of_event
+from coordinator.state import Poisoned
 
 OTHER = "0" * 32
 
@@ -90,6 +96,13 @@ def test_a_manifest_that_is_not_the_one_that_was_signed_is_found(left_behind: An
 def test_a_journal_that_makes_another_version_when_it_is_replayed_is_found(left_behind: Any) -> None:
     left_behind.change_manifest(3, lambda manifest: manifest["body"].update(sha256="f" * 64))
     assert left_behind.findings.replay_faults == 1
+
+
+def test_an_honest_message_that_was_taken_for_poison_is_found(left_behind: Any) -> None:
+    assert left_behind.findings.poisoned == 0
+    with closing(sqlite3.connect(left_behind.folder / "coordinator" / "journal.db")) as journal, transaction(journal):
+        append(journal, row_of_event(Poisoned(10**18, "alignfed/v1/chaos/update/a/0/manifest", b"")))
+    assert left_behind.findings.poisoned == 1 and not left_behind.findings.is_sound
 
 
 def test_a_pointer_of_a_coordinator_that_was_frozen_is_found(left_behind: Any) -> None:

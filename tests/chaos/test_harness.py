@@ -17,7 +17,7 @@ from broker.embedded import find_mosquitto
 pytestmark = pytest.mark.mosquitto
 ROOT = Path(__file__).parents[2]
 KILLS = 30
-ZERO = ("lost", "used_twice", "gaps", "forks", "chain_faults", "replay_faults", "published_frozen")
+ZERO = ("lost", "used_twice", "gaps", "forks", "chain_faults", "replay_faults", "poisoned", "published_frozen")
 PATIENCE_S = 60.0
 
 

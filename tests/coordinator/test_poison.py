@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,39 @@ def test_a_message_that_the_process_dies_of_is_set_aside_and_all_others_go_on(co
 
     journal = coordinator.data_dir / "journal.db"
     (row,) = [row for row in read_rows(journal) if row.topic.startswith(POISON)]
-    assert read_row(row).content["topic"] == row.topic.removeprefix(POISON) and row.payload  # kept, for whoever asks
+    said = read_row(row)
+    assert said.content["topic"] == row.topic.removeprefix(POISON) and row.payload  # kept, for whoever asks
+    assert (said.node, said.update_id) == ("a", deadly)  # so a cut without this node is without this row
     assert {update.update_id for update in read_updates(journal)} == set(good)
     coordinator.kill()
     assert all(version.agrees for version in replay(journal))
+
+
+def test_a_stop_is_no_death_and_neither_is_a_start(tmp_path: Path) -> None:
+    for _ in range(3):
+        guard = PoisonGuard(tmp_path)
+        with guard.taking(TOPIC):
+            pass
+        assert guard.deaths == {}
+    assert not (tmp_path / "poison.json").exists()
+
+
+def test_what_is_taken_in_at_last_was_not_what_the_process_died_of(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError), PoisonGuard(tmp_path).taking(TOPIC):
+        raise MemoryError
+    guard = PoisonGuard(tmp_path)
+    assert guard.deaths == {TOPIC: 1}
+    with guard.taking(TOPIC):
+        pass
+    assert guard.deaths == PoisonGuard(tmp_path).deaths == {}
+
+
+def test_a_topic_that_is_cut_within_a_letter_is_known_again(tmp_path: Path) -> None:
+    topic = "x" * (LONGEST - 1) + "é, and on"
+    for _ in range(MOST_DEATHS):
+        with pytest.raises(MemoryError), PoisonGuard(tmp_path).taking(topic):
+            raise MemoryError
+    assert PoisonGuard(tmp_path).is_poison(topic)
 
 
 def test_deaths_are_counted_by_topic_and_only_of_what_was_at_hand(tmp_path: Path) -> None:
@@ -109,12 +139,20 @@ def test_what_was_accepted_stays_so(state: FederationState, message: Callable[..
     sent = message("a", 1)
     state, _ = step(state, sent)
     state, (effect,) = step(state, poisoned(sent.topic))
-    assert isinstance(effect, Drop) and len(state.buffer.updates) == 1
+    assert isinstance(effect, SendReceipt) and effect.receipt.status == "duplicate"
+    assert len(state.buffer.updates) == 1
 
 
-def test_poison_takes_no_room_that_a_node_has_not(state: FederationState, message: Callable[..., Any]) -> None:
+def test_poison_takes_the_room_of_idle_nodes_alone(state: FederationState, message: Callable[..., Any]) -> None:
     for number in range(state.config.limits.nodes + 1):
         state, (effect,) = step(state, poisoned(message(f"n{number}", 1).topic))
-    assert isinstance(effect, Drop) and len(state.nodes) == state.config.limits.nodes
+        assert isinstance(effect, SendReceipt)
+    assert len(state.nodes) == state.config.limits.nodes and "n0" not in state.nodes
+    state = replace(state, nodes={name: replace(ledger, quarantine="busy") for name, ledger in state.nodes.items()})
+    state, (effect,) = step(state, poisoned(message("late", 1).topic))
+    assert isinstance(effect, Drop) and "late" not in state.nodes
+
+
+def test_what_is_no_update_is_counted(state: FederationState) -> None:
     state, (effect,) = step(state, poisoned("alignfed/test/elsewhere"))
-    assert isinstance(effect, Drop) and state.dropped == {"poison": 2}
+    assert isinstance(effect, Drop) and state.dropped == {"poison": 1}

@@ -25,6 +25,8 @@ ROWS = [
     ("$journal/answer/1", b"{}\n", "row 3 is no event"),
     ("$journal/order/first", b"{}", "row 3 is no event"),
     ("$journal/rollback/only", b"", "row 3 is no event"),
+    ("$journal/poison/", b"", None),
+    ("$journal/poison/\x1b[2J/" + "x" * 1000, b"\0", None),
 ]
 
 
