@@ -19,7 +19,8 @@ from coordinator.journal import fold
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay
 
-DEMO = """
+VERSIONS = 6
+DEMO = f"""
 import sys
 from pathlib import Path
 from base_model.settings import BaseModelSettings, TrainingConfig
@@ -43,7 +44,7 @@ recipe = Recipe(
     ask_every_s=0.2,
 )
 base_model = BaseModelSettings(name=model, cache_dir=folder / "cache")
-sys.exit(run_demo(DemoOptions(2, 12, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
+sys.exit(run_demo(DemoOptions(2, {VERSIONS}, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
 """
 PATIENCE_S = 300
 
@@ -97,7 +98,7 @@ def running(processes: list[psutil.Process], which: Callable[[psutil.Process], b
 # PEFT asks for an attribute that transformers has renamed; nothing here can change that
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_model_dir):
-    wait_for("version 2 of 12", tmp_path, demo)
+    wait_for(f"version 2 of {VERSIONS}", tmp_path, demo)
     [coordinator] = [child for child in children(demo) if "coordinator" in child.cmdline()]
     [node] = [child for child in children(demo) if any(word.endswith("home-1.toml") for word in child.cmdline())]
     coordinator.kill()
@@ -113,10 +114,10 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
     run = run_of(tmp_path)
     report = json.loads((run / "report.json").read_text())
     assert (tmp_path / "copy.json").read_text() == (run / "report.json").read_text()
-    assert [version["version"] for version in report["versions"]] == list(range(13))
+    assert [version["version"] for version in report["versions"]] == list(range(VERSIONS + 1))
     used = [entry["update_id"] for version in report["versions"] for entry in version["inputs"]]
-    assert len(used) == len(set(used)) == 24
-    assert [node["updates_used"] for node in report["nodes"]] == [12, 12]
+    assert len(used) == len(set(used)) == 2 * VERSIONS
+    assert [node["updates_used"] for node in report["nodes"]] == [VERSIONS, VERSIONS]
     assert report["restarts"] == {"coordinator": 1}
     assert report["held_out"]["after"]["loss"] < report["held_out"]["before"]["loss"]
     assert 0 < report["wire"]["bytes"] < report["wire"]["bytes_fp32"]
@@ -133,7 +134,7 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
     assert anchored
     assert all(version["anchor"]["base_version"] < version["version"] for version in anchored)
     judged = [version for version in report["versions"][1:] if version["decision"]]
-    assert judged[-1]["version"] == report["release"]["judged"] == 12
+    assert judged[-1]["version"] == report["release"]["judged"] == VERSIONS
     assert judged[-1]["decision"] == report["release"]
     for version in judged:
         decision = version["decision"]
@@ -154,7 +155,7 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_running(demo, tmp_path, number):
-    wait_for("version 1 of 12 published", tmp_path, demo)
+    wait_for(f"version 1 of {VERSIONS} published", tmp_path, demo)
     started = children(demo)
     assert len(running(started, lambda child: "alignfed" in child.cmdline())) == 3
     assert len(running(started, lambda child: "--multiprocessing-fork" in child.cmdline())) == 1  # the base model's
