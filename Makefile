@@ -23,7 +23,7 @@ demo-recording: $(STAMP)  ## record the demo anew for the tests; read docs/repla
 	$(VENV)/bin/python -m examples.smart_home.demo_recording tests/golden/demo.rec
 
 test: $(STAMP)  ## run every test, the slow ones too
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## check format, lint, types and import rules
 	$(VENV)/bin/ruff format --check .

@@ -20,7 +20,7 @@ from schemas.topics import GlobalHead, GlobalManifestOf, ReceiptFor, UpdateManif
 from tests.attacks.conftest import FEDERATION, HONEST, LIAR, STEP, STRATEGY
 
 pytestmark = pytest.mark.mosquitto
-VERSIONS = 20
+VERSIONS = 10
 
 
 def manifests(scene: Any) -> list[GlobalManifest]:

@@ -12,7 +12,7 @@ import pytest
 from broker.recording import read_rows
 from coordinator.core import found, step
 from coordinator.journal import POISON, event_of_row, read_updates, row_of_event
-from coordinator.poison import LONGEST, MOST_DEATHS, REMEMBERED, PoisonGuard
+from coordinator.poison import LONGEST, MOST_DEATHS, PoisonGuard
 from coordinator.replay.inside import replay
 from coordinator.replay.recorded import read_row
 from coordinator.state import Drop, FederationState, Poisoned, SendReceipt
@@ -99,13 +99,16 @@ def test_deaths_are_counted_by_topic_and_only_of_what_was_at_hand(tmp_path: Path
     assert PoisonGuard(tmp_path).deaths == {TOPIC: MOST_DEATHS}  # a start is no death
 
 
-def test_what_is_kept_of_deaths_is_bounded_and_the_latest_stay(tmp_path: Path) -> None:
-    for number in range(REMEMBERED + 2):
+def test_what_is_kept_of_deaths_is_bounded_and_the_latest_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.poison.REMEMBERED", 5)
+    for number in range(7):
         with pytest.raises(MemoryError), PoisonGuard(tmp_path).taking(f"{number}/{'x' * LONGEST}"):
             raise MemoryError
     PoisonGuard(tmp_path)
     kept = list(PoisonGuard(tmp_path).deaths)
-    assert len(kept) == REMEMBERED and kept[-1].startswith(f"{REMEMBERED + 1}/") and len(kept[-1]) == LONGEST
+    assert [name[:2] for name in kept] == ["2/", "3/", "4/", "5/", "6/"] and len(kept[-1]) == LONGEST
 
 
 @pytest.mark.parametrize("bytes_", [b"", b"{", b"[1]", b'{"a": "b"}', b"[" * 100_000, b"\xff"])
