@@ -99,9 +99,7 @@ def test_deaths_are_counted_by_topic_and_only_of_what_was_at_hand(tmp_path: Path
     assert PoisonGuard(tmp_path).deaths == {TOPIC: MOST_DEATHS}  # a start is no death
 
 
-def test_what_is_kept_of_deaths_is_bounded_and_the_latest_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_kept_of_deaths_is_bounded_and_the_latest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.poison.REMEMBERED", 5)
     for number in range(7):
         with pytest.raises(MemoryError), PoisonGuard(tmp_path).taking(f"{number}/{'x' * LONGEST}"):
