@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -21,12 +22,22 @@ PATIENCE_S = 20.0  # how long a test waits for what must come; none waits for it
 
 @pytest.fixture(scope="session")
 def mosquitto() -> str:
-    """The mosquitto program; without it the test is skipped loudly, and fails where CI is set."""
-    program = find_mosquitto()
+    """The mosquitto program."""
+    return _installed(find_mosquitto(), "mosquitto")
+
+
+@pytest.fixture(scope="session")
+def mosquitto_sub() -> str:
+    """Mosquitto's own subscriber, which Debian packs apart from the broker."""
+    return _installed(shutil.which("mosquitto_sub"), "mosquitto-clients")
+
+
+def _installed(program: str | None, package: str) -> str:
+    """The program's path; without it the test is skipped loudly, and fails where CI is set."""
     if program is None and os.environ.get("CI"):
-        pytest.fail("mosquitto is not installed, and in CI it must be: apt-get install mosquitto")
+        pytest.fail(f"{package} is not installed, and in CI it must be: apt-get install {package}")
     if program is None:
-        pytest.skip("MOSQUITTO IS NOT INSTALLED: half of the broker tests do not run (apt install mosquitto)")
+        pytest.skip(f"{package.upper()} IS NOT INSTALLED: this does not run (apt install {package})")
     return program
 
 

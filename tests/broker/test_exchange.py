@@ -170,12 +170,13 @@ def test_a_csv_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.mosquitto
-def test_what_mosquitto_sub_prints_is_read(mosquitto: str, connect: Callable[..., Client], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("mosquitto")
+def test_what_mosquitto_sub_prints_is_read(mosquitto_sub: str, connect: Callable[..., Client], tmp_path: Path) -> None:
     sent = [(f"x/{n} y", bytes([n, 0, 10, 255]) * n) for n in range(5)]
     with EmbeddedBroker("mosquitto") as broker:
         client = connect(broker.settings)
         client.publish(Publication("x/kept", b"first", retain=True))
-        command = ["mosquitto_sub", "-p", str(broker.settings.port), "-V", "5", "-q", "1", "-t", "x/#", "-C", "6"]
+        command = [mosquitto_sub, "-p", str(broker.settings.port), "-V", "5", "-q", "1", "-t", "x/#", "-C", "6"]
         listening = subprocess.Popen([*command, "-F", MOSQUITTO_FORMAT], stdout=subprocess.PIPE)
         assert listening.stdout is not None
         line = listening.stdout.readline()  # the retained one: it is subscribed

@@ -290,22 +290,26 @@ class Node:
         found = [m for topic, m in self.messages.items() if parse(FEDERATION, topic) == address and m.payload]
         return found[0] if found else None
 
+    def _until_retained(self, address: object) -> Message:
+        self.until(lambda: self.retained(address) is not None)
+        message = self.retained(address)
+        assert message is not None
+        return message
+
     def until_version(self, version: int) -> None:
         self.until(lambda: self.head is not None and self.head.version >= version)
 
     def version(self, version: int) -> GlobalManifest:
-        """The manifest of a version."""
-        message = self.retained(GlobalManifestOf(version))
-        assert message is not None
-        return GlobalManifest.from_bytes(message.payload)
+        """The manifest of a version; a late joiner may be told the pointer first, so it is waited for."""
+        return GlobalManifest.from_bytes(self._until_retained(GlobalManifestOf(version)).payload)
 
     def body(self, version: int, variant: Variant = "head") -> bytes:
         """A body of a version as a late joiner would put it together."""
         manifest = self.version(version)
         entry, kind = (manifest.body, GlobalChunk) if variant == "head" else (manifest.average, GlobalAverageChunk)
         assert entry is not None
-        parts = [self.retained(kind(version, index)) for index in range(len(entry.chunks))]
-        body = b"".join(part.payload for part in parts if part is not None)
+        parts = [self._until_retained(kind(version, index)) for index in range(len(entry.chunks))]
+        body = b"".join(part.payload for part in parts)
         assert hashlib.sha256(body).hexdigest() == entry.sha256
         return body
 
