@@ -44,7 +44,6 @@ from broker.settings import BrokerSettings
 MAX_IN_FLIGHT = 20  # unacknowledged messages in each direction
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 0.2, 30.0
 _CONNECT_TIMEOUT_S = 10.0
-_STEADY_AFTER_S = 5.0  # a connection that lasted this long starts the next backoff afresh
 _TURN_S = 1.0  # the network thread comes by at least this often
 _STUCK_AFTER_S = 120.0  # longer than a connect with name lookup and TLS takes
 _NO_MATCHING_SUBSCRIBERS, _REFUSED, _KEEPALIVE_TIMEOUT = 0x10, 0x80, 0x8D  # MQTT 5 reason codes
@@ -79,6 +78,7 @@ class Client:
         self._subscribing: dict[int, dict[str, int]] = {}  # by packet id, until the broker answers
         self._unsubscribing: dict[int, list[str]] = {}
         self._connected = False
+        self._answered_at: float | None = None  # when the broker took this connection
         self._traffic = Traffic()  # written by the network thread alone
         self._last_words: str | None = None  # why the connection ends, when the broker or paho said so
         self._reported: str | None = None
@@ -212,11 +212,10 @@ class Client:
         try:
             retry_s = _RETRY_FIRST_S
             while not self._finished():
-                attempted_at = self._seen_alive = time.monotonic()
+                self._seen_alive, self._answered_at = time.monotonic(), None
                 self._report_loss(self._connect_and_serve())
-                steady = time.monotonic() - attempted_at > _STEADY_AFTER_S
-                retry_s = _RETRY_FIRST_S if steady else min(2 * retry_s, _RETRY_LONGEST_S)
-                self._seen_alive = time.monotonic()
+                self._seen_alive = now = time.monotonic()
+                retry_s = next_wait_s(retry_s, served_s=now - (self._answered_at or now))
                 self._pause(random.uniform(0, retry_s))  # full jitter: many clients must not come back in step
         except BaseException as failure:  # whatever it is, next_event raises it: a dead thread must not look alive
             self._inbox.fail(failure)
@@ -332,7 +331,7 @@ class Client:
             self._outgoing.requeue()
         self._inbox.begin_generation(flags.session_present)
         self._renew_subscriptions()
-        self._connected, self._reported = True, None
+        self._connected, self._reported, self._answered_at = True, None, time.monotonic()
         self._inbox.put(Connected(flags.session_present, max_packet_size, receive_maximum))
 
     def _renew_subscriptions(self) -> None:
@@ -374,6 +373,14 @@ class Client:
         before, size = self._traffic, len(message.payload)
         self._traffic = replace(before, messages_in=before.messages_in + 1, bytes_in=before.bytes_in + size)
         self._inbox.put(_message(message, self._inbox.generation))
+
+
+def next_wait_s(last_s: float, served_s: float) -> float:
+    """The longest wait before the next attempt: twice the last one, halved for every second of service since then.
+
+    A broker that dies again and again is soon tried again; one that throws us out at once is left alone ever longer.
+    """
+    return max(_RETRY_FIRST_S, min(2 * last_s, _RETRY_LONGEST_S) * 0.5**served_s)
 
 
 def _new_paho(settings: BrokerSettings, client_id: str, clean_start: bool) -> paho.Client:

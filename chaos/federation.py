@@ -59,6 +59,7 @@ class Process:
 
     def start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles us anew, as no deployment does
         tied = ["setpriv", "--pdeathsig", "KILL", "--", *self.command] if shutil.which("setpriv") else self.command
         with self.log.open("ab") as log:
             self.running = subprocess.Popen(

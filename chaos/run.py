@@ -35,7 +35,7 @@ class Options:
     kills: int
     seed: int
     kills_per_round: int = 50
-    training_s: float = 0.7
+    training_s: float = 0.5
     until: float = float("inf")  # of the monotonic clock: no fault begins after it
 
 

@@ -81,11 +81,12 @@ class Registry:
 
     def unsealed(self) -> list[GlobalManifest]:
         """The manifests that were not signed as they are, oldest first."""
-        return [manifest for manifest in self.versions() if not self._is_sealed(manifest)]
+        return [self.manifest(version) for version in self.numbers() if not self._is_sealed(version)]
 
-    def _is_sealed(self, manifest: GlobalManifest) -> bool:
-        signed = self.seal_of(manifest.version)
-        return signed is not None and unsigned(signed) == manifest.to_bytes()
+    def _is_sealed(self, version: int) -> bool:
+        # bytes are compared, not parsed: every start looks at every version there has ever been
+        signed, path = self.seal_of(version), self.folder / "manifests" / f"{version}.json"
+        return signed is not None and unsigned(signed) == path.read_bytes()
 
     def has(self, manifest: GlobalManifest) -> bool:
         """Whether this very version is kept already."""

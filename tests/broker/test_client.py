@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from broker.client import Client
+from broker.client import Client, next_wait_s
 from broker.embedded import EmbeddedBroker
 from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Publication, Published
 from broker.inbox import Inbox
@@ -179,3 +179,10 @@ def test_a_publication_that_nobody_hears_is_marked_where_the_broker_tells(
 def test_a_client_id_that_not_every_broker_survives_is_refused(client_id: str) -> None:
     with pytest.raises(ValueError, match="client id"):
         Client(BrokerSettings(), client_id)
+
+
+def test_the_wait_before_a_new_attempt_doubles_and_every_second_of_service_halves_it():
+    assert next_wait_s(1.0, served_s=0) == 2.0
+    assert next_wait_s(1.0, served_s=3) == 0.25
+    assert next_wait_s(29.0, served_s=0) == 30.0
+    assert next_wait_s(30.0, served_s=100_000) == next_wait_s(0.01, served_s=1) == 0.2
