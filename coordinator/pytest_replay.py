@@ -3,7 +3,7 @@
     def test_the_fleet_still_learns(replay):
         replayed = replay("incident.rec")
         assert replayed.agrees
-        assert replayed.versions[-1].manifest.anchor.loss_after < 1.2
+        assert replayed.versions[-1].calibration_loss < 1.2
 
 Loads nothing of this project until a test asks for the fixture.
 """

@@ -1,18 +1,25 @@
 """Fold a journal again and compare every version with the one that was recorded."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coordinator.journal import fold_rows
 from coordinator.replay.recorded import recorded_so_far
-from coordinator.state import FederationState, PublishVersion
-from schemas.messages import GlobalManifest
+from coordinator.state import FederationState, PublishRelease, PublishVersion
+from coordinator.watch.history import is_measured
+from schemas.messages import GlobalManifest, ReleaseReport, Variant
 
 
 @dataclass(frozen=True)
 class ReplayedVersion:
-    """One version's digest as it was recorded and as the replay makes it; None where one side lacks it."""
+    """One version's digest as it was recorded and as the replay makes it; None where one side lacks it.
+
+    `calibration_loss` says how good the federation was with this version, in nats per answer token: the loss on the
+    gate fold of what nodes serve once it was decided on this version, or, if that never happened, since it was made.
+    Where what they serve was never measured, it is the loss of the last step of the anchor in this version. None where
+    the base model was asked for neither, where the loss is infinite, and until the replay has ended.
+    """
 
     version: int
     recorded: str | None
@@ -20,6 +27,7 @@ class ReplayedVersion:
     recorded_row: int | None = None  # the row that made it
     replayed_row: int | None = None
     manifest: GlobalManifest | None = field(default=None, repr=False)  # as the replay makes it
+    calibration_loss: float | None = None
 
     @property
     def agrees(self) -> bool:
@@ -66,6 +74,7 @@ def replay_journal(
     """
     newest, recorded = recorded_so_far(path)
     made: list[ReplayedVersion] = []
+    reports: list[ReleaseReport] = []
     state, rows = None, 0
     for row, after, effects in fold_rows(path):
         if row.seq > newest:  # written meanwhile
@@ -77,6 +86,8 @@ def replay_journal(
                 said = effect.manifest
                 made.append(ReplayedVersion(said.version, digest, said.digest, seq, row.seq, said))
                 report(made[-1])
+            elif isinstance(effect, PublishRelease):
+                reports.append(effect.report)
         if until is not None and state.head.version >= until:
             break
     for version in sorted(recorded.keys() - {one.version for one in made}):
@@ -84,4 +95,38 @@ def replay_journal(
             digest, seq = recorded[version]
             made.append(ReplayedVersion(version, digest, None, seq))
             report(made[-1])
-    return Replayed(tuple(made), state, rows)
+    return Replayed(with_losses(made, reports), state, rows)
+
+
+def with_losses(versions: Iterable[ReplayedVersion], reports: Sequence[ReleaseReport]) -> tuple[ReplayedVersion, ...]:
+    """The versions with their calibration losses; `reports` are on what nodes serve, in the order of decision."""
+    decisions, measured = {report.judged: report for report in reports}, _measured(reports)
+    return tuple(
+        replace(version, calibration_loss=_loss(version.manifest, decisions, measured)) for version in versions
+    )
+
+
+def _measured(reports: Sequence[ReleaseReport]) -> dict[tuple[int, Variant], float | None]:
+    """The gate's losses by adapter. A judgement measures two: what was served by then, and the average it is about."""
+    losses: dict[tuple[int, Variant], float | None] = {}
+    served: ReleaseReport | None = None
+    for report in reports:
+        if is_measured(report):
+            if served is not None:
+                losses[served.version, served.variant] = report.before
+            losses[report.judged, "average"] = report.candidate
+        served = report
+    return losses
+
+
+def _loss(
+    manifest: GlobalManifest | None,
+    decisions: Mapping[int, ReleaseReport],
+    measured: Mapping[tuple[int, Variant], float | None],
+) -> float | None:
+    if manifest is None:
+        return None
+    release = decisions.get(manifest.version, manifest.release)
+    if (served := (release.version, release.variant)) in measured:
+        return measured[served]
+    return None if manifest.anchor is None else manifest.anchor.loss_after

@@ -22,12 +22,12 @@ from coordinator.lease import Lease
 from coordinator.process import connecting_to
 from coordinator.recovery import Restored, keep
 from coordinator.registry import Registry
-from coordinator.replay.inside import Replayed, ReplayedVersion
+from coordinator.replay.inside import Replayed, ReplayedVersion, with_losses
 from coordinator.replay.recorded import is_published, sender_of
 from coordinator.replay.source import Source
 from coordinator.service import UPDATES, Service, StopFlag
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import AskModel, Effect, Received
+from coordinator.state import AskModel, Effect, PublishRelease, Received
 from coordinator.watch.board import Board
 from coordinator.watch.history import History, observe
 
@@ -64,7 +64,7 @@ def replay_in_step(
                 service.run_until(service.stopping, ())
         finally:
             lease.let_go()
-        versions = tuple(_compared(source, folder / "journal.db", until))
+        versions = with_losses(_compared(source, folder / "journal.db", until), service.reports)
     for version in versions:
         report(version)
     return Replayed(versions, service.state, service.rows)
@@ -88,6 +88,7 @@ class _InStep(Service):
         connect = connecting_to(broker, source.config.federation)
         super().__init__(restored, connect, settings, journal, lease, registry, None, Board(), None)
         self.stopping, self.rows = StopFlag(), 0
+        self.reports = [restored.state.release]
         self._until = until
         self._script = source.rows()
         self.senders = replay_through(broker, filter(is_published, source.rows()), sender_of, None)
@@ -144,7 +145,9 @@ class _InStep(Service):
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         """All but asking the base model, whose answers are in the journal."""
-        super()._carry_out(effect for effect in effects if not isinstance(effect, AskModel))
+        kept = [effect for effect in effects if not isinstance(effect, AskModel)]
+        self.reports += [effect.report for effect in kept if isinstance(effect, PublishRelease)]
+        super()._carry_out(kept)
 
 
 def _founded(source: Source, journal: sqlite3.Connection, registry: Registry) -> Restored:

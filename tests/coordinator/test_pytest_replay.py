@@ -2,6 +2,7 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -13,10 +14,12 @@ import pytest
 
 from broker.recording import Row, transaction
 from coordinator.core import step
-from coordinator.journal import open_journal, record
+from coordinator.journal import event_of_row, open_journal, record, row_of_event
+from coordinator.questions import TrainedAnchor, answer_to_bytes
 from coordinator.recovery import restore
 from coordinator.registry import Registry
-from coordinator.state import FederationConfig, Received
+from coordinator.stages import AnchorStage
+from coordinator.state import Answered, CalibrationTerms, FederationConfig, FederationState, Received
 from coordinator.strategies import FedBuff
 from schemas.adapter import Adapter
 
@@ -30,17 +33,19 @@ def project(
     config: Callable[..., FederationConfig],
     adapter: Callable[..., Adapter],
     message: Callable[..., Received],
+    calibration: CalibrationTerms,
 ) -> Path:
-    """A folder with the journal of three nodes, and the plugin as an installation would announce it."""
+    """A folder with the journal of three nodes and an anchor, and the plugin as an installation would announce it."""
     folder = tmp_path / "project"
     with closing(open_journal(folder / "incident.rec")) as journal:
-        terms = config(FedBuff(buffer_size=2))
+        terms = config(FedBuff(buffer_size=2, anchor=AnchorStage()), calibration=calibration)
         state, _ = restore(journal, Registry(tmp_path / "adapters"), terms, adapter(0), 1)
         for turn, node in enumerate(["attic", "kitchen", "cellar"] * 4):
-            event = message(node, 0.1, state.head.version, state.head.digest, turn, at_ns=turn + 2)
-            state, effects = step(state, event)
-            with transaction(journal):
-                record(journal, Row(event.at_ns, event.topic, event.payload), effects)
+            sent = message(node, 0.1, state.head.version, state.head.digest, turn, at_ns=turn + 2)
+            state = taken(journal, state, Row(sent.at_ns, sent.topic, sent.payload))
+            if (asked := state.background) is not None:
+                answer = TrainedAnchor(adapter(0.3), loss_before=3.0, loss_after=1.1, seconds=0.1)
+                state = taken(journal, state, row_of_event(Answered(turn + 2, asked.id, answer_to_bytes(answer))))
     plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
     announced = tmp_path / "installed" / "announced-0.dist-info"
     announced.mkdir(parents=True)
@@ -48,6 +53,14 @@ def project(
     lines = [f"{name} = {module}" for name, module in plugins.items()]
     (announced / "entry_points.txt").write_text("\n".join(["[pytest11]", *lines]) + "\n")
     return folder
+
+
+def taken(journal: sqlite3.Connection, state: FederationState, row: Row) -> FederationState:
+    """The state after a row, which is recorded."""
+    state, effects = step(state, event_of_row(row))
+    with transaction(journal):
+        record(journal, row, effects)
+    return state
 
 
 def run_pytest(project: Path, code: str) -> "subprocess.CompletedProcess[str]":
