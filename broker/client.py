@@ -416,6 +416,8 @@ def _publish_properties(publication: Publication, packet: int) -> Properties:
         properties.CorrelationData = publication.correlation_data
     if publication.content_type is not None:
         properties.ContentType = publication.content_type
+    if publication.payload_format is not None:
+        properties.PayloadFormatIndicator = publication.payload_format
     return properties
 
 
@@ -437,6 +439,7 @@ def _message(message: paho.MQTTMessage, generation: int) -> Message:
             response_topic=getattr(properties, "ResponseTopic", None),
             correlation_data=getattr(properties, "CorrelationData", None),
             expiry_s=getattr(properties, "MessageExpiryInterval", None),
+            payload_format=getattr(properties, "PayloadFormatIndicator", None),
         ),
         received_at_ns=time.time_ns(),
         generation=generation,

@@ -22,13 +22,18 @@ class NetworkThreadDied(RuntimeError):
 
 @dataclass(frozen=True)
 class MessageProperties:
-    """The MQTT 5 properties of one message."""
+    """The MQTT 5 properties of one message: all that a publisher can give it, but the alias of a topic.
+
+    An alias and the identifier of a subscription hold for one connection alone: we offer and ask for neither, so that
+    no broker may send them.
+    """
 
     user: tuple[tuple[str, str], ...] = ()
     content_type: str | None = None
     response_topic: str | None = None
     correlation_data: bytes | None = None
     expiry_s: int | None = None
+    payload_format: int | None = None  # MQTT's payload format indicator: 0 is bytes, 1 is UTF-8 text
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Publication:
     response_topic: str | None = None
     correlation_data: bytes | None = None
     content_type: str | None = None
+    payload_format: int | None = None  # as in MessageProperties
 
     def __post_init__(self) -> None:
         check_topic(self.topic)
@@ -53,6 +59,8 @@ class Publication:
             raise ValueError(f"qos must be 0 or 1, got {self.qos}")
         if self.expiry_s is not None and not 0 < self.expiry_s <= 0xFFFFFFFF:
             raise ValueError(f"expiry_s must be between 1 and 4294967295 seconds, got {self.expiry_s}")
+        if self.payload_format not in (None, 0, 1):
+            raise ValueError(f"payload_format must be 0 (bytes) or 1 (UTF-8 text), got {self.payload_format}")
         for text in (self.content_type or "", *(part for pair in self.user for part in pair)):
             _check_string(text, "a property")
         if len(self.correlation_data or b"") > _MAX_STRING:
@@ -62,6 +70,7 @@ class Publication:
         """The size in bytes of the PUBLISH packet that carries this, headers included."""
         properties = sum(5 + _utf8(key) + _utf8(value) for key, value in self.user)
         properties += 5 if self.expiry_s is not None else 0
+        properties += 2 if self.payload_format is not None else 0
         properties += 3 + _utf8(self.content_type) if self.content_type is not None else 0
         properties += 3 + _utf8(self.response_topic) if self.response_topic is not None else 0
         properties += 3 + len(self.correlation_data) if self.correlation_data is not None else 0

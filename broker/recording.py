@@ -300,6 +300,7 @@ def properties_to_json(properties: MessageProperties) -> str:
         "response_topic": properties.response_topic,
         "correlation_data": None if correlation_data is None else correlation_data.hex(),
         "expiry_s": properties.expiry_s,
+        "payload_format": properties.payload_format,
     }
     return json.dumps({k: v for k, v in present.items() if v is not None}, ensure_ascii=False, separators=(",", ":"))
 
@@ -318,6 +319,7 @@ def properties_from_json(text: str) -> MessageProperties:
         response_topic=_property(present, "response_topic", str),
         correlation_data=_unhex(_property(present, "correlation_data", str)),
         expiry_s=_property(present, "expiry_s", int),
+        payload_format=_property(present, "payload_format", int),
     )
 
 

@@ -1,7 +1,7 @@
 """Publish recorded messages through a broker again: same topics, order, QoS, flags and properties, each sender apart.
 
 What cannot be sent again as it was: a broker sets the mark of a duplicate itself (duplicates are published once more
-instead), and QoS 2 goes as QoS 1.
+instead), QoS 2 goes as QoS 1, and what came in its last second before it expired is given a whole one.
 """
 
 import time
@@ -125,9 +125,10 @@ def _publication(row: Row) -> Publication:
         payload=row.payload,
         qos=min(row.qos, 1),
         retain=row.retain,
-        expiry_s=properties.expiry_s or None,
+        expiry_s=None if properties.expiry_s is None else max(1, properties.expiry_s),
         user=properties.user,
         response_topic=properties.response_topic,
         correlation_data=properties.correlation_data,
         content_type=properties.content_type,
+        payload_format=properties.payload_format,
     )

@@ -35,21 +35,23 @@ def test_a_message_arrives_with_all_its_properties(
     client.publish(
         Publication(
             topic,
-            b"\x00\xff payload",
+            "\u00e9 payload".encode(),
             expiry_s=60,
             user=(("k", "first"), ("k", "second"), ("\u00e9", "")),
             response_topic="answers/here",
             correlation_data=b"\x00\x01",
-            content_type="application/octet-stream",
+            content_type="text/plain",
+            payload_format=1,
         )
     )
     message = expect(client, Message)
-    assert (message.topic, message.payload, message.qos) == (topic, b"\x00\xff payload", 1)
+    assert (message.topic, message.payload, message.qos) == (topic, "\u00e9 payload".encode(), 1)
     assert not message.retain and not message.duplicate
     assert message.properties.user == (("k", "first"), ("k", "second"), ("\u00e9", ""))
     assert message.properties.response_topic == "answers/here"
     assert message.properties.correlation_data == b"\x00\x01"
-    assert message.properties.content_type == "application/octet-stream"
+    assert message.properties.content_type == "text/plain"
+    assert message.properties.payload_format == 1
     assert message.properties.expiry_s is not None and 0 < message.properties.expiry_s <= 60
 
 

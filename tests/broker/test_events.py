@@ -27,6 +27,8 @@ def test_numbers_that_mqtt_cannot_write_are_refused() -> None:
         Publication("t", b"", qos=2)
     with pytest.raises(ValueError, match="expiry_s"):
         Publication("t", b"", expiry_s=0)
+    with pytest.raises(ValueError, match="payload_format"):
+        Publication("t", b"", payload_format=2)
     with pytest.raises(ValueError, match="property"):
         Publication("t", b"", user=(("key", "x" * 65_536),))
 
@@ -36,7 +38,7 @@ def test_the_size_of_a_packet_counted_by_hand() -> None:
     assert Publication("t", b"abc").packet_size() == 11
     assert Publication("t", b"abc", qos=0).packet_size() == 9
     # as above, and: expiry 1 + 4, response topic 1 + 2 + 1, correlation data 1 + 2 + 2, content type 1 + 2 + 1,
-    # user property 1 + 2 + 1 + 2 + 2 (an umlaut is two bytes)
+    # user property 1 + 2 + 1 + 2 + 2 (an umlaut is two bytes), payload format 1 + 1
     full = Publication(
         "t",
         b"abc",
@@ -45,8 +47,9 @@ def test_the_size_of_a_packet_counted_by_hand() -> None:
         correlation_data=b"cc",
         content_type="x",
         user=(("k", "\u00fc"),),
+        payload_format=1,
     )
-    assert full.packet_size() == 11 + 5 + 4 + 5 + 4 + 8
+    assert full.packet_size() == 11 + 5 + 4 + 5 + 4 + 8 + 2
     # 128 bytes or more need a second byte of length
     assert Publication("t", b"x" * 121).packet_size() == 2 + 127
     assert Publication("t", b"x" * 122).packet_size() == 3 + 128

@@ -37,7 +37,7 @@ FULL = Row(
     qos=1,
     retain=True,
     duplicate=True,
-    properties=MessageProperties((("k", "1"), ("k", "\u2603")), "text/x", "answers", b"\0\xff", 77),
+    properties=MessageProperties((("k", "1"), ("k", "\u2603")), "text/x", "answers", b"\0\xff", 77, payload_format=1),
 )
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
@@ -56,6 +56,7 @@ rows = st.builds(
         response_topic=st.none() | text,
         correlation_data=st.none() | st.binary(max_size=5),
         expiry_s=st.none() | st.integers(0, 2**32 - 1),
+        payload_format=st.sampled_from((None, 0, 1)),
     ),
 )
 

@@ -91,12 +91,13 @@ def test_a_message_is_recorded_with_all_that_it_came_with(
         response_topic="answers",
         correlation_data=b"\0\xff",
         content_type="application/x",
+        payload_format=0,
     )
     with recording(broker.settings, tmp_path / "r", f"{topic}/#") as running:
         say(connect(broker.settings), expect, publication)
         running.until(lambda progress: progress.messages == 1)
     [row] = read_rows(tmp_path / "r")
-    properties = MessageProperties((("key", "one"), ("key", "two")), "application/x", "answers", b"\0\xff", 1000)
+    properties = MessageProperties((("key", "one"), ("key", "two")), "application/x", "answers", b"\0\xff", 1000, 0)
     retain = broker.kind == "mosquitto"  # iotcore does not say of a live message whether it is to be retained
     assert row == Row(row.received_at_ns, f"{topic}/a", bytes(range(256)), 1, retain, False, properties, seq=1)
 

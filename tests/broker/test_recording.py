@@ -17,6 +17,7 @@ from broker.recording import (
     Row,
     append,
     open_recording,
+    properties_from_json,
     read_rows,
     reading,
     row_of,
@@ -48,6 +49,7 @@ properties = st.builds(
     response_topic=st.none() | text,
     correlation_data=st.none() | st.binary(),
     expiry_s=st.none() | st.integers(0, 2**32 - 1),
+    payload_format=st.sampled_from((None, 0, 1)),
 )
 messages = st.builds(
     Message,
@@ -70,6 +72,15 @@ def test_a_message_is_read_back_as_it_was(tmp_path: Path, message: Message) -> N
     record(path, row_of(message))
     [*_, last] = read_rows(path)
     assert row_of(message) == Row(**{**vars(last), "seq": 0})
+
+
+def test_a_row_of_before_a_property_was_kept_is_read_as_one_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    record(path, Row(1, "t", b"", properties=MessageProperties(content_type="x", payload_format=1)))
+    with closing(sqlite3.connect(path)) as connection:
+        [(kept,)] = connection.execute("SELECT properties FROM messages")
+    assert kept == '{"content_type":"x","payload_format":1}'
+    assert properties_from_json('{"content_type":"x"}') == MessageProperties(content_type="x")
 
 
 def test_rows_are_numbered_in_the_order_of_arrival_across_openings(tmp_path: Path) -> None:

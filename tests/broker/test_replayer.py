@@ -11,7 +11,7 @@ from broker.events import Message, MessageProperties
 from broker.recording import Row, row_of
 from broker.replayer import ReplayerError, replay_through
 
-PROPERTIES = MessageProperties((("k", "1"), ("k", "2")), "text/x", "answers", b"\0\xff", 500)
+PROPERTIES = MessageProperties((("k", "1"), ("k", "2")), "text/x", "answers", b"\0\xff", 500, payload_format=0)
 
 
 def sender(row: Row) -> str:
@@ -34,6 +34,16 @@ def test_a_message_comes_again_with_all_that_it_had(
     assert came[f"{topic}/b"].qos == (0 if broker.kind == "mosquitto" else 1)  # iotcore raises it to the subscription's
     [kept] = receive(connect(broker.settings, subscriptions=[f"{topic}/#"]), 1)
     assert (kept.topic, kept.retain) == (f"{topic}/a", True)
+
+
+def test_what_came_in_its_last_second_expires_again(
+    broker: EmbeddedBroker, topic: str, connect: Callable[..., Client], receive: Any
+) -> None:
+    listening = connect(broker.settings, subscriptions=[topic])
+    rows = [Row(1, topic, b"", properties=MessageProperties(expiry_s=0), seq=1)]
+    list(replay_through(broker.settings, rows, sender, None))
+    [came] = receive(listening, 1)
+    assert came.properties.expiry_s in (0, 1)
 
 
 def test_in_lockstep_the_order_holds_across_senders(
