@@ -84,6 +84,7 @@ def show(
     file: Recording,
     number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="As `ls` lists it.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write the payload itself to standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which is the default.")] = False,
 ) -> None:
     """Show one message, decoded, as JSON.
 
@@ -93,6 +94,8 @@ def show(
 
     from coordinator.replay.recorded import read_row, row_at
 
+    if raw and as_json:
+        fail("--raw and --json exclude each other", USAGE)
     row = row_at(file, number)
     if raw:
         sys.stdout.buffer.write(row.payload)

@@ -55,6 +55,36 @@ COMMANDS = (
     "trace",
 )
 
+REPORTING = (
+    "edge data",
+    "adapters list",
+    "adapters show",
+    "adapters verify",
+    "adapters rollback",
+    "keys init",
+    "keys enrol",
+    "keys revoke",
+    "keys rotate",
+    "keys list",
+    "nodes list",
+    "nodes show",
+    "nodes quarantine",
+    "nodes forgive",
+    "codec list",
+    "codec info",
+    "record",
+    "recording info",
+    "recording ls",
+    "recording show",
+    "recording cut",
+    "recording export",
+    "recording import",
+    "replay",
+    "doctor",
+    "status",
+    "trace",
+)
+
 
 def test_help_lists_every_command(alignfed):
     shown = alignfed("--help")
@@ -69,6 +99,11 @@ def test_every_command_shows_an_example_and_its_exit_codes(command, alignfed):
     assert shown.returncode == 0
     assert f"Example:\n    alignfed {command}" in shown.stdout
     assert "Exit codes:\n    0  " in shown.stdout
+
+
+@pytest.mark.parametrize("command", REPORTING)
+def test_every_command_that_reports_takes_json(command, alignfed):
+    assert "  --json " in alignfed(*command.split(), "--help").stdout
 
 
 @pytest.mark.parametrize(

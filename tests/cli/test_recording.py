@@ -40,6 +40,9 @@ def test_ls_finds_messages_and_show_decodes_one(journal, alignfed):
     shown = json.loads(alignfed("recording", "show", journal, number).stdout)
     assert shown["content"]["base_version"] == shown["version"] == 0
     assert "fault" not in shown
+    asked = alignfed("recording", "show", journal, number, "--json")
+    assert json.loads(asked.stdout) == shown
+    assert alignfed("recording", "show", journal, number, "--json", "--raw").returncode == 2
     assert f"{number}  " in alignfed("recording", "ls", journal, "--version", "0").stdout
     assert alignfed("recording", "ls", journal, "--node", "nobody").stdout == ""
 
