@@ -19,7 +19,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from base_model.settings import BaseModelSettings
 from broker.security import SecuritySettings
-from broker.settings import BrokerSettings
+from broker.settings import PORT, TLS_PORT, BrokerSettings
 from coordinator.settings import CoordinatorSettings
 from edge_node.settings import EdgeSettings
 from schemas.topics import Name
@@ -27,6 +27,7 @@ from schemas.topics import Name
 DEFAULT_FILE = Path("alignfed.toml")
 PREFIX = "ALIGNFED_"
 DELIMITER = "__"
+ADDRESS = re.compile(r"(?:\[([^][\s]+)\]|([^][:/\s]+))(?::([0-9]{1,5}))?")  # [IPv6] or host, port
 
 Values = Mapping[str, Any]
 
@@ -73,6 +74,9 @@ def load(file: Path | None, flags: Values) -> Configuration:
     merged: Values = {}
     for values in sources.values():
         merged = _merge(values, merged)
+    # of a broker that the command line names, the file does not know the port
+    if "host" in (named := flags.get("broker", {})) and "port" not in named:
+        merged = _merge(merged, {"broker": {"port": TLS_PORT if _uses_tls(merged) else PORT}})
     try:
         return Configuration(**merged)
     except ValidationError as error:
@@ -81,17 +85,42 @@ def load(file: Path | None, flags: Values) -> Configuration:
         raise ConfigurationError("\n".join(_explain(fault, sources) for fault in faults)) from None
 
 
-def from_flags(federation: str | None, broker: str | None, **sections: Mapping[str, Any]) -> Values:
-    """Flags as nested settings; None is a flag that was not given. Raises ConfigurationError for a bad HOST:PORT."""
+def from_flags(
+    federation: str | None, broker: str | None, option: str = "--broker", **sections: Mapping[str, Any]
+) -> Values:
+    """Flags as nested settings; None is a flag that was not given. `option` is the one that says where the broker is.
+
+    Raises ConfigurationError for an address that is none.
+    """
     flags: dict[str, Any] = {name: {k: v for k, v in s.items() if v is not None} for name, s in sections.items()}
     if broker is not None:
-        host, _, port = broker.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ConfigurationError(f"command line: --broker {broker}: give HOST:PORT, for instance 127.0.0.1:1883")
-        flags["broker"] = {"host": host.strip("[]"), "port": int(port)}
+        flags["broker"] = _address(option, broker)
     if federation is not None:
         flags["federation"] = federation
     return {name: value for name, value in flags.items() if value}
+
+
+def _address(option: str, text: str) -> Values:
+    """Host and port; without a port it is the usual one, which depends on other settings (`load`)."""
+    found = ADDRESS.fullmatch(text)
+    if found is None or (found[3] is not None and not 0 < int(found[3]) <= 65535):
+        raise ConfigurationError(
+            f"command line: {option} {text}: give HOST or HOST:PORT, for instance gateway.local, 127.0.0.1:1883 or "
+            "[::1]:1883"
+        )
+    host = {"host": found[1] or found[2]}
+    return host if found[3] is None else {**host, "port": int(found[3])}
+
+
+def _uses_tls(values: Values) -> bool:
+    return any(_at(values, *path) for path in (("broker", "ca_file"), ("security", "keys")))
+
+
+def _at(values: Any, *path: str) -> Any:
+    """What nested settings hold there; None for nothing."""
+    for key in path:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
 def variable(*keys: str) -> str:

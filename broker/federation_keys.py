@@ -57,13 +57,13 @@ from broker.key_files import (
     write_new_file,
     write_signing_key,
 )
+from broker.settings import TLS_PORT
 from schemas.messages import KeyCertificate, PublicKey
 from schemas.signing import SigningKey, key_id, sign
 from schemas.topics import GlobalKeys, route
 from schemas.trust import KeyRing
 
 RENEW_WITHIN = timedelta(days=30)
-TLS_PORT = 8883
 OFFLINE = """root.key says which key the coordinator signs with. Whoever has it can make every node take any adapter.
 
 Move this folder to a medium that is connected to nothing, and keep a copy in another place. `alignfed keys rotate`

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PASSWORD_VARIABLE = "ALIGNFED_BROKER_PASSWORD"
+PORT, TLS_PORT = 1883, 8883  # as registered for MQTT
 
 # The largest MQTT packet this project sends or accepts: eight chunks of 120 KiB and room to spare, below every
 # default that was met in the field except those of the cloud services, which announce theirs.
@@ -20,7 +21,7 @@ class BrokerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", min_length=1, description="name or address of the broker")
-    port: int = Field(default=1883, ge=1, le=65535, description="usually 1883, with TLS 8883")
+    port: int = Field(default=PORT, ge=1, le=65535, description="usually 1883, with TLS 8883")
     username: str | None = Field(default=None, description="for brokers that ask for one")
     password_file: Path | None = Field(default=None, description="its first line is the password; needs username")
     ca_file: Path | None = Field(

@@ -17,7 +17,9 @@ FAILURE = "1  failed; the last line says why"
 UNCUT = 1_000  # columns
 
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings file.  [default: alignfed.toml, if there]")]
-Broker = Annotated[str | None, typer.Option("--broker", metavar="HOST:PORT", help="Broker to connect to.")]
+Broker = Annotated[
+    str | None, typer.Option("--broker", metavar="HOST[:PORT]", help="Broker to connect to; port 1883, 8883 with TLS.")
+]
 Federation = Annotated[str | None, typer.Option(metavar="NAME", help="Federation to take part in.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where this process keeps its files.")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]
@@ -32,13 +34,17 @@ def ending(example: str, *codes: str) -> str:
 
 
 def configuration(
-    file: Path | None, federation: str | None = None, broker: str | None = None, **sections: dict[str, Any]
+    file: Path | None,
+    federation: str | None = None,
+    broker: str | None = None,
+    option: str = "--broker",
+    **sections: dict[str, Any],
 ) -> "Configuration":
-    """The settings; what is wrong with them ends the process with a sentence."""
+    """The settings; what is wrong with them ends the process with a sentence. `option` said where the broker is."""
     from configuration import ConfigurationError, from_flags, load
 
     try:
-        return load(file, from_flags(federation, broker, **sections))
+        return load(file, from_flags(federation, broker, option, **sections))
     except ConfigurationError as error:
         fail(str(error), USAGE)
 

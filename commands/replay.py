@@ -50,7 +50,7 @@ def replay(
         int | None, typer.Option(metavar="SEED", help="Duplicate, drop, reorder and cut messages short on the way.")
     ] = None,
     through: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Publish what nodes sent to this broker, each as itself.")
+        str | None, typer.Option(metavar="HOST[:PORT]", help="Publish what nodes sent to this broker, each as itself.")
     ] = None,
     speed: Annotated[
         float | None, typer.Option(min=0.001, metavar="X", help="With --through: so many times as fast.")
@@ -81,7 +81,7 @@ def replay(
     part in it; what cannot be checked is said.
 
     --without and --strategy show other versions, made without the base model: good for finding causes, not for results.
-    --through HOST:PORT --lockstep --coordinator FOLDER lets a coordinator's service take in what is sent through the
+    --through HOST --lockstep --coordinator FOLDER lets a coordinator's service take in what is sent through the
     broker, while all else that happened, the base model's answers too, comes from the journal in its place.
     --fuzz checks that the coordinator's core never fails, whatever the network does.
     --recompute asks the base model of the coordinator's settings (--config) every recorded question again; from a
@@ -279,7 +279,7 @@ def _through(recording: Path, address: str, speed: float | None, everything: boo
     from broker.replayer import Sent, replay_through
     from coordinator.replay.recorded import is_of_a_node, is_published, sender_of
 
-    broker = with_certificate(configuration(None, broker=address)).broker
+    broker = with_certificate(configuration(None, broker=address, option="--through")).broker
     wanted = is_published if everything else is_of_a_node
     sent = Sent()
     for sent in replay_through(broker, filter(wanted, read_rows(recording)), sender_of, speed):
@@ -301,7 +301,7 @@ def _in_step(recording: Path, address: str, folder: Path, until: int | None, as_
     from coordinator.replay.lockstep import replay_in_step
 
     log("error")
-    broker = with_certificate(configuration(None, broker=address)).broker
+    broker = with_certificate(configuration(None, broker=address, option="--through")).broker
     source = _source(recording, None)
     report = (lambda _: None) if as_json else _print_version
     _judge(recording, replay_in_step(source, broker, folder, until, report), as_json)

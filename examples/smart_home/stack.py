@@ -20,7 +20,8 @@ from pydantic import BaseModel
 
 from base_model.examples import Example, save_examples
 from broker.access import COORDINATOR, OBSERVER
-from broker.federation_keys import TLS_PORT, enrol, init
+from broker.federation_keys import enrol, init
+from broker.settings import TLS_PORT
 from examples.smart_home.commands import calibration_examples, make_homes, private_examples
 from examples.smart_home.recipe import RECIPE
 from examples.smart_home.workplace import write_sections

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configuration import ConfigurationError, load
+from configuration import ConfigurationError, from_flags, load
 
 SECTION = '[coordinator]\ndata_dir = "from-file"\n'
 
@@ -84,10 +84,38 @@ def test_an_edge_without_a_name_and_data_is_told_what_to_set(alignfed):
     assert "pass --node and --data" in refused.stderr
 
 
-def test_a_broker_address_without_a_port_is_refused(alignfed):
-    refused = alignfed("coordinator", "--broker", "gateway")
-    assert refused.returncode == 2
-    assert "--broker gateway: give HOST:PORT" in refused.stderr
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("gateway:1884", "gateway", 1884),
+        ("gateway", "gateway", 1883),
+        ("[::1]:1884", "::1", 1884),
+        ("[::1]", "::1", 1883),
+    ],
+)
+def test_a_broker_is_named_with_or_without_a_port(address, host, port):
+    broker = load(None, from_flags(None, address)).broker
+    assert (broker.host, broker.port) == (host, port)
+
+
+@pytest.mark.parametrize("tls", ["broker = {ca_file = 'ca.crt', port = 1}", "security.keys = 'keys'\nbroker.port = 1"])
+def test_without_a_port_it_is_that_of_tls_where_tls_is_on_and_never_that_of_another_broker(tls, tmp_path):
+    (tmp_path / "settings.toml").write_text(tls)
+    assert load(tmp_path / "settings.toml", from_flags(None, "gateway")).broker.port == 8883
+    assert load(tmp_path / "settings.toml", from_flags(None, "gateway:1884")).broker.port == 1884
+    assert load(tmp_path / "settings.toml", {}).broker.port == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["", "gateway:", ":1883", "gateway:x", "gateway:65536", "::1:1883", "mqtt://gateway"]
+)
+def test_an_address_that_is_none_is_refused_by_the_option_that_gave_it(address, alignfed):
+    said = "give HOST or HOST:PORT, for instance gateway.local"
+    refused = alignfed("record", "--out", "out.rec", "--broker", address)
+    assert (refused.returncode, f"--broker {address}: {said}" in refused.stderr) == (2, True)
+    refused = alignfed("replay", "incident.rec", "--through", address)
+    assert (refused.returncode, f"--through {address}: {said}" in refused.stderr) == (2, True)
+    assert "--broker" not in refused.stderr
 
 
 def data_dir_of(ran):
