@@ -25,8 +25,8 @@ from coordinator.calibration import CalibrationSet
 from coordinator.settings import CalibrationSettings
 from edge_node.data.local_data import LocalData
 from edge_node.settings import EdgeSettings
-from schemas.messages import MAX_CHUNK_SIZE, CoordinatorState, InvalidMessage, NodeState
-from schemas.signing import unsigned
+from schemas.messages import MAX_CHUNK_SIZE, InvalidMessage
+from schemas.reading import message_on
 from schemas.topics import CoordinatorStateOf, NodeMetricsOf, NodeStateOf, ReceiptFor, route, topic_filter
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -129,7 +129,7 @@ def check_coordinator(said: bytes | None, federation: str) -> Check:
     if not said:
         return Check("coordinator", "warn", f"none was ever on this broker for the federation {federation}", advice)
     try:
-        state = CoordinatorState.from_bytes(unsigned(said))
+        state = message_on(CoordinatorStateOf(), said)
     except InvalidMessage as fault:
         advice = "another release, or another program, publishes there: run the same release everywhere"
         return Check("coordinator", "fail", f"what it says of itself cannot be read: {fault}", advice)
@@ -141,7 +141,7 @@ def check_coordinator(said: bytes | None, federation: str) -> Check:
 def check_node_name(said: bytes | None, node: str) -> Check:
     """Whether another process goes by this node's name: they would push each other off the broker."""
     try:
-        is_online = bool(said) and NodeState.from_bytes(unsigned(said or b"")).online
+        is_online = bool(said) and message_on(NodeStateOf(node), said or b"").online
     except InvalidMessage:
         is_online = False
     if not is_online:

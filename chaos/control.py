@@ -28,8 +28,8 @@ from chaos.witness import Witness
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe
 from schemas.codec import encode
-from schemas.messages import CoordinatorState, GlobalPointer, UpdateManifest, join_body, update_id
-from schemas.signing import unsigned
+from schemas.messages import GlobalPointer, UpdateManifest, join_body, update_id
+from schemas.reading import message_on
 from schemas.topics import CoordinatorStateOf, GlobalHead, UpdateManifestOf, parse, route, topic_filter
 
 DELTA = 0.001
@@ -65,7 +65,7 @@ class TrustsBroker:
     def _take(self, event: Event | None) -> None:
         match event:
             case Message(topic=topic, payload=payload):
-                self._hear(topic, unsigned(payload))
+                self._hear(topic, payload)
                 self._client.ack(event)
             case Published(token, None, heard=True) if token in self._unacknowledged:
                 # the acknowledgement says success, and that somebody subscribes: the update is forgotten
@@ -73,10 +73,10 @@ class TrustsBroker:
 
     def _hear(self, topic: str, payload: bytes) -> None:
         match parse(self._settings.federation, topic):
-            case GlobalHead():
-                self._head = GlobalPointer.from_bytes(payload)
-            case CoordinatorStateOf():
-                self._layout = self._layout_of(CoordinatorState.from_bytes(payload).lora)
+            case GlobalHead() as address:
+                self._head = message_on(address, payload)
+            case CoordinatorStateOf() as address:
+                self._layout = self._layout_of(message_on(address, payload).lora)
 
     def _layout_of(self, lora: LoraConfig) -> Layout:
         known = self._layout

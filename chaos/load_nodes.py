@@ -32,8 +32,8 @@ from edge_node.node import Equipment, Item, Node
 from edge_node.outbox import Outbox
 from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter
-from schemas.messages import GlobalPointer, InvalidMessage
-from schemas.signing import unsigned
+from schemas.messages import InvalidMessage
+from schemas.reading import message_on
 from schemas.topics import GlobalHead, parse
 
 log = logging.getLogger("chaos.load_nodes")
@@ -73,13 +73,13 @@ class WitnessedNode(Node):
         """See Node."""
         if isinstance(item, Connected | Disconnected):
             self._witness.say(self._name, "connected" if isinstance(item, Connected) else "lost")
-        elif isinstance(item, Message) and isinstance(parse(self._federation, item.topic), GlobalHead):
-            self._heard(item.payload)
+        elif isinstance(item, Message) and isinstance(head := parse(self._federation, item.topic), GlobalHead):
+            self._heard(head, item.payload)
         return super().take(item, at, wall_ns)
 
-    def _heard(self, payload: bytes) -> None:
+    def _heard(self, head: GlobalHead, payload: bytes) -> None:
         try:
-            pointer = GlobalPointer.from_bytes(unsigned(payload))
+            pointer = message_on(head, payload)
         except InvalidMessage:  # the node itself says so
             return
         self._witness.say(self._name, "heard", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest)

@@ -63,13 +63,14 @@ def health(
 
 def _expect_online(payload: bytes | None) -> None:
     """End the process unless this is the state of a coordinator that is there."""
-    from schemas.messages import CoordinatorState, InvalidMessage
-    from schemas.signing import unsigned
+    from schemas.messages import InvalidMessage
+    from schemas.reading import message_on
+    from schemas.topics import CoordinatorStateOf
 
     if payload is None:
         fail("no coordinator has been on this broker", FAILED)
     try:
-        online = CoordinatorState.from_bytes(unsigned(payload)).online
+        online = message_on(CoordinatorStateOf(), payload).online
     except InvalidMessage as error:
         fail(f"what the broker keeps as the coordinator's state is none: {error}", FAILED)
     if not online:

@@ -1,6 +1,6 @@
-"""Any message of any federation in words: what kind it is, whom it concerns, and what it says. Pure, and never raises.
+"""Any message of any federation, by its topic: a value (`message_on`) or, whatever its bytes, words (`read`). Pure.
 
-A signature is passed over, not verified: that takes the federation's keys.
+A signature is passed over, not verified: that takes the federation's keys. So this is for who only looks.
 
 A manifest is read from its topic and its bytes alone, so what is said of a body is its size and hash: what its numbers
 mean is known only with the adapter layout.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from schemas.chunks import CorruptChunk, verify
 from schemas.messages import (
@@ -96,8 +96,33 @@ def address_of(topic: str) -> tuple[str, Address] | None:
     return None if address is None else (federation, address)
 
 
+@overload
+def message_on(address: GlobalHead | GlobalRelease, payload: bytes) -> GlobalPointer: ...
+@overload
+def message_on(address: GlobalManifestOf, payload: bytes) -> GlobalManifest: ...
+@overload
+def message_on(address: UpdateManifestOf, payload: bytes) -> UpdateManifest: ...
+@overload
+def message_on(address: ReceiptFor, payload: bytes) -> Receipt: ...
+@overload
+def message_on(address: NodeStateOf, payload: bytes) -> NodeState: ...
+@overload
+def message_on(address: NodeMetricsOf, payload: bytes) -> NodeMetrics: ...
+@overload
+def message_on(address: CoordinatorStateOf, payload: bytes) -> CoordinatorState: ...
+@overload
+def message_on(address: Address, payload: bytes) -> Message: ...
+
+
+def message_on(address: Address, payload: bytes) -> Message:
+    """The message of a topic that has one, signed or not, without the body behind it; InvalidMessage for any other."""
+    message = _plain(address, payload)
+    text = split_body(message)[0] if isinstance(address, UpdateManifestOf) else message
+    return MODELS[type(address)].from_bytes(text)
+
+
 def read(topic: str, payload: bytes) -> Reading:
-    """Read any message, whatever its bytes."""
+    """Read any message, whatever its bytes; it never raises."""
     if (found := address_of(topic)) is None:
         return Reading(OTHER, content=summary(payload))
     federation, address = found
@@ -124,17 +149,20 @@ def _content(address: Address, payload: bytes) -> tuple[dict[str, Any], str | No
         return {"index": address.index, **summary(payload)}, None
     if not payload and address.spec.retain:
         return {"deleted": True}, None
-    payload = unsigned(payload) if address.spec.signer else payload
-    text, body = split_body(payload)
     try:
-        message = MODELS[type(address)].from_bytes(text if isinstance(address, UpdateManifestOf) else payload)
+        message = message_on(address, payload)
     except InvalidMessage as error:
-        return summary(payload), str(error)
+        return summary(_plain(address, payload)), str(error)
     content: dict[str, Any] = json.loads(message.model_dump_json())
     if isinstance(message, UpdateManifest) and isinstance(address, UpdateManifestOf):
+        text, body = split_body(_plain(address, payload))
         content |= {"inline_body": summary(body)} if body else {}
         return content, _fault(address, message, text, body)
     return content, None
+
+
+def _plain(address: Address, payload: bytes) -> bytes:
+    return unsigned(payload) if address.spec.signer else payload
 
 
 def _fault(address: UpdateManifestOf, manifest: UpdateManifest, text: bytes, body: bytes) -> str | None:

@@ -23,8 +23,7 @@ from coordinator.replay.source import NotReplayable, open_topics
 from coordinator.replay.virtual_time import begin
 from coordinator.state import Answered, Asked, Effect, Event, FederationConfig, FederationState, PublishVersion, Ticked
 from schemas.messages import GlobalManifest, InvalidMessage
-from schemas.reading import address_of
-from schemas.signing import unsigned
+from schemas.reading import address_of, message_on
 from schemas.topics import GlobalManifestOf
 
 Shown = Mapping[int, GlobalManifest]
@@ -68,9 +67,9 @@ def _manifests(path: Path) -> dict[int, GlobalManifest]:
     found: dict[int, GlobalManifest] = {}
     for row in read_rows(path):
         match address_of(row.topic):
-            case (_, GlobalManifestOf(version)) if row.payload:
+            case (_, GlobalManifestOf(version) as address) if row.payload:
                 try:
-                    found[version] = GlobalManifest.from_bytes(unsigned(row.payload))
+                    found[version] = message_on(address, row.payload)
                 except InvalidMessage:
                     continue  # no node could follow it either
     return found

@@ -27,7 +27,7 @@ from schemas.messages import (
     split_body,
     update_id,
 )
-from schemas.reading import address_of
+from schemas.reading import address_of, message_on
 from schemas.signing import unsigned
 from schemas.topics import Address, GlobalChunk, GlobalHead, GlobalManifestOf, UpdateChunk, UpdateManifestOf
 
@@ -85,9 +85,9 @@ def _take(seen: _Seen, row: Row, address: Address) -> GlobalPointer | None:
     try:
         match address:
             case GlobalHead():
-                return GlobalPointer.from_bytes(unsigned(row.payload))
+                return message_on(address, row.payload)
             case GlobalManifestOf(version) if row.payload:
-                seen.manifests[version] = GlobalManifest.from_bytes(unsigned(row.payload))
+                seen.manifests[version] = message_on(address, row.payload)
             case GlobalChunk(version, index) if row.payload:
                 seen.chunks.setdefault(version, {})[index] = row.payload
             case UpdateManifestOf(node, id_):

@@ -14,9 +14,8 @@ from typing import Any
 
 from broker.recording import RecordingError, Row, last_seq, read_rows, reading, transaction, write_recording
 from coordinator.journal import ADAPTER, ANSWER, CONFIG, KEYS, NOISE, ORDER, POISON, ROLLBACK, START, TICK, open_journal
-from schemas.messages import GlobalManifest, GlobalPointer, InvalidMessage, split_body
-from schemas.reading import Reading, address_of, read, summary
-from schemas.signing import unsigned
+from schemas.messages import GlobalManifest, InvalidMessage, split_body
+from schemas.reading import Reading, address_of, message_on, read, summary
 from schemas.topics import CoordinatorStateOf, GlobalAverageChunk, GlobalChunk, GlobalHead, GlobalManifestOf
 
 JOURNAL = "$journal/"
@@ -184,12 +183,12 @@ def version_rows(path: Path) -> Mapping[int, int]:
         return {version: seq for version, (_, seq) in recorded.items()}
     marks: dict[int, int] = {}
     for row in read_rows(path):
-        found = address_of(row.topic)
-        if found is not None and isinstance(found[1], GlobalHead) and row.payload:
-            try:
-                marks.setdefault(GlobalPointer.from_bytes(unsigned(row.payload)).version, row.seq)
-            except InvalidMessage:
-                continue  # a pointer that no node could follow either
+        match address_of(row.topic):
+            case (_, GlobalHead() as head) if row.payload:
+                try:
+                    marks.setdefault(message_on(head, row.payload).version, row.seq)
+                except InvalidMessage:
+                    continue  # a pointer that no node could follow either
     return marks
 
 

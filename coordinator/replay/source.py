@@ -8,7 +8,6 @@ said. Where that cannot be honest, NotReplayable says why.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -23,8 +22,8 @@ from coordinator.trust.opened import FOUNDING_ROWS, opened_rows
 from schemas.adapter import Adapter, InvalidAdapter, Layout, LoraConfig
 from schemas.chunks import CorruptChunk, verify
 from schemas.faults import printable
-from schemas.messages import CoordinatorState, GlobalManifest, GlobalPointer, InvalidMessage, Message
-from schemas.reading import address_of
+from schemas.messages import CoordinatorState, GlobalManifest, InvalidMessage
+from schemas.reading import address_of, message_on
 from schemas.signing import unsigned
 from schemas.topics import (
     Address,
@@ -35,8 +34,6 @@ from schemas.topics import (
     UpdateChunk,
     UpdateManifestOf,
 )
-
-M = TypeVar("M", bound=Message)
 
 
 class NotReplayable(RecordingError):
@@ -141,27 +138,29 @@ def listen(path: Path) -> Heard:
 
 
 def _hear(heard: Heard, row: Row, address: Address) -> None:
-    match address:
-        case CoordinatorStateOf() if (state := _parsed(CoordinatorState, row)) is not None:
-            heard.birth = heard.birth or state
-            heard.finished = heard.finished or state.finished
-        case GlobalHead() if (pointer := _parsed(GlobalPointer, row)) is not None:
-            heard.heads.setdefault(pointer.version, (pointer.digest, row.seq))
-        case GlobalManifestOf() if (manifest := _parsed(GlobalManifest, row)) is not None:
-            moved = manifest.anchor is not None or any(g.residual_after is not None for g in manifest.groups)
-            if moved and heard.anchored is None:
-                heard.anchored = manifest.version
-            if manifest.version == 0:
-                heard.manifest, heard.founded_at_ns = manifest, manifest.created_at_ns
-        case GlobalChunk(0, index) if row.payload:
-            heard.chunks[index] = row.payload
-
-
-def _parsed(kind: type[M], row: Row) -> M | None:
     try:
-        return kind.from_bytes(unsigned(row.payload))
+        match address:
+            case CoordinatorStateOf():
+                state = message_on(address, row.payload)
+                heard.birth = heard.birth or state
+                heard.finished = heard.finished or state.finished
+            case GlobalHead():
+                pointer = message_on(address, row.payload)
+                heard.heads.setdefault(pointer.version, (pointer.digest, row.seq))
+            case GlobalManifestOf():
+                _hear_of_version(heard, message_on(address, row.payload))
+            case GlobalChunk(0, index) if row.payload:
+                heard.chunks[index] = row.payload
     except InvalidMessage:
-        return None  # a deletion, or what no node could read either
+        return  # a deletion, or what no node could read either
+
+
+def _hear_of_version(heard: Heard, manifest: GlobalManifest) -> None:
+    moved = manifest.anchor is not None or any(g.residual_after is not None for g in manifest.groups)
+    if moved and heard.anchored is None:
+        heard.anchored = manifest.version
+    if manifest.version == 0:
+        heard.manifest, heard.founded_at_ns = manifest, manifest.created_at_ns
 
 
 def _first_adapter(path: Path, heard: Heard) -> tuple[Layout, bytes]:
@@ -223,6 +222,13 @@ def _as_coordinator_rows(path: Path) -> Iterator[Row]:
                 yield replace(row, payload=unsigned(row.payload))  # the terms that are assumed ask for no signature
             case (_, UpdateChunk()):
                 yield row
-            case (_, CoordinatorStateOf()) if (state := _parsed(CoordinatorState, row)) and state.epoch > epoch:
-                epoch = state.epoch
+            case (_, CoordinatorStateOf() as address) if (announced := _epoch(address, row)) > epoch:
+                epoch = announced
                 yield Row(row.received_at_ns, START, b"", seq=row.seq)
+
+
+def _epoch(address: CoordinatorStateOf, row: Row) -> int:
+    try:
+        return message_on(address, row.payload).epoch
+    except InvalidMessage:
+        return 0  # no start of a coordinator

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from schemas.messages import InvalidMessage, NodeMetrics, NodeState
-from schemas.signing import unsigned
+from schemas.reading import message_on
 from schemas.topics import Address, NodeMetricsOf, NodeStateOf
 
 Word = NodeStateOf | NodeMetricsOf
@@ -34,15 +34,15 @@ def hear(fleet: Fleet, address: Address | None, payload: bytes, at_ns: int, most
     """The fleet after one message; what cannot be read, or is of one node too many, changes nothing."""
     if not isinstance(address, Word) or (address.node not in fleet and len(fleet) >= most_nodes):
         return fleet
+    if isinstance(address, NodeStateOf) and not payload:  # somebody has deleted what was retained
+        return {node: heard for node, heard in fleet.items() if node != address.node}
     known = fleet.get(address.node, NodeHeard(at_ns))
     try:
-        match address:
-            case NodeStateOf() if not payload:  # somebody has deleted what was retained
-                return {node: heard for node, heard in fleet.items() if node != address.node}
-            case NodeStateOf():
-                said = _state(known, NodeState.from_bytes(unsigned(payload)))
-            case NodeMetricsOf():
-                said = replace(known, metrics=NodeMetrics.from_bytes(payload))
+        match message_on(address, payload):
+            case NodeState() as state:
+                said = _state(known, state)
+            case NodeMetrics() as metrics:
+                said = replace(known, metrics=metrics)
     except InvalidMessage:
         return fleet
     return fleet if said is known else {**fleet, address.node: replace(said, at_ns=at_ns)}

@@ -16,15 +16,8 @@ from broker.recording import RecordingError
 from coordinator.equations import staleness
 from coordinator.registry import Registry, RegistryError
 from coordinator.watch.status import Count, Value, Verdict, verdict
-from schemas.messages import (
-    GlobalManifest,
-    GroupReport,
-    InvalidMessage,
-    Loss,
-    ReceiptStatus,
-    UpdateManifest,
-    split_body,
-)
+from schemas.messages import GlobalManifest, GroupReport, InvalidMessage, Loss, ReceiptStatus, UpdateManifest
+from schemas.reading import message_on
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
 
 ID_PREFIX = re.compile(r"[0-9a-f]{6,32}")
@@ -144,18 +137,18 @@ def _arrivals(
     )
     for seq, at_ns, topic, size, duplicate in rows:
         match parse(federation, topic):
-            case UpdateManifestOf(node, id_) if id_.startswith(prefix):
+            case UpdateManifestOf(node, id_) as address if id_.startswith(prefix):
                 arrival = Arrival(at_ns=at_ns, what="manifest", size=size, duplicate=bool(duplicate))
-                yield node, id_, arrival, _manifest(journal, seq)
+                yield node, id_, arrival, _manifest(journal, seq, address)
             case UpdateChunk(node, id_, index) if id_.startswith(prefix):
                 arrival = Arrival(at_ns=at_ns, what=f"chunk {index}", size=size, duplicate=bool(duplicate))
                 yield node, id_, arrival, None
 
 
-def _manifest(journal: sqlite3.Connection, seq: int) -> UpdateManifest | None:
+def _manifest(journal: sqlite3.Connection, seq: int, address: UpdateManifestOf) -> UpdateManifest | None:
     [(payload,)] = journal.execute("SELECT payload FROM messages WHERE seq = ?", (seq,)).fetchall()
     try:
-        return UpdateManifest.from_bytes(split_body(payload)[0])
+        return message_on(address, payload)
     except InvalidMessage:
         return None
 

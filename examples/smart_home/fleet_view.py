@@ -20,9 +20,8 @@ from schemas.messages import (
     NodeState,
     Receipt,
     UpdateManifest,
-    split_body,
 )
-from schemas.signing import unsigned
+from schemas.reading import message_on
 
 OBSERVED: tuple[type[topics.Address], ...] = (
     topics.CoordinatorStateOf,
@@ -128,18 +127,17 @@ def observe(view: FleetView, message: Message) -> FleetView:
     if node is not None and node not in view.nodes and not isinstance(address, topics.ReceiptFor):
         return replace(view, strangers=view.strangers + 1)
     try:
-        return _FOLDS[type(address)](view, address, unsigned(message.payload)) if type(address) in _FOLDS else view
+        fold = _FOLDS.get(type(address))
+        return view if fold is None else fold(view, address, message_on(address, message.payload))
     except InvalidMessage:
         return replace(view, malformed=view.malformed + 1)
 
 
-def _coordinator_state(view: FleetView, _: topics.CoordinatorStateOf, payload: bytes) -> FleetView:
-    state = CoordinatorState.from_bytes(payload)
+def _coordinator_state(view: FleetView, _: topics.CoordinatorStateOf, state: CoordinatorState) -> FleetView:
     return replace(view, coordinator_online=state.online, epoch=state.epoch)
 
 
-def _head(view: FleetView, _: topics.GlobalHead, payload: bytes) -> FleetView:
-    pointer = GlobalPointer.from_bytes(payload)
+def _head(view: FleetView, _: topics.GlobalHead, pointer: GlobalPointer) -> FleetView:
     if pointer.version > view.final_version:
         raise InvalidMessage(f"version {pointer.version} is beyond the last one, {view.final_version}")
     if view.head is not None and (pointer.epoch, pointer.version) < (view.head_epoch, view.head):
@@ -147,15 +145,13 @@ def _head(view: FleetView, _: topics.GlobalHead, payload: bytes) -> FleetView:
     return replace(view, head=pointer.version, head_epoch=pointer.epoch)
 
 
-def _release(view: FleetView, _: topics.GlobalRelease, payload: bytes) -> FleetView:
-    pointer = GlobalPointer.from_bytes(payload)
+def _release(view: FleetView, _: topics.GlobalRelease, pointer: GlobalPointer) -> FleetView:
     if max(pointer.version, pointer.judged or 0) > view.final_version:
         raise InvalidMessage(f"version {pointer.version} is beyond the last one, {view.final_version}")
     return replace(view, served={**view.served, pointer.version: pointer.variant}, judged=pointer.judged)
 
 
-def _manifest(view: FleetView, address: topics.GlobalManifestOf, payload: bytes) -> FleetView:
-    manifest = GlobalManifest.from_bytes(split_body(payload)[0])
+def _manifest(view: FleetView, address: topics.GlobalManifestOf, manifest: GlobalManifest) -> FleetView:
     if manifest.version != address.version:
         raise InvalidMessage(f"manifest of version {manifest.version} on the topic of {address.version}")
     inputs = tuple((entry.node, entry.base_version) for entry in manifest.inputs)
@@ -164,29 +160,25 @@ def _manifest(view: FleetView, address: topics.GlobalManifestOf, payload: bytes)
     return replace(view, versions=tuple(sorted((*others, version), key=lambda v: v.version)))
 
 
-def _node_state(view: FleetView, address: topics.NodeStateOf, payload: bytes) -> FleetView:
-    state = NodeState.from_bytes(payload)
+def _node_state(view: FleetView, address: topics.NodeStateOf, state: NodeState) -> FleetView:
     if not state.online:
         return _with_node(view, address.node, online=False, base_version=None)
     return _with_node(view, address.node, online=True, held_version=state.version)
 
 
-def _metrics(view: FleetView, address: topics.NodeMetricsOf, payload: bytes) -> FleetView:
-    metrics = NodeMetrics.from_bytes(payload)
+def _metrics(view: FleetView, address: topics.NodeMetricsOf, metrics: NodeMetrics) -> FleetView:
     loss = view.nodes[address.node].loss if metrics.loss is None else metrics.loss
     progress = {"base_version": metrics.base_version, "step": metrics.step, "steps": metrics.steps}
     return _with_node(view, address.node, loss=loss, **progress)
 
 
-def _update(view: FleetView, address: topics.UpdateManifestOf, payload: bytes) -> FleetView:
-    manifest = UpdateManifest.from_bytes(split_body(payload)[0])
+def _update(view: FleetView, address: topics.UpdateManifestOf, manifest: UpdateManifest) -> FleetView:
     view = _with_node(view, address.node, sent=view.nodes[address.node].sent | {address.update_id})
     update = UpdateView(manifest.base_version, manifest.loss, manifest.seconds)
     return replace(view, updates={**view.updates, address.update_id: update})
 
 
-def _receipt(view: FleetView, address: topics.ReceiptFor, payload: bytes) -> FleetView:
-    receipt = Receipt.from_bytes(payload)
+def _receipt(view: FleetView, address: topics.ReceiptFor, receipt: Receipt) -> FleetView:
     node = view.nodes.get(address.node)
     if receipt.status in _TAKEN and node is not None and receipt.update_id not in node.accepted:
         return _with_node(view, address.node, accepted=(*node.accepted, receipt.update_id))
@@ -196,7 +188,7 @@ def _receipt(view: FleetView, address: topics.ReceiptFor, payload: bytes) -> Fle
     return view
 
 
-_FOLDS: Mapping[type[topics.Address], Callable[[FleetView, Any, bytes], FleetView]] = {
+_FOLDS: Mapping[type[topics.Address], Callable[[FleetView, Any, Any], FleetView]] = {
     topics.CoordinatorStateOf: _coordinator_state,
     topics.GlobalHead: _head,
     topics.GlobalRelease: _release,

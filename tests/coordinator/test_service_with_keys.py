@@ -1,9 +1,11 @@
 """A coordinator process with keys on a mosquitto with TLS and access rules; its nodes are played by hand."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +22,7 @@ from broker.federation_keys import enrol, init, revoke, rotate
 from coordinator.journal import read_updates
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay
+from coordinator.watch.trace import Trace
 from schemas.messages import GlobalPointer
 from schemas.topics import GlobalKeys, parse
 from schemas.trust import Trust
@@ -137,6 +140,25 @@ def test_a_federation_with_keys_makes_versions_and_all_that_it_says_is_signed(
     registry = Registry(running.data_dir / "adapters")
     assert registry.unsealed() == [] and len(registry.versions()) == 2
     assert all(version.agrees for version in replay(running.data_dir / "journal.db"))
+
+
+def test_a_trace_tells_what_a_signed_manifest_says(
+    play: Callable[[str], Any], start_coordinator: Callable[..., Any], keys: Path, base_model: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    running = start_coordinator(base_model, f'http = "{address}"' + SETTINGS.format(keys=keys, lifetime=3600))
+    a = play("a")
+    a.until_version(0)
+    id_ = a.send("a", 7, a.head, 1.0)
+    a.until(lambda: a.statuses(id_) == ["accepted"])
+    command = [sys.executable, "-m", "alignfed", "trace", id_, "--json", "--config", str(running.config)]
+    said = Trace.model_validate_json(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    assert (said.node, said.status, said.base_version, said.sequence) == ("a", "accepted", 0, 7)
+    assert (said.examples, said.steps, said.loss, said.training_seconds, said.codec) == (4, 8, 1.0, 1.0, "fp32")
+    assert said.size == a.manifest("a", 7, a.head, 1.0).body.size
+    with urllib.request.urlopen(f"http://{address}/api/trace/{id_[:6]}", timeout=10) as answer:
+        assert Trace.model_validate_json(answer.read()) == said
 
 
 def test_what_another_nodes_key_has_signed_comes_to_nothing(

@@ -17,7 +17,8 @@ from coordinator.registry import Registry
 from coordinator.state import FederationState
 from edge_node.state import DropUpdate, Effects, SettleUpdate, StoreUpdate, Warn
 from schemas.messages import GlobalManifest, GlobalPointer, Receipt
-from schemas.signing import is_signed, unsigned
+from schemas.reading import message_on
+from schemas.signing import is_signed
 from schemas.topics import (
     Address,
     CoordinatorStateOf,
@@ -74,15 +75,14 @@ class Books:
                 raise Broken(f"{publication.topic} goes out {'un' * must}signed")
         if client_id != self.coordinator.client_id or not publication.payload:
             return
-        payload = unsigned(publication.payload)
         if isinstance(address, ReceiptFor):
-            self._on_receipt(Receipt.from_bytes(payload))
+            self._on_receipt(message_on(address, publication.payload))
         elif isinstance(address, GlobalManifestOf):
-            self._on_manifest(GlobalManifest.from_bytes(payload))
+            self._on_manifest(message_on(address, publication.payload))
         elif isinstance(address, CoordinatorStateOf):
             self.network.told_again = True  # it says all that is retained once more
         elif isinstance(address, GlobalHead | GlobalRelease):
-            self._on_pointer(type(address), GlobalPointer.from_bytes(payload))
+            self._on_pointer(type(address), message_on(address, publication.payload))
 
     def _on_receipt(self, receipt: Receipt) -> None:
         journal = self.coordinator.journal
@@ -115,7 +115,7 @@ class Books:
         if not self.network.is_whole:
             return
         if isinstance(address, GlobalHead | GlobalRelease):
-            self._all_is_there(GlobalPointer.from_bytes(unsigned(publication.payload)), publication.topic)
+            self._all_is_there(message_on(address, publication.payload), publication.topic)
         elif isinstance(address, OF_VERSIONS) and not publication.payload:
             for kind in (GlobalHead(), GlobalRelease()):
                 if (pointer := self.retained_pointer(kind)) is not None and pointer.version == address.version:
@@ -130,7 +130,7 @@ class Books:
 
     def retained_pointer(self, address: GlobalHead | GlobalRelease) -> GlobalPointer | None:
         kept = self.network.kept.retained.get(route(FEDERATION, address).topic)
-        return None if kept is None else GlobalPointer.from_bytes(unsigned(kept.payload))
+        return None if kept is None else message_on(address, kept.payload)
 
     # What a node has done.
 

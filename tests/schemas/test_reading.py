@@ -1,12 +1,24 @@
-"""Any message in words: what its topic says it is, what it says, and what is wrong with it."""
+"""Any message by its topic: as a value, or in words with what is wrong with it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.chunks import describe
-from schemas.messages import Receipt, UpdateManifest, join_body, update_id
-from schemas.reading import MODELS, OTHER, kind_of, read
-from schemas.topics import ADDRESSES, GlobalChunk, GlobalManifestOf, ReceiptFor, UpdateChunk, UpdateManifestOf, route
+from schemas.messages import InvalidMessage, NodeMetrics, Receipt, UpdateManifest, join_body, update_id
+from schemas.reading import MODELS, OTHER, kind_of, message_on, read
+from schemas.signing import SigningKey, sign
+from schemas.topics import (
+    ADDRESSES,
+    GlobalChunk,
+    GlobalHead,
+    GlobalManifestOf,
+    NodeMetricsOf,
+    ReceiptFor,
+    UpdateChunk,
+    UpdateManifestOf,
+    route,
+)
 
 ID = "a" * 32
 BODY = b"the body"
@@ -39,6 +51,25 @@ def test_every_kind_of_topic_has_a_name_of_its_own_and_a_reader():
     assert len(set(kinds)) == len(kinds)
     assert {"update/manifest", "global/average/chunk", "receipt"} <= set(kinds)
     assert set(ADDRESSES) - MODELS.keys() == {a for a in ADDRESSES if kind_of(a).endswith("chunk")}
+
+
+def test_a_message_is_the_same_signed_or_not_with_its_body_behind_it_or_without():
+    key, text = SigningKey.from_bytes(bytes(32)), manifest().to_bytes()
+    where = UpdateManifestOf("kitchen", update_id(text))
+    for plain in (text, join_body(text, BODY)):
+        assert message_on(where, plain) == message_on(where, sign(key, topic(where), plain)) == manifest()
+    receipt = Receipt(update_id=ID, status="aggregated", version=3)
+    signed = sign(key, topic(ReceiptFor("kitchen")), receipt.to_bytes())
+    assert message_on(ReceiptFor("kitchen"), receipt.to_bytes()) == message_on(ReceiptFor("kitchen"), signed) == receipt
+
+
+def test_a_message_of_another_topic_and_a_signature_where_there_is_none_are_invalid():
+    with pytest.raises(InvalidMessage, match="GlobalPointer"):
+        message_on(GlobalHead(), Receipt(update_id=ID, status="accepted").to_bytes())
+    where, said = NodeMetricsOf("kitchen"), NodeMetrics(boot_id=ID)
+    assert message_on(where, said.to_bytes()) == said
+    with pytest.raises(InvalidMessage, match="NodeMetrics"):  # nobody signs these
+        message_on(where, sign(SigningKey.from_bytes(bytes(32)), topic(where), said.to_bytes()))
 
 
 def test_an_update_is_told_with_its_node_its_base_version_and_its_body():

@@ -18,7 +18,7 @@ from broker.client import Client
 from broker.events import Message
 from broker.settings import BrokerSettings
 from schemas.messages import GlobalPointer, NodeState, Receipt
-from schemas.signing import unsigned
+from schemas.reading import message_on
 from schemas.topics import GlobalHead, NodeStateOf, ReceiptFor, parse
 
 FEDERATION, NODES = "home", 3
@@ -106,14 +106,13 @@ class Stack:
                 self.observer.ack(event)
 
     def _see(self, message: Message) -> None:
-        payload = unsigned(message.payload)
         match parse(FEDERATION, message.topic):
-            case GlobalHead():
-                self.heads.append(GlobalPointer.from_bytes(payload))
-            case NodeStateOf(node):
-                self.states[node] = NodeState.from_bytes(payload)
-            case ReceiptFor(node):
-                self.receipts.append((node, Receipt.from_bytes(payload)))
+            case GlobalHead() as address:
+                self.heads.append(message_on(address, message.payload))
+            case NodeStateOf(node) as address:
+                self.states[node] = message_on(address, message.payload)
+            case ReceiptFor(node) as address:
+                self.receipts.append((node, message_on(address, message.payload)))
 
     @contextmanager
     def observed(self, settings: BrokerSettings) -> Iterator[None]:
