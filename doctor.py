@@ -167,6 +167,7 @@ def addresses(configuration: Configuration) -> dict[str, str]:
     found = {
         "coordinator's page": configuration.coordinator.http,
         "node's answers": edge.serving.http if edge else None,
+        "node's figures": edge.metrics_http if edge else None,
     }
     return {name: http for name, http in found.items() if http is not None}
 

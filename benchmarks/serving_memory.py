@@ -14,9 +14,10 @@ from edge_node.memory import share_one_heap
 from edge_node.serving.answering import Answering
 from edge_node.serving.chat_tokens import ChatTokens, Turn
 from edge_node.serving.export import ServedModel
-from edge_node.serving.http import HttpServer, application
+from edge_node.serving.http import application
 from edge_node.serving.inference import Inference, ServedVersion
 from edge_node.serving.session import Session
+from edge_node.watching import HttpServer
 from schemas.adapter import Adapter, Layout
 
 ANSWER = 64  # tokens, after a prompt of about 128

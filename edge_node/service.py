@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,6 +32,7 @@ from broker.settings import BrokerSettings
 from edge_node import machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
+from edge_node.health import Shown
 from edge_node.node import Equipment, Node, farewell_of, subscriptions
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import publication
@@ -61,6 +62,7 @@ EXPECTED_FAULTS = (
     sqlite3.DatabaseError,
 )
 CONDITIONS_EVERY_S = 15.0
+TURN_S = 10.0  # the loop comes by so often whatever happens, so that whoever looks can tell that it does not hang
 
 
 class AlreadyRunning(OSError):
@@ -143,7 +145,8 @@ class Service:
         )
         self._trainer = Trainer(resolved, cache, self._data, settings, self._inbox.put)
         self._feed = _feed(federation, broker, settings, self._data, self._inbox.put)
-        self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._inbox.put)
+        self._shown = Shown(lambda: self._data.summary().examples > 0)
+        self._serving = _serving(self._identity, resolved, cache, broker, self._data, self._shown, self._inbox.put)
         self._equipment = Equipment(
             client=self._client,
             outbox=outbox,
@@ -160,7 +163,7 @@ class Service:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
         ended = threading.Event()
         forwarder = threading.Thread(target=_forward, args=(self._client, self._inbox.put, ended), daemon=True)
-        with _signals_to(self._inbox.put):
+        with _signals_to(self._inbox.put), self._watching():
             self._client.start()
             forwarder.start()
             if self._feed is not None:
@@ -182,8 +185,7 @@ class Service:
     def _loop(self) -> int:
         done = self._node.begin()
         while not any(isinstance(effect, state.Stop) for effect in done):
-            if self._serving is not None:
-                self._serving.metrics.show(self._node.state)
+            self._shown.show(self._node.state)
             item = self._next(self._node.deadline)
             if isinstance(item, StopRequested):
                 return CLEAN
@@ -194,14 +196,23 @@ class Service:
             done = self._node.take(item, time.monotonic(), time.time_ns())
         return REFUSED
 
+    def _watching(self) -> AbstractContextManager[None]:
+        """Whoever may look while this lasts, if the owner wants that where nobody is answered."""
+        if (http := self._identity.settings.metrics_http) is None:
+            return nullcontext()
+        from edge_node.watching import served_on, watching  # nobody else needs its memory
+
+        looks = [part.look for part in (self._shown, self._serving) if part is not None]
+        return served_on(http, watching(self._shown.metrics, looks), "edge.metrics_http")
+
     def _next(self, deadline: float | None) -> Any:
         """What the client, the trainer or a signal has put into the queue; after the deadline, a tick."""
         now = time.monotonic()
         if now >= self._conditions_at:
             return self._conditions(now)
-        deadline = min(self._conditions_at, math.inf if deadline is None else deadline)
+        deadline = min(self._conditions_at, now + TURN_S, math.inf if deadline is None else deadline)
         try:
-            return self._inbox.get(timeout=None if deadline == math.inf else max(0.0, deadline - now))
+            return self._inbox.get(timeout=max(0.0, deadline - now))
         except queue.Empty:
             return state.Ticked(time.monotonic())
 
@@ -250,6 +261,7 @@ def _serving(
     cache: Path,
     broker: BrokerSettings,
     data: LocalData,
+    shown: Shown,
     put: Callable[[Any], None],
 ) -> "Serving | None":
     """What answers, if the owner wants that."""
@@ -260,7 +272,8 @@ def _serving(
     from edge_node.serving.thread import Serving
 
     mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
-    return Serving(resolved, cache, settings, mqtt, put, data.held_out, _routes(identity.settings, data))
+    routes = _routes(identity.settings, data)
+    return Serving(resolved, cache, settings, mqtt, put, data.held_out, routes, shown.metrics, (shown.look,))
 
 
 def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:

@@ -11,6 +11,8 @@ from edge_node.policy import TrainingPolicy
 from schemas.kltp import COARSEST, FINEST
 from schemas.topics import Name
 
+HOST_AND_PORT = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$"
+
 
 def _own_folder(settings: dict[str, Any]) -> Path:
     return Path("alignfed-data") / str(settings.get("node", "node"))
@@ -40,7 +42,7 @@ class ServingSettings(BaseModel):
 
     http: str | None = Field(
         default=None,
-        pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
+        pattern=HOST_AND_PORT,
         description="HOST:PORT to answer on, in OpenAI's shape; a node serves when this is set, or mqtt is true",
     )
     mqtt: bool | None = Field(
@@ -99,6 +101,12 @@ class EdgeSettings(BaseModel):
         default="auto", description="of training; auto: bfloat16 on a GGUF file's blocks, if the processor has it"
     )
     training: TrainingConfig = TrainingConfig()
+    metrics_http: str | None = Field(
+        default=None,
+        pattern=HOST_AND_PORT,
+        description="HOST:PORT of /metrics and /healthz, for a node that does not answer over HTTP, which has both at "
+        "serving.http; no password",
+    )
     serving: ServingSettings = ServingSettings()
     policy: TrainingPolicy = TrainingPolicy()
     rank: int | None = Field(

@@ -3,7 +3,9 @@
 An answer is made with the adapter that was served when it began. Who asked is told from the thread that answers.
 """
 
+import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edge_node.health import Told
 from edge_node.memory import give_back_memory
 from edge_node.metrics import Metrics
 from edge_node.serving.chat_tokens import ChatRefused, ChatTokens, Turn
@@ -20,6 +23,8 @@ from edge_node.serving.inference import AdapterSlot, Inference
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
+TRIED_EVERY_S = 60.0  # while nobody asks: what answered a minute ago answers still
+OVERDUE_S = 60.0  # a deadline counts between tokens, and the prompt of a large model takes its time
 
 
 class Overloaded(Exception):
@@ -97,6 +102,9 @@ class Answering:
         self.metrics = metrics or Metrics()
         self._questions: queue.Queue[Pending] = queue.Queue(waiting)
         self._stopped = threading.Event()
+        self._deadlines = dict[str, float]()  # of the answers under way, by their thread
+        self._tried_at = -math.inf  # when it last answered, or tried to; never, once an answer has met an error
+        self._trouble: str | None = None  # why a question of its own was not answered
         self._threads = [threading.Thread(target=self._work, name=f"answer-{n}", daemon=True) for n in range(parallel)]
         for thread in self._threads:
             thread.start()
@@ -111,16 +119,22 @@ class Answering:
 
         `given_up` is for who can learn within `tell` that nobody waits any more.
         """
-        pending = Pending(
-            question, _noted(self.metrics, tell), time.monotonic() + self._timeout_s, given_up or threading.Event()
-        )
-        if self._stopped.is_set():
-            raise Overloaded
-        try:
-            self._questions.put_nowait(pending)
-        except queue.Full:
-            raise Overloaded from None
-        return pending
+        return self._queue(question, _noted(self.metrics, tell), given_up or threading.Event())
+
+    def look(self, at: float | None = None) -> Told:
+        """Whether it answers. Where nobody asks it puts a question of its own, and the next look tells what came of it.
+
+        `at` is of time.monotonic, now if not given.
+        """
+        now = time.monotonic() if at is None else at
+        slot, waiting = self._inference.current, self.waiting
+        is_idle = not self._deadlines and not waiting
+        if is_idle and (self._trouble is not None or now - self._tried_at > TRIED_EVERY_S):
+            self._tried_at = now
+            with contextlib.suppress(Overloaded):
+                self._queue(_TRIAL, self._tried, threading.Event())
+        about = {"adapter": slot.named if slot is not None else None, "waiting": waiting}
+        return Told(tuple(self._faults(now)), about)
 
     def stop(self) -> None:
         """End answers under way at their next token, tell those who wait, and end the threads."""
@@ -130,18 +144,46 @@ class Answering:
         while not self._questions.empty():
             self._questions.get_nowait().tell(_STOPPED)
 
+    def _faults(self, now: float) -> Iterator[str]:
+        died = sum(not thread.is_alive() for thread in self._threads)
+        if died and not self._stopped.is_set():
+            yield f"{died} of {len(self._threads)} answering threads died; the node's log says why"
+        late_s = now - min(self._deadlines.copy().values(), default=math.inf)
+        if late_s > OVERDUE_S:
+            yield f"an answer should have been given up {late_s:.0f} s ago, and goes on"
+        if (trouble := self._trouble) is not None:
+            yield f"a question of the node's own was not answered: {trouble}"
+
+    def _tried(self, news: News) -> None:
+        """Take note of what came of its own question; one that nobody had time for says nothing."""
+        if isinstance(news, Failed) and news.kind not in ("waited", "stopped"):
+            self._trouble = news.reason
+
+    def _queue(self, question: Question, tell: Callable[[News], None], given_up: threading.Event) -> Pending:
+        pending = Pending(question, tell, time.monotonic() + self._timeout_s, given_up)
+        if self._stopped.is_set():
+            raise Overloaded
+        try:
+            self._questions.put_nowait(pending)
+        except queue.Full:
+            raise Overloaded from None
+        return pending
+
     def _work(self) -> None:
+        own_name = threading.current_thread().name
         while not self._stopped.is_set():
             try:
                 pending = self._questions.get(timeout=0.2)
             except queue.Empty:
                 continue
+            self._deadlines[own_name] = pending.deadline
             try:
                 self._answer(pending)
             except Exception as error:  # one answer's fault must not end the thread: who asked is told, and the log
                 log.exception("a question could not be answered")
+                self._tried_at = -math.inf
                 pending.tell(Failed("fault", f"the node met an error: {type(error).__name__}"))
-            del pending
+            del self._deadlines[own_name], pending
             give_back_memory()  # the keys and values of an answer are tens of megabytes
 
     def _answer(self, pending: Pending) -> None:
@@ -175,6 +217,7 @@ class Answering:
         tokens = _Counted(generate(session, slot, prompt, sampling, self._chat.stops, lambda: self._is_over(pending)))
         for text in self._chat.text(tokens, question.stop_strings):
             pending.tell(Piece(text))
+        self._tried_at, self._trouble = time.monotonic(), None
         full = tokens.exhausted and tokens.count == sampling.max_tokens
         pending.tell(Ended("length" if full else "stop", tokens.count))
 
@@ -182,6 +225,7 @@ class Answering:
         return self._stopped.is_set() or pending.given_up.is_set() or time.monotonic() > pending.deadline
 
 
+_TRIAL = Question([{"role": "user", "content": "hello"}], Sampling(max_tokens=1))
 _STOPPED = Failed("stopped", "the node is shutting down")
 
 

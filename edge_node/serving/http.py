@@ -1,18 +1,15 @@
-"""The node's HTTP face: /v1/chat/completions, /v1/models and /healthz in OpenAI's shape, on a thread of its own.
+"""The node's HTTP face: /v1/chat/completions and /v1/models in OpenAI's shape, beside what watching.py shows.
 
 Every answer names the adapter version that made it. It decides nothing about adapters, and knows no broker.
 """
 
 import asyncio
 import json
-import socket
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,56 +18,18 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ExceptionHandler
 
 from base_model.reference import ResolvedModel
-from edge_node.metrics import CONTENT_TYPE
+from edge_node.health import Look
 from edge_node.serving import http_messages as messages
 from edge_node.serving.answering import Answering, Begun, Ended, Failed, News, Overloaded, Pending, Piece, Question
 from edge_node.serving.http_messages import ADAPTED, BASE, JSON, ChatRequest, RequestRefused
-from edge_node.serving.inference import AdapterSlot, Inference
+from edge_node.serving.inference import Inference
+from edge_node.watching import watching_routes
 
 MOST_BODY_BYTES = 256 << 10
 BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
-MOST_CONNECTIONS = 256  # beyond them 503 at once, so that strangers cannot hold more than 64 MB of bodies
-FAREWELL_S = 5
 VERSION_HEADER = "x-adapter-version"
 STATUS = {"invalid": 400, "too_long": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
-
-
-class HttpServer:
-    """Serves an application on a socket, from `start` to `stop`."""
-
-    def __init__(self, app: Starlette, host: str, port: int) -> None:
-        """Take the address, 0 for any free port; OSError when it cannot be had."""
-        self._socket = socket.create_server((host, port), family=_family(host))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=FAREWELL_S,
-            limit_concurrency=MOST_CONNECTIONS,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
-        )
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        port: int = self._socket.getsockname()[1]
-        return port
-
-    def start(self) -> None:
-        """Begin to serve; returns at once, and connections are taken from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take no more connections, let answers under way end for a moment, and end."""
-        self._server.should_exit = True
-        self._thread.join(FAREWELL_S + 1)
-        self._socket.close()
 
 
 def application(
@@ -79,20 +38,19 @@ def application(
     resolved: ResolvedModel,
     usual_tokens: int,
     more: Sequence[BaseRoute] = (),
-    mqtt_counts: Callable[[], JSON] | None = None,
+    looks: Sequence[Look] = (),
 ) -> Starlette:
     """The routes of one node, and `more`. Answers have at most `usual_tokens` tokens if a request sets no limit.
 
-    `mqtt_counts` says what came of requests over MQTT, for `/healthz`; None where there is no such way.
+    `looks` are at the node's other parts, for `/healthz`.
     """
-    node = _Node(inference, answering, resolved, usual_tokens, mqtt_counts)
+    node = _Node(inference, answering, resolved, usual_tokens)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", node.chat, methods=["POST"]),
             Route("/v1/models", node.models, methods=["GET"]),
             Route("/v1/models/{name}", node.model, methods=["GET"]),
-            Route("/healthz", node.health, methods=["GET"]),
-            Route("/metrics", node.metrics, methods=["GET"]),
+            *watching_routes(answering.metrics, (*looks, answering.look)),
             *more,
         ],
         exception_handlers=handlers(),
@@ -107,16 +65,9 @@ def handlers() -> dict[Any, ExceptionHandler]:
 class _Node:
     """What the routes answer from."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        answering: Answering,
-        resolved: ResolvedModel,
-        usual_tokens: int,
-        mqtt_counts: Callable[[], JSON] | None,
-    ) -> None:
+    def __init__(self, inference: Inference, answering: Answering, resolved: ResolvedModel, usual_tokens: int) -> None:
         self._inference, self._answering, self._resolved = inference, answering, resolved
-        self._usual_tokens, self._mqtt_counts, self._begun_at = usual_tokens, mqtt_counts, int(time.time())
+        self._usual_tokens, self._begun_at = usual_tokens, int(time.time())
 
     async def chat(self, request: Request) -> Response:
         asked = messages.parse_request(await read_body(request))
@@ -145,16 +96,6 @@ class _Node:
             raise RequestRefused(404, text, param="model", code="model_not_found")
         return JSONResponse(self._described(name))
 
-    async def health(self, request: Request) -> Response:
-        counts = self._mqtt_counts() if self._mqtt_counts is not None else None
-        adapter = _adapter(self._inference.current)
-        return JSONResponse(
-            {"status": "ok", "adapter": adapter, "waiting": self._answering.waiting, "over_mqtt": counts}
-        )
-
-    async def metrics(self, request: Request) -> Response:
-        return Response(self._answering.metrics.page(), headers={"content-type": CONTENT_TYPE})
-
     def _described(self, name: str) -> JSON:
         slot = self._inference.current if name == ADAPTED else None
         precision = self._inference.session.model.precision
@@ -164,7 +105,7 @@ class _Node:
             "created": self._begun_at,
             "owned_by": "alignfed",
             "base_model": {"name": self._resolved.name, "digest": self._resolved.digest, "precision": precision},
-            "adapter": _adapter(slot),
+            "adapter": slot.named if slot is not None else None,
         }
 
 
@@ -283,10 +224,6 @@ async def _gone(request: Request, fault: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
 
 
-def _adapter(slot: AdapterSlot | None) -> JSON | None:
-    return {**slot.version._asdict(), "digest": slot.digest} if slot is not None else None
-
-
 def _code(failed: Failed) -> str | None:
     named = {"too_long": "context_length_exceeded", "waited": "overloaded", "timeout": "timeout", "stopped": "stopped"}
     return named.get(failed.kind)
@@ -294,7 +231,3 @@ def _code(failed: Failed) -> str | None:
 
 def _event(value: JSON) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -47,6 +47,11 @@ class AdapterSlot:
     adapter: Any  # onnxruntime.LoraAdapter
     options: Any  # onnxruntime.RunOptions
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Epoch, version and digest, as whoever is answered is told."""
+        return {**self.version._asdict(), "digest": self.digest}
+
 
 class Inference:
     """A session and the slot that new requests use; every method may be called from any thread."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from broker.client import Client
 from broker.events import Message, NetworkThreadDied, PayloadTooLarge, Publication, Published, QueueFull, Subscribed
 from broker.settings import BrokerSettings
+from edge_node.health import Told
 from edge_node.serving.answering import Answering, Begun, Ended, Failed, News, Overloaded, Piece, Question
 from edge_node.serving.generation import Sampling
 from edge_node.serving.inference import AdapterSlot, Inference
@@ -91,6 +92,12 @@ class MqttServer:
         """How many requests were taken, refused, and dropped without an answer, and how many answers nobody heard."""
         with self._lock:
             return {name: self._counts[name] for name in ("taken", "refused", "dropped", "unheard")}
+
+    def look(self) -> Told:
+        """Whether it takes questions, while a broker is there."""
+        has_died = self._thread.ident is not None and not self._thread.is_alive() and not self._stopped.is_set()
+        faults = ("the thread that takes questions over MQTT died; the node's log says why",) if has_died else ()
+        return Told(faults, {"over_mqtt": self.counts()})
 
     def _work(self) -> None:
         try:
@@ -214,7 +221,7 @@ class _Conversation:
         )
 
     def _say(self, last: bool, **fields: Any) -> None:
-        made_with = {**self.slot.version._asdict(), "digest": self.slot.digest} if self.slot is not None else {}
+        made_with = self.slot.named if self.slot is not None else {}
         text = "".join(self._held)
         self._held.clear()
         answer = InferenceAnswer(

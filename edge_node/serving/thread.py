@@ -4,19 +4,19 @@ It does not know which adapter is to be served.
 """
 
 import logging
-import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from base_model.examples import Example
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
+from edge_node.health import Look, Told
 from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.metrics import Metrics
 from edge_node.serving.adapter_file import ONNX_FAULTS
@@ -57,12 +57,15 @@ class Serving:
         emit: Callable[[AdapterTried | Exception], None],
         examples: Callable[[int], Sequence[Example]],
         routes: Sequence["BaseRoute"] = (),
+        metrics: Metrics | None = None,
+        looks: Sequence[Look] = (),
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
         self._mqtt = mqtt
         self._examples = examples  # at most so many that are held out
-        self._routes = routes  # of others, beside those of answering
-        self.metrics = Metrics()
+        self._routes, self._looks = routes, looks  # of others, beside those of answering
+        self._metrics = metrics or Metrics()
+        self._answering: Answering | None = None  # once the model is loaded
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
         self._thread.start()
@@ -70,6 +73,12 @@ class Serving:
     def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:
         """Answer with this verified adapter as soon as it is loaded; returns at once."""
         self._adapters.put((pointer, adapter))
+
+    def look(self) -> Told:
+        """Whether questions are answered; while the model is loading nobody can say."""
+        parts = [part.look() for part in (self._mqtt, self._answering) if part is not None]
+        about = {name: value for part in parts for name, value in part.about.items()}
+        return Told(tuple(fault for part in parts for fault in part.faults), about)
 
     def stop(self) -> None:
         """Tell who waits for an answer, and end."""
@@ -92,8 +101,9 @@ class Serving:
             chat = ChatTokens(self._resolved.path)
             settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
             answering = Answering(
-                inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self.metrics
+                inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self._metrics
             )
+            self._answering = answering
             if settings.http is not None:
                 running.enter_context(self._answering_http(settings.http, inference, answering))
                 log.info("answering on http://%s after %.1f s", settings.http, time.monotonic() - begun)
@@ -113,26 +123,17 @@ class Serving:
         if given is None:
             return False
         pointer, adapter = given
-        fault = _take_up(inference, probe, self.metrics, pointer, adapter)
+        fault = _take_up(inference, probe, self._metrics, pointer, adapter)
         self._emit(AdapterTried(time.monotonic(), pointer, adapter, fault))
         return True
 
-    @contextmanager
-    def _answering_http(self, address: str, inference: Inference, answering: Answering) -> Iterator[None]:
-        from edge_node.serving.http import HttpServer, application  # not needed to answer over MQTT
+    def _answering_http(self, address: str, inference: Inference, answering: Answering) -> AbstractContextManager[None]:
+        from edge_node.serving.http import application  # not needed to answer over MQTT
+        from edge_node.watching import served_on
 
-        counts = self._mqtt.counts if self._mqtt is not None else None
-        app = application(inference, answering, self._resolved, self._settings.max_tokens, self._routes, counts)
-        try:
-            server = HttpServer(app, *_address(address))
-        except OSError as fault:
-            reason = os.strerror(fault.errno) if fault.errno else fault
-            raise OSError(f"cannot answer on {address}: {reason}; choose another --http") from fault
-        server.start()
-        try:
-            yield
-        finally:
-            server.stop()
+        looks = (*self._looks, self._mqtt.look) if self._mqtt is not None else self._looks
+        app = application(inference, answering, self._resolved, self._settings.max_tokens, self._routes, looks)
+        return served_on(address, app, "--http")
 
     def _model(self) -> ServedModel:
         precision = self._settings.precision or usual_precision(self._resolved)
@@ -166,11 +167,6 @@ def _take_up(
     if complaint is not None:
         inference.rollback()
     return complaint
-
-
-def _address(http: str) -> tuple[str, int]:
-    host, _, port = http.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _log_stage(stage: str, _done: int, _total: int | None) -> None:

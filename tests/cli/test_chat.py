@@ -8,10 +8,11 @@ from base_model.reference import resolve
 from edge_node.serving.answering import Answering
 from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import export
-from edge_node.serving.http import HttpServer, application
+from edge_node.serving.http import application
 from edge_node.serving.inference import Inference
 from edge_node.serving.mqtt import MqttServer
 from edge_node.serving.session import Session
+from edge_node.watching import HttpServer
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from coordinator.watch.status import (
     VersionStatus,
 )
 from coordinator.watch.trace import Arrival, Trace, VersionOfUpdate
+from edge_node import watching
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
 from edge_node.settings import EdgeSettings
@@ -80,6 +81,12 @@ def test_every_path_is_in_the_document(docs):
     text = (docs / "operate.md").read_text(encoding="utf-8")
     paths = re.findall(r'Route\("([^"]+)"', inspect.getsource(http))
     assert paths and [path for path in paths if f"| `{path}` |" not in text] == []
+
+
+def test_every_path_of_a_node_is_in_the_document(docs):
+    text = (docs / "operate.md").read_text(encoding="utf-8")
+    paths = re.findall(r'Route\("([^"]+)"', inspect.getsource(watching))
+    assert paths and [path for path in paths if f"`{path}`" not in text] == []
 
 
 def _pages() -> str:

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_node.serving.answering import Answering
+from edge_node.health import Told
+from edge_node.serving.answering import Answering, Question
 from edge_node.serving.chat_tokens import ChatTokens
-from edge_node.serving.http import MOST_BODY_BYTES, HttpServer, application
+from edge_node.serving.generation import Sampling
+from edge_node.serving.http import MOST_BODY_BYTES, application
 from edge_node.serving.inference import Inference, ServedVersion
+from edge_node.watching import HttpServer
 
 USER = [{"role": "user", "content": "turn on the desk lamp"}]
 
@@ -291,3 +294,86 @@ def test_a_stopping_node_tells_who_waits(session, resolved, endless):
 def test_an_address_that_is_taken_is_an_error_at_once(node):
     with pytest.raises(OSError, match="in use"):
         HttpServer(None, "127.0.0.1", node.port)
+
+
+def health(node):
+    response = node.send("GET", "/healthz")
+    return response.status, json.load(response)["faults"]
+
+
+def until_health(node, wanted):
+    """Look until the status is this; what keeps it from its work then."""
+    deadline = time.monotonic() + 60
+    while (told := health(node))[0] != wanted:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    return told[1]
+
+
+def test_a_node_that_nobody_asks_finds_out_that_it_cannot_answer_and_that_it_can_again(session, resolved):
+    inference = Inference(session)
+    with serving(inference, resolved) as node:
+        inference.session = None
+        assert until_health(node, 503) == [
+            "a question of the node's own was not answered: the node met an error: AttributeError"
+        ]
+        inference.session = session
+        assert until_health(node, 200) == []
+        assert b"alignfed_edge_answers_total{" not in node.send("GET", "/metrics").read()  # its own do not count
+
+
+def test_one_question_that_meets_an_error_says_nothing_of_others(session, resolved):
+    inference = Inference(session)
+    with serving(inference, resolved) as node:
+        inference.session = None
+        assert node.post().status == 500
+        inference.session = session
+        for _ in range(3):
+            assert health(node) == (200, [])
+            while node.answering.look().about["waiting"]:
+                time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_answering_thread_that_died_and_one_that_does_not_come_back_are_faults(session, resolved):
+    question, begun, released = Question(USER, Sampling(1)), threading.Event(), threading.Event()
+
+    def hold_up(_news):
+        begun.set()
+        released.wait()
+
+    def end_the_thread(_news):
+        raise SystemExit
+
+    with serving(Inference(session), resolved) as node:
+        node.answering.ask(question, hold_up)
+        begun.wait()
+        assert node.answering.look().faults == ()
+        (late,) = node.answering.look(time.monotonic() + 1000).faults
+        assert "should have been given up" in late
+        node.answering.ask(question, end_the_thread)
+        assert until_health(node, 503) == ["1 of 2 answering threads died; the node's log says why"]
+        released.set()
+
+
+def test_what_other_parts_of_the_node_say_is_in_its_health(session, resolved):
+    def look():
+        return Told(("the loop hangs",), {"connected": False})
+
+    answering = Answering(Inference(session), ChatTokens(resolved.path), 1, 1, timeout_s=30)
+    server = HttpServer(application(Inference(session), answering, resolved, 16, looks=[look]), "127.0.0.1", 0)
+    server.start()
+    try:
+        response = Client(server.port, answering).send("GET", "/healthz")
+        told = json.load(response)
+    finally:
+        answering.stop()
+        server.stop()
+    assert response.status == 503
+    assert told == {
+        "status": "failing",
+        "faults": ["the loop hangs"],
+        "connected": False,
+        "adapter": None,
+        "waiting": 0,
+    }

@@ -15,10 +15,11 @@ from edge_node.metrics import Metrics
 from edge_node.serving.answering import Answering, Ended, News, Question
 from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.generation import Sampling
-from edge_node.serving.http import HttpServer, application
+from edge_node.serving.http import application
 from edge_node.serving.inference import Inference
 from edge_node.settings import EdgeSettings
 from edge_node.state import Identity, Memory, WaitingUpdate
+from edge_node.watching import HttpServer
 
 
 def samples(page: bytes) -> dict[str, float]:
