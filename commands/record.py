@@ -48,6 +48,9 @@ def record(
     rotate: Annotated[
         int, typer.Option(min=0, metavar="N", help="Earlier files to keep, as FILE.1 (the newest) to FILE.N.")
     ] = 4,
+    alive: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Touch it while nothing is missed, for health checks.")
+    ] = None,
     config: Config = None,
     broker: Broker = None,
     federation: Federation = None,
@@ -81,6 +84,8 @@ def record(
     try:
         for progress in capture(settings.broker, filters, recording, stop.is_set):
             shown.show(progress)
+            if alive is not None and progress.connected:
+                alive.touch()
     finally:
         recording.close()
         shown.end()

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from broker.client import Client
+from broker.embedded import EmbeddedBroker
 from broker.events import Connected, Publication, Published
 from broker.recording import read_rows
 
@@ -64,6 +65,21 @@ def test_the_federations_topics_are_what_is_recorded_by_default(start, publisher
     process.terminate()
     assert process.wait(PATIENCE_S) == 0
     assert {row.topic for row in read_rows(tmp_path / "r")} == {"alignfed/v1/mine/x"}
+
+
+def test_a_file_says_that_nothing_is_missed_and_nothing_touches_it_while_the_broker_is_away(start, tmp_path):
+    alive = tmp_path / "alive"
+    with EmbeddedBroker() as own:
+        process = start("record", "--broker", own.settings.address, "--out", "r", "--alive", alive)
+        until(alive.exists)
+        own.kill()
+        while "alignfed: " not in process.stderr.readline():  # it has noticed
+            assert process.poll() is None
+        alive.unlink()
+        time.sleep(2)
+        assert not alive.exists()
+        own.restart()
+        until(alive.exists)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ def test_a_service_is_bounded_watched_and_started_again(service):
     assert all(port.startswith("127.0.0.1:") for port in settings.get("ports", ()))  # none of it asks for a login
 
 
+def test_every_service_that_goes_on_has_a_health_check():
+    services = [each for file in (COMPOSE, *OVERLAYS) for each in file["services"].items()]
+    checked = {name for name, settings in services if "healthcheck" in settings}
+    assert checked == {name for name, _ in services} - {"setup"}
+
+
 def test_all_that_is_written_is_in_named_volumes():
     for settings in COMPOSE["services"].values():
         sources = {volume.partition(":")[0] for volume in settings["volumes"] if not volume.endswith(":ro")}
