@@ -64,7 +64,7 @@ def read_signing_key(path: Path) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     content = read_key_file(path)
-    if path.stat().st_mode & 0o077:
+    if path.stat().st_mode & 0o077 and not _is_handed_over(path):
         raise KeyFileError(f"{path} can be read by others, and it is a secret: run chmod 600 {path}")
     try:
         private = serialization.load_pem_private_key(content, password=None)
@@ -82,6 +82,12 @@ def read_key_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}; `alignfed keys` makes it") from None
+
+
+def _is_handed_over(path: Path) -> bool:
+    """Whether systemd gave us the file (LoadCredential=): nobody else sees that folder, whatever the modes say."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return folder is not None and path.is_relative_to(folder)
 
 
 def _pem(private: "Ed25519PrivateKey") -> bytes:

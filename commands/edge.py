@@ -123,13 +123,15 @@ def install(
 ) -> None:
     """Make the node a service of this machine.
 
-    Writes a systemd unit that may do little else than run the node, and says how to start it.
+    Writes a systemd unit that may do little else than run the node, and says how to start it. Keys that only root may
+    read are handed over by systemd.
     """
     from edge_node.unit import NAME, STATE, hidden, unit
 
-    python = Path(sys.executable)
+    python, settings = Path(sys.executable), configuration(config) if config.exists() or not dry_run else None
+    keys = settings.security.keys if settings is not None else None
     try:
-        text = unit(python, config.absolute())
+        text = unit(python, config.absolute(), keys.absolute() if keys is not None else None)
     except ValueError as error:
         fail(str(error), USAGE)
     for path in (python, Path(sys.base_prefix), config.absolute()):
@@ -138,7 +140,7 @@ def install(
     if dry_run:
         print(text, end="")
         return
-    if configuration(config).edge is None:
+    if settings is None or settings.edge is None:
         fail(f"{config} configures no node: set node and data in its section [edge]", USAGE)
     (to / NAME).write_text(text, encoding="utf-8")
     print(f"{to / NAME} is written. Its files will be in {STATE}. Start it, now and after every boot:")

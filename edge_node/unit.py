@@ -7,8 +7,11 @@ kernels of gateways are built without user namespaces, and then the service woul
 
 from pathlib import Path
 
+from broker.bundle import CA, CLIENT_CERT, CLIENT_KEY, FEDERATION_FILE, SIGNING_KEY
+
 NAME = "alignfed-edge.service"
 STATE, CACHE = Path("/var/lib/alignfed"), Path("/var/cache/alignfed")
+CREDENTIALS = Path("/run/credentials") / NAME
 NOT_TO_BE_SEEN = (Path("/home"), Path("/root"), Path("/run/user"), Path("/tmp"), Path("/var/tmp"))
 
 _UNIT = """\
@@ -22,7 +25,7 @@ Type=exec
 ExecStart={python} -m alignfed edge --config {config}
 WorkingDirectory={state}
 Environment=ALIGNFED_CACHE={cache} HOME={state} OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
-# 2: the settings are wrong; 3: the federation cannot take this node. Trying again would not change that.
+{keys}# 2: the settings are wrong; 3: the federation cannot take this node. Trying again would not change that.
 Restart=on-failure
 RestartPreventExitStatus=2 3
 RestartSec=5
@@ -68,12 +71,24 @@ WantedBy=multi-user.target
 """
 
 
-def unit(python: Path, config: Path) -> str:
-    """The unit that runs a node with this Python and this settings file; ValueError for paths systemd cannot take."""
-    for path in (python, config):
+def unit(python: Path, config: Path, keys: Path | None = None) -> str:
+    """The unit that runs a node with this Python and this settings file; ValueError for paths systemd cannot take.
+
+    `keys` is a bundle that only root may read: systemd hands it to the service.
+    """
+    for path in (python, config, *([] if keys is None else [keys])):
         if not path.is_absolute() or any(mark in str(path) for mark in " \t\n\"'\\%$"):
             raise ValueError(f"systemd needs an absolute path without spaces, quotes, % and $ here: {path}")
-    return _UNIT.format(python=python, config=config, state=STATE, cache=CACHE)
+    return _UNIT.format(python=python, config=config, state=STATE, cache=CACHE, keys=_handed_over(keys))
+
+
+def _handed_over(keys: Path | None) -> str:
+    """The lines by which the service gets the files of a bundle; they are read at each start."""
+    if keys is None:
+        return ""
+    files = (FEDERATION_FILE, CA, CLIENT_CERT, CLIENT_KEY, SIGNING_KEY)
+    lines = [f"LoadCredential={file}:{keys / file}" for file in files]
+    return "\n".join([*lines, f"Environment=ALIGNFED_SECURITY__KEYS={CREDENTIALS}\n"])
 
 
 def hidden(path: Path) -> Path | None:

@@ -164,6 +164,15 @@ def test_a_secret_that_others_can_read_is_not_used(keys: Path) -> None:
         load_node_bundle(keys / "nodes" / "kitchen", "plant", "kitchen")
 
 
+def test_what_systemd_hands_over_is_used_although_it_looks_readable(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = keys / "nodes" / "kitchen"
+    (bundle / "signing.key").chmod(0o440)  # its access is by an ACL, whose mask is shown in the group's place
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bundle))
+    assert load_node_bundle(bundle, "plant", "kitchen").key is not None
+
+
 @pytest.mark.parametrize("file", ["signing.key", "federation.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"-----BEGIN PRIVATE KEY-----\n"])
 def test_a_damaged_bundle_says_which_file(keys: Path, file: str, content: bytes | None) -> None:

@@ -27,6 +27,12 @@ def test_a_dry_run_prints_the_same_and_writes_nothing(alignfed, config, tmp_path
     assert shown.stdout == (tmp_path / NAME).read_text()
 
 
+def test_the_unit_has_the_keys_of_the_settings(alignfed, config, tmp_path):
+    config.write_text(config.read_text() + '[security]\nkeys = "/etc/alignfed/kitchen"\n')
+    assert alignfed("edge", "install", "--config", config, "--to", tmp_path).returncode == 0
+    assert "LoadCredential=signing.key:/etc/alignfed/kitchen/signing.key\n" in (tmp_path / NAME).read_text()
+
+
 def test_settings_without_a_node_are_refused(alignfed, tmp_path):
     (tmp_path / "empty.toml").write_text('federation = "home"\n')
     refused = alignfed("edge", "install", "--config", "empty.toml", "--to", tmp_path)
