@@ -6,11 +6,8 @@ whoever has that may leave orders for the coordinator: ordering.py.
 """
 
 import asyncio
-import base64
-import hashlib
 import logging
 import os
-import re
 import shutil
 import socket
 import sqlite3
@@ -31,10 +28,10 @@ from coordinator.watch.board import Board
 from coordinator.watch.metrics import CONTENT_TYPE, metrics_page
 from coordinator.watch.ordering import Guard, can_order, take_order
 from coordinator.watch.trace import NoSuchUpdate, trace
+from coordinator.watch.whole_page import policy, whole_page
 
 log = logging.getLogger("coordinator")
 
-PAGE = Path(__file__).with_name("page.html")
 MOST_CONNECTIONS = 128  # beyond them 503 at once
 FAREWELL_S = 1
 EVENT_EVERY_S = 1.0
@@ -105,8 +102,8 @@ class _Window:
 
     def __init__(self, board: Board, data_dir: Path, federation: str, guard: Guard) -> None:
         self._board, self._data_dir, self._federation, self._guard = board, data_dir, federation, guard
-        self._page = PAGE.read_text(encoding="utf-8")
-        self._page_headers = SAFE | {"content-security-policy": _policy(self._page)}
+        self._page = whole_page()
+        self._page_headers = SAFE | {"content-security-policy": policy(self._page)}
         self._tracing = asyncio.Lock()  # a trace reads the whole journal: one at a time
         self.is_closed = False
 
@@ -198,23 +195,3 @@ def _faults_of_journal(path: Path) -> list[str]:
 
 def _not_yet() -> Response:
     return JSONResponse({"error": "the coordinator has not begun yet; try again in a moment"}, 503, headers=SAFE)
-
-
-def _policy(page: str) -> str:
-    """A content security policy by which the page's own script and style run, and nothing else whatever."""
-    hashes = {tag: f"'sha256-{_sha256(_content(page, tag))}'" for tag in ("script", "style")}
-    return (
-        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _content(page: str, tag: str) -> str:
-    found = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    if found is None:
-        raise ValueError(f"the page has no <{tag}>")
-    return found[1]
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,170 @@
+"use strict";
+// Drawings: loss over versions, staleness, shares. Each says in its label what it shows.
+
+const LOSS = { width: 640, height: 260, left: 58, right: 12, top: 10, bottom: 26 };
+const LOSS_LINES = [
+  { key: "gate_after", name: "calibration loss of the candidate", color: "var(--accent)", mark: "●" },
+  { key: "gate_before", name: "of what was served before", color: "var(--soft)", mark: "┄", dash: "4 4" },
+  { key: "node_loss", name: "nodes' own training loss", color: "var(--second)", mark: "—" },
+];
+const STALENESS_EDGES = [[0, 0], [1, 1], [2, 2], [3, 3], [4, 5], [6, 8], [9, 13], [14, 21], [22, 34], [35, Infinity]];
+const MOST_SHARES = 12; // beyond them only the largest and the smallest, half of each
+const LONGEST_NAME = 15;
+
+// ---- axes ----
+
+/** From [from, to] to [low, high]. */
+function scale(from, to, low, high) {
+  const span = to - from || 1;
+  return (value) => low + (value - from) / span * (high - low);
+}
+
+/** About so many round values in between. */
+function ticks(low, high, count) {
+  const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) found.push(at);
+  return found;
+}
+
+// ---- loss over versions ----
+
+function showLoss(versions) {
+  const lines = LOSS_LINES.filter((line) => versions.some((v) => v[line.key] !== null));
+  if (lines.length) $("loss").replaceChildren(lossChart(versions, lines));
+  else $("loss").replaceChildren(make("p", { className: "soft" }, "No loss has been measured yet."));
+  const legend = lines.map((line) => entry(line.mark, line.color, line.name));
+  const isTurnedDown = versions.some((v) => v.gate_after !== null && v.verdict === "turned_down");
+  if (isTurnedDown) legend.push(entry("✕", "var(--bad)", "turned down by the gate"));
+  $("loss-legend").replaceChildren(...legend);
+}
+
+function lossChart(versions, lines) {
+  const { width, height, left, right, top, bottom } = LOSS;
+  const values = versions.flatMap((v) => lines.map((line) => v[line.key])).filter((value) => value !== null);
+  const low = Math.min(...values), high = Math.max(...values), room = (high - low || high || 1) * 0.08;
+  const first = versions[0].version, last = versions.at(-1).version;
+  const x = scale(first, Math.max(first + 1, last), left, width - right);
+  const y = scale(low - room, high + room, height - bottom, top);
+  const label = `Loss over ${versions.length} versions. ${lines.map((line) => newestOf(line, versions)).join("; ")}.`;
+  const chart = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  for (const at of ticks(low - room, high + room, 4)) chart.append(...lossTick(at, y(at)));
+  for (const at of ticks(first, last, 6).filter(Number.isInteger)) {
+    chart.append(draw("text", { x: x(at), y: height - 8, "text-anchor": "middle" }, String(at)));
+  }
+  for (const line of lines) chart.append(lossLine(line, versions, x, y));
+  const judged = versions.filter((v) => v.gate_after !== null);
+  for (const v of judged) chart.append(gateMark(x(v.version), y(v.gate_after), v));
+  return chart;
+}
+
+function newestOf(line, versions) {
+  const newest = versions.findLast((v) => v[line.key] !== null);
+  return `${line.name} ${newest[line.key].toFixed(3)} at version ${newest.version}`;
+}
+
+function lossTick(value, y) {
+  const { width, left, right } = LOSS;
+  return [
+    draw("line", { x1: left, x2: width - right, y1: y, y2: y, stroke: "var(--grid)" }),
+    draw("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, String(+value.toPrecision(3))),
+  ];
+}
+
+function lossLine(line, versions, x, y) {
+  const measured = versions.filter((v) => v[line.key] !== null);
+  const points = measured.map((v) => `${x(v.version).toFixed(1)},${y(v[line.key]).toFixed(1)}`).join(" ");
+  const dash = line.dash ? { "stroke-dasharray": line.dash } : {};
+  const pen = { fill: "none", stroke: line.color, "stroke-width": 2, "stroke-linejoin": "round", ...dash };
+  return draw("polyline", { points, ...pen });
+}
+
+function gateMark(x, y, version) {
+  const cross = { d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8`, stroke: "var(--bad)", "stroke-width": 2.5 };
+  const dot = { cx: x, cy: y, r: 3, fill: "var(--accent)" };
+  const mark = version.verdict === "turned_down" ? draw("path", cross) : draw("circle", dot);
+  const text = `version ${version.version}: ${version.gate_after.toFixed(3)}, ${VERDICTS[version.verdict]}`;
+  mark.append(draw("title", {}, text));
+  return mark;
+}
+
+function entry(mark, color, text) {
+  const sign = make("i", { ariaHidden: "true" }, mark);
+  sign.style.color = color;
+  return make("li", {}, sign, text);
+}
+
+// ---- bars ----
+
+function bars(items, label) {
+  const width = 400, row = 22, most = Math.max(...items.map((item) => item.value), 1e-9);
+  const chart = draw("svg", { viewBox: `0 0 ${width} ${items.length * row}`, role: "img", "aria-label": label });
+  items.forEach((item, at) => chart.append(...bar(item, at * row, row - 7, most)));
+  return chart;
+}
+
+function bar(item, y, height, most) {
+  const width = item.value ? Math.max(1, 210 * item.value / most) : 0;
+  const name = item.name.length > LONGEST_NAME ? `${item.name.slice(0, LONGEST_NAME - 1)}…` : item.name;
+  const fill = item.isLow ? "var(--bad)" : "var(--bar)";
+  const drawn = draw("rect", { x: 112, y: y + 3, width, height, rx: 2, fill });
+  drawn.append(draw("title", {}, `${item.name}: ${item.text}`));
+  return [
+    draw("text", { x: 104, y: y + 15, "text-anchor": "end" }, name),
+    drawn,
+    draw("text", { x: 118 + width, y: y + 15 }, item.text),
+  ];
+}
+
+function inWords(items) {
+  return items.map((item) => `${item.name}: ${item.text}`).join("; ");
+}
+
+// ---- staleness ----
+
+function showStaleness(status) {
+  if (!changed("staleness", status.staleness)) return;
+  const counts = Object.entries(status.staleness).map(([value, count]) => [Number(value), count]);
+  if (!sumOf(status.staleness)) {
+    $("staleness").replaceChildren(make("p", { className: "soft" }, "No version has been made of updates yet."));
+    return;
+  }
+  const items = STALENESS_EDGES.map(([from, to]) => {
+    const value = counts.reduce((sum, [s, count]) => sum + (s >= from && s <= to ? count : 0), 0);
+    const name = to === Infinity ? `${from} or more` : from === to ? String(from) : `${from}–${to}`;
+    return { name, value, text: number(value) };
+  });
+  while (items.length > 3 && !items.at(-1).value) items.pop();
+  $("staleness").replaceChildren(bars(items, `Updates by staleness in versions: ${inWords(items)}.`));
+}
+
+// ---- shares ----
+
+function showShares(status) {
+  const nodes = status.nodes.filter((node) => node.participation);
+  if (!changed("share", nodes.map((node) => [node.node, node.weight_share]))) return;
+  if (!nodes.length) {
+    $("share").replaceChildren();
+    say($("share-note"), "No update has been accepted yet.");
+    return;
+  }
+  const starved = new Set(status.alarms.filter((alarm) => alarm.kind === "node_starved").map((alarm) => alarm.node));
+  const items = picked(nodes).map((node) => ({
+    name: node.node,
+    value: node.weight_share,
+    text: percent(node.weight_share),
+    isLow: starved.has(node.node),
+  }));
+  $("share").replaceChildren(bars(items, `Share of the weight: ${inWords(items)}.`));
+  const half = MOST_SHARES / 2;
+  const which = nodes.length > MOST_SHARES ? `The ${half} largest and the ${half} smallest of ${nodes.length}. ` : "";
+  say($("share-note"), `${which}Equal shares would be ${percent(1 / nodes.length)}. Over the newest versions.`);
+}
+
+/** The nodes whose shares are drawn, the largest first. */
+function picked(nodes) {
+  const sorted = [...nodes].sort((a, b) => b.weight_share - a.weight_share || (a.node < b.node ? 1 : -1));
+  if (sorted.length <= MOST_SHARES) return sorted;
+  return [...sorted.slice(0, MOST_SHARES / 2), ...sorted.slice(-MOST_SHARES / 2)];
+}
