@@ -1,4 +1,4 @@
-"""What tests of several packages share: a tiny model, and a link with faults."""
+"""What tests of several packages share: a tiny model, a link with faults, and a browser."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ from base_model.reference import ResolvedModel, resolve
 from chaos.proxy import FaultProxy
 from chaos.tiny_model import make_tiny_model
 from edge_node.serving.weights import GGUF_NAMES
+from tests.browser import CHROMIUM, Browser
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +108,20 @@ def fault_proxy() -> Iterator[Callable[[int], FaultProxy]]:
     yield start
     for proxy in proxies:
         proxy.close()
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The browser of all tests of this process; `browser` gives each an empty page."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium (apt install chromium)")
+    running = Browser(tmp_path_factory.mktemp("browser"))
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """A browser with an empty page."""
+    chromium.begin_anew()
+    return chromium

@@ -21,24 +21,13 @@ from coordinator.publisher import publication
 from coordinator.replay.inside import replay
 from coordinator.watch.alarms import with_alarms
 from coordinator.watch.status import Facts, Status, status_of
-from schemas.messages import NodeMetrics, NodeState
+from schemas.messages import NodeState
 from schemas.topics import NodeMetricsOf, NodeStateOf
 
-FEDERATION, BOOT, PATIENCE_S = "test", "b" * 32, 60
+FEDERATION, PATIENCE_S = "test", 60
+
+Says = Callable[..., None]
 NOT_OF_THE_FOLDER = {"at_ns", "process", "nodes", "alarms"}
-
-
-@pytest.fixture
-def address() -> str:
-    """A free address on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
-
-
-@pytest.fixture
-def watched(start_coordinator: Callable[..., Any], base_model: Path, address: str) -> Any:
-    """A coordinator that makes a version of every two updates, and shows it."""
-    return start_coordinator(base_model, f'strategy = {{name = "fedbuff", buffer_size = 2}}\nhttp = "{address}"')
 
 
 def get(address: str, path: str) -> bytes:
@@ -56,14 +45,6 @@ def samples(page: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
     return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
 
 
-def of_nodes(node: Any, name: str, version: int, **metrics: Any) -> None:
-    """Let a node say what it holds, and how it is."""
-    state = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=version)
-    node.client.publish(publication(FEDERATION, NodeStateOf(name), state.to_bytes()))
-    said = NodeMetrics(boot_id=BOOT, **metrics)
-    node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
-
-
 def two_versions(node: Any, address: str) -> list[str]:
     """Two versions of two nodes, an update that is refused, and one that waits, all of it shown; the ids of all."""
     node.until_version(0)
@@ -78,9 +59,9 @@ def two_versions(node: Any, address: str) -> list[str]:
     return ids
 
 
-def test_page_metrics_and_status_tell_the_same(watched: Any, node: Any, address: str) -> None:
+def test_page_metrics_and_status_tell_the_same(watched: Any, node: Any, says: Says, address: str) -> None:
     two_versions(node, address)
-    of_nodes(node, "a", 2, outbox=1, loss=0.5)
+    says("a", 2, outbox=1, loss=0.5)
     node.until(lambda: (told := status_at(address).node("a")) is not None and told.outbox == 1)
     status, page = status_at(address), samples(get(address, "/metrics"))
     assert page["alignfed_head_version", ()] == status.head == 2
@@ -124,9 +105,9 @@ def test_the_data_folder_tells_what_the_process_told(watched: Any, node: Any, ad
     assert [n.model_copy(update={"liveness": "unknown"}) for n in told.nodes] == list(read.nodes)
 
 
-def test_what_nodes_say_of_themselves_is_not_journalled(watched: Any, node: Any, address: str) -> None:
+def test_what_nodes_say_of_themselves_is_not_journalled(watched: Any, node: Any, says: Says, address: str) -> None:
     node.until_version(0)
-    of_nodes(node, "a", 0, outbox=3)
+    says("a", outbox=3)
     node.until(lambda: status_at(address).node("a") is not None)
     watched.kill()
     with sqlite3.connect(watched.data_dir / "journal.db") as journal:
@@ -134,23 +115,25 @@ def test_what_nodes_say_of_themselves_is_not_journalled(watched: Any, node: Any,
     assert all(version.agrees for version in replay(watched.data_dir / "journal.db"))
 
 
-def test_a_will_of_an_older_life_does_not_bury_a_node_that_is_back(watched: Any, node: Any, address: str) -> None:
+def test_a_will_of_an_older_life_does_not_bury_a_node_that_is_back(
+    watched: Any, node: Any, says: Says, address: str
+) -> None:
     node.until_version(0)
-    of_nodes(node, "a", 0)
+    says("a")
     late = NodeState(online=False, boot_id="a" * 32, base_model=node.base_model)
     node.client.publish(publication(FEDERATION, NodeStateOf("a"), late.to_bytes()))
-    of_nodes(node, "last", 0)
+    says("last")
     node.until(lambda: status_at(address).node("last") is not None)
     told = status_at(address).node("a")
     assert told is not None and told.liveness == "online"
 
 
-def test_garbage_on_node_topics_changes_nothing(watched: Any, node: Any, address: str) -> None:
+def test_garbage_on_node_topics_changes_nothing(watched: Any, node: Any, says: Says, address: str) -> None:
     node.until_version(0)
     for payload in (b"{}", b"\xff" * 50, b"[" * 30_000):
         node.client.publish(publication(FEDERATION, NodeStateOf("stray"), payload))
         node.client.publish(publication(FEDERATION, NodeMetricsOf("stray"), payload))
-    of_nodes(node, "a", 0)
+    says("a")
     node.until(lambda: status_at(address).node("a") is not None)
     assert status_at(address).node("stray") is None
 
