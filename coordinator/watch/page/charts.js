@@ -143,13 +143,13 @@ function showStaleness(status) {
 
 function showShares(status) {
   const nodes = status.nodes.filter((node) => node.participation);
-  if (!changed("share", nodes.map((node) => [node.node, node.weight_share]))) return;
+  const starved = new Set(status.alarms.filter((alarm) => alarm.kind === "node_starved").map((alarm) => alarm.node));
+  if (!changed("share", nodes.map((node) => [node.node, node.weight_share, starved.has(node.node)]))) return;
   if (!nodes.length) {
     $("share").replaceChildren();
     say($("share-note"), "No update has been accepted yet.");
     return;
   }
-  const starved = new Set(status.alarms.filter((alarm) => alarm.kind === "node_starved").map((alarm) => alarm.node));
   const items = picked(nodes).map((node) => ({
     name: node.node,
     value: node.weight_share,

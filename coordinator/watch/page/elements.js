@@ -28,6 +28,28 @@ function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Give an element a class, or several; one that has them already is left alone. */
+function dress(element, style) {
+  if (element.className !== style) element.className = style;
+}
+
+/** Let an element have a child for each key, in this order. One is made where it is missing; those that stay, stay. */
+function arrange(parent, keys, newChild) {
+  const had = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const children = keys.map((key) => had.get(String(key)) ?? keyed(newChild(key), key));
+  const kept = new Set(children);
+  for (const child of had.values()) if (!kept.has(child)) child.remove();
+  children.forEach((child, at) => {
+    if (parent.children[at] !== child) parent.insertBefore(child, parent.children[at] ?? null);
+  });
+  return children;
+}
+
+function keyed(element, key) {
+  element.dataset.key = key;
+  return element;
+}
+
 const shown = new Map();
 
 /** Whether a part of the page shows something else now, by all that it is made of; asked once for each status. */

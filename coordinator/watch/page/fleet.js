@@ -24,7 +24,6 @@ const COLUMNS = [
 ];
 const byName = new Intl.Collator("en", { numeric: true });
 const order = { column: COLUMNS[0], isUp: true };
-const rows = new Map();
 
 // ---- cells ----
 
@@ -70,22 +69,21 @@ function fillAct(cell, node) {
 
 function fillText(column, cell, node) {
   say(cell, column.text(node));
-  const style = column.style?.(node) ?? "", hint = column.hint?.(node) ?? "";
-  if (cell.className !== style) cell.className = style;
+  dress(cell, column.style?.(node) ?? "");
+  const hint = column.hint?.(node) ?? "";
   if (cell.title !== hint) cell.title = hint;
 }
 
 // ---- rows ----
 
 function newRow(name) {
-  const row = make("tr", { "data-node": name });
+  const row = make("tr");
   for (const column of COLUMNS) {
     const cell = make(column.isName ? "th" : "td", { "data-field": column.field, "data-label": column.name });
     if (column.isName) cell.scope = "row";
     column.prepare?.(cell, name);
     row.append(cell);
   }
-  rows.set(name, row);
   return row;
 }
 
@@ -108,18 +106,9 @@ function wanted(nodes) {
 
 function showFleet(status) {
   if (!status) return;
-  const nodes = wanted(status.nodes), kept = new Set(nodes.map((node) => node.node)), body = $("fleet-body");
-  for (const [name, row] of rows) {
-    if (!kept.has(name)) {
-      row.remove();
-      rows.delete(name);
-    }
-  }
-  nodes.forEach((node, at) => {
-    const row = rows.get(node.node) ?? newRow(node.node);
-    fillRow(row, node, status.at_ns);
-    if (body.children[at] !== row) body.insertBefore(row, body.children[at] ?? null);
-  });
+  const nodes = wanted(status.nodes);
+  const rows = arrange($("fleet-body"), nodes.map((node) => node.node), newRow);
+  rows.forEach((row, at) => fillRow(row, nodes[at], status.at_ns));
   say($("fleet-caption"), `${nodes.length} of ${status.nodes.length} nodes. A heading sorts by its column.`);
 }
 

@@ -58,8 +58,8 @@ function showFacts(status) {
     ["Waiting, by staleness", status.waiting.map(waitingGroup)],
     ["This process", status.process ? processFacts(status.process, status.at_ns) : []],
   ].filter(([, entries]) => entries.length);
-  if (!changed("facts", tables)) return;
-  $("facts").replaceChildren(...tables.map(([title, entries]) => countTable(title, entries)));
+  const kept = arrange($("facts"), tables.map(([title]) => title), newCountTable);
+  kept.forEach((table, at) => fillCountTable(table, tables[at][1]));
 }
 
 function counted(counts) {
@@ -87,11 +87,15 @@ function processFacts(process, nowNs) {
   ];
 }
 
-function countTable(title, entries) {
-  const rows = entries.map(([name, value]) => countRow(name, value));
-  return make("table", {}, make("caption", {}, title), make("tbody", {}, ...rows));
+function newCountTable(title) {
+  return make("table", {}, make("caption", {}, title), make("tbody"));
 }
 
-function countRow(name, value) {
-  return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value));
+function fillCountTable(table, entries) {
+  const rows = arrange(table.tBodies[0], entries.map(([name]) => name), newCountRow);
+  rows.forEach((row, at) => say(row.lastChild, entries[at][1]));
+}
+
+function newCountRow(name) {
+  return make("tr", {}, make("th", { scope: "row" }, name), make("td"));
 }

@@ -1,17 +1,27 @@
 """What tests of the coordinator's views share: a coordinator that shows itself, and what nodes say of themselves."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coordinator.core import found, step
 from coordinator.publisher import publication
+from coordinator.questions import MeasuredLosses, MeasureLosses, TrainedAnchor, answer_to_bytes
+from coordinator.state import Answered, Event, FederationState, Ordered, Received
+from coordinator.watch.alarms import with_alarms
+from coordinator.watch.board import Board
+from coordinator.watch.fleet import hear
+from coordinator.watch.history import History, observe
+from coordinator.watch.http import watching
+from coordinator.watch.ordering import Guard
+from coordinator.watch.status import Facts, ProcessStatus, Status, status_of
 from schemas.messages import NodeMetrics, NodeState
-from schemas.topics import NodeMetricsOf, NodeStateOf
+from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
 
-FEDERATION, BOOT = "test", "b" * 32
+FEDERATION, BOOT, SECOND = "test", "b" * 32, 1_000_000_000
 
 
 @pytest.fixture
@@ -38,3 +48,76 @@ def says(node: Any) -> Callable[..., None]:
         node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
 
     return say
+
+
+class Federation:
+    """A federation in memory, with its history beside it; an update a second, from `begun_ns` on."""
+
+    def __init__(self, config: Any, adapter: Any, message: Any, begun_ns: int) -> None:
+        self.message, self.adapter, self.sent, self.begun_ns = message, adapter, 0, begun_ns
+        self.state: FederationState
+        self.state, effects = found(config, adapter(0), begun_ns)
+        self.history = observe(History(), None, effects, begun_ns)
+        self.fleet: dict[str, Any] = {}
+
+    @property
+    def now_ns(self) -> int:
+        return self.begun_ns + self.sent * SECOND
+
+    def hears(self, node: str, delta: float = 0.1, base_version: int | None = None, **changes: Any) -> None:
+        """One update of a node, from the head unless it is said otherwise."""
+        base = self.state.head.version if base_version is None else base_version
+        digest = self.state.digests.get(base, "0" * 64)
+        event = self.message(node, delta, base, digest, sequence=self.sent, at_ns=self.now_ns, **changes)
+        self.sent += 1
+        self._take(event, event.at_ns)
+
+    def hears_garbage(self) -> None:
+        """A message on a topic of its own."""
+        self._take(Received(self.now_ns, route(FEDERATION, GlobalHead()).topic, b"stray"), self.now_ns)
+
+    def is_answered(self, before: float, candidate: float) -> None:
+        """The base model answers all that it is asked, and these losses where it judges."""
+        while (asked := self.state.background) is not None:
+            answer = TrainedAnchor(self.adapter(0.1), before, candidate, seconds=2.5)
+            if isinstance(asked.question, MeasureLosses):
+                answer = MeasuredLosses((before, candidate), seconds=0.7)
+            self._take(Answered(self.now_ns, asked.id, answer_to_bytes(answer)), self.now_ns)
+
+    def is_ordered(self, order: bytes) -> None:
+        """The operator orders this."""
+        self._take(Ordered(self.now_ns, self.state.orders + 1, order), self.now_ns)
+
+    def says(self, node: str, **metrics: Any) -> None:
+        """A node says how it is, and whether it is there."""
+        told = {"online": True, "version": 0, "serving": None} | metrics
+        state = {name: told.pop(name) for name in ("online", "version", "serving")}
+        for address, said in (
+            (NodeStateOf(node), NodeState(boot_id=BOOT, base_model="0" * 64, **state)),
+            (NodeMetricsOf(node), NodeMetrics(boot_id=BOOT, **told)),
+        ):
+            self.fleet = dict(hear(self.fleet, address, said.to_bytes(), self.begun_ns + 5, 1000))
+
+    def facts(self, process: ProcessStatus | None = None) -> Facts:
+        return Facts(self.state, self.history, self.fleet, process)
+
+    def status(self, now_ns: int | None = None) -> Status:
+        return with_alarms(status_of(self.facts(), self.now_ns if now_ns is None else now_ns))
+
+    def _take(self, event: Event, at_ns: int) -> None:
+        self.state, effects = step(self.state, event)
+        self.history = observe(self.history, event, effects, at_ns)
+
+
+@pytest.fixture
+def federation(config: Any, adapter: Any, message: Any) -> Any:
+    """federation(strategy, begun_ns, **terms): a federation of these terms, in memory."""
+    return lambda strategy, begun_ns=0, **terms: Federation(config(strategy, **terms), adapter, message, begun_ns)
+
+
+@pytest.fixture
+def show(address: str, tmp_path: Path) -> Iterator[Callable[[Facts], None]]:
+    """show(facts): whoever asks at the address is shown these from now on."""
+    board = Board()
+    with watching(address, tmp_path, FEDERATION, board, Guard(None, ())):
+        yield board.show

@@ -31,12 +31,12 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
     says("kitchen", serving=0, outbox=2, loss=0.75)
     says("attic", serving=0)
     browser.open(address)
-    browser.until("document.querySelector('tr[data-node=attic]') !== null && newest.nodes[2].outbox === 2")
+    browser.until("document.querySelector('tr[data-key=attic]') !== null && newest.nodes[2].outbox === 2")
     status = browser.see("fetch('/api/status').then((answer) => answer.json())")
     assert browser.text('[data-field="head"] span') == str(status["head"]) == "3"
     assert browser.text('[data-field="online"] span') == "2"
     for told in status["nodes"]:
-        row = f'tr[data-node="{told["node"]}"]'
+        row = f'tr[data-key="{told["node"]}"]'
         assert browser.text(f'{row} [data-field="participation"]') == str(told["participation"])
         assert browser.text(f'{row} [data-field="weight_share"]') == f"{100 * told['weight_share']:.1f} %"
         assert browser.text(f'{row} [data-field="liveness"]') == told["liveness"]
@@ -66,7 +66,7 @@ def test_hostile_reasons_and_names_stay_text(watched: Any, node: Any, address: s
         )
     node.until(lambda: len(node.receipts) == 3)
     browser.open(address)
-    browser.until("document.querySelector('tr[data-node=mallory]') !== null")
+    browser.until("document.querySelector('tr[data-key=mallory]') !== null")
     browser.see("$('trace-id').value = '<b>bold</b>'; $('trace-form').requestSubmit()")
     browser.until("$('trace-result').innerText.includes('no update id')")
     assert browser.see("document.querySelectorAll('img, b').length") == 0
@@ -123,7 +123,7 @@ def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confi
     node.send("kitchen", 0, node.head, 0.1)
     node.until_version(1)
     browser.open(address)
-    browser.until("!$('operate').hidden && document.querySelector('tr[data-node=kitchen]') !== null")
+    browser.until("!$('operate').hidden && document.querySelector('tr[data-key=kitchen]') !== null")
     assert browser.see("getComputedStyle(document.querySelector('td.act')).display") == "none"
     browser.see("$('token').value = 'not the token'.replaceAll(' ', '-'); $('token-form').requestSubmit()")
     browser.until("$('order-result').innerText.includes('the token is wrong')")
@@ -132,7 +132,7 @@ def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confi
     browser.until("$('fleet').className === ''")
     assert browser.see("document.activeElement.id") == "rollback-version"
     # by keyboard alone: Enter opens the question, Escape is no, and the focus is back where it was
-    shut_out = "document.querySelector('tr[data-node=kitchen] td.act button')"
+    shut_out = "document.querySelector('tr[data-key=kitchen] td.act button')"
     assert browser.see(f"{shut_out}.getAttribute('aria-label')") == "shut out kitchen"
     browser.see(f"{shut_out}.focus()")
     browser.press("Enter")

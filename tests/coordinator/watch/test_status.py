@@ -5,55 +5,13 @@ from typing import Any
 
 import pytest
 
-from coordinator.core import found, step
-from coordinator.state import FederationState
 from coordinator.strategies import FedAsync, FedBuff
-from coordinator.watch.alarms import REFUSED, REFUSING, STARVED_AFTER, with_alarms
-from coordinator.watch.fleet import hear
-from coordinator.watch.history import KEPT_VERSIONS, MOST_STRANGERS, History, observe
-from coordinator.watch.status import Facts, Status, status_of
-from schemas.messages import NodeMetrics, NodeState, ReleaseReport
-from schemas.topics import NodeMetricsOf, NodeStateOf
+from coordinator.watch.alarms import REFUSED, REFUSING, STARVED_AFTER
+from coordinator.watch.history import KEPT_VERSIONS, MOST_STRANGERS
+from coordinator.watch.status import Status
+from schemas.messages import ReleaseReport
 
-SECOND, BOOT = 1_000_000_000, "b" * 32
-
-
-class Federation:
-    """A federation in memory, with its history beside it."""
-
-    def __init__(self, config: Any, adapter: Any, message: Any) -> None:
-        self.message, self.sent = message, 0
-        self.state: FederationState
-        self.state, effects = found(config, adapter(0), 0)
-        self.history = observe(History(), None, effects, 0)
-        self.fleet: dict[str, Any] = {}
-
-    def hears(self, node: str, delta: float = 0.1, base_version: int | None = None, **changes: Any) -> None:
-        """One update of a node, from the head unless it is said otherwise."""
-        base = self.state.head.version if base_version is None else base_version
-        digest = self.state.digests.get(base, "0" * 64)
-        event = self.message(node, delta, base, digest, sequence=self.sent, at_ns=self.sent * SECOND, **changes)
-        self.sent += 1
-        self.state, effects = step(self.state, event)
-        self.history = observe(self.history, event, effects, event.at_ns)
-
-    def says(self, node: str, **metrics: Any) -> None:
-        state = NodeState(online=metrics.pop("online", True), boot_id=BOOT, base_model="0" * 64, version=0)
-        for address, said in (
-            (NodeStateOf(node), state),
-            (NodeMetricsOf(node), NodeMetrics(boot_id=BOOT, **metrics)),
-        ):
-            self.fleet = dict(hear(self.fleet, address, said.to_bytes(), 5, 10))
-
-    def status(self, now_ns: int | None = None) -> Status:
-        facts = Facts(self.state, self.history, self.fleet)
-        return with_alarms(status_of(facts, self.sent * SECOND if now_ns is None else now_ns))
-
-
-@pytest.fixture
-def federation(config: Any, adapter: Any, message: Any) -> Any:
-    """Make a federation of this strategy."""
-    return lambda strategy: Federation(config(strategy), adapter, message)
+SECOND = 1_000_000_000
 
 
 def kinds(status: Status) -> list[str]:
