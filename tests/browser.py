@@ -80,7 +80,7 @@ class Browser:
     def open(self, address: str) -> None:
         """Go to the coordinator's page there and wait for its first figures."""
         self.ask("Page.navigate", url=f"http://{address}/")
-        self.until("Boolean(document.body?.dataset.at)")
+        self.until("typeof newest === 'object' && newest !== null")
 
     def see(self, expression: str) -> Any:
         """The value of an expression in the page."""

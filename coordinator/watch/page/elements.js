@@ -33,15 +33,19 @@ function dress(element, style) {
   if (element.className !== style) element.className = style;
 }
 
-/** Let an element have a child for each key, in this order. One is made where it is missing; those that stay, stay. */
+/** Let an element have a child for each key, in this order: missing ones are made, and as few as can be are moved. */
 function arrange(parent, keys, newChild) {
   const had = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const children = keys.map((key) => had.get(String(key)) ?? keyed(newChild(key), key));
-  const kept = new Set(children);
+  const kept = new Set(children), focused = document.activeElement;
   for (const child of had.values()) if (!kept.has(child)) child.remove();
-  children.forEach((child, at) => {
-    if (parent.children[at] !== child) parent.insertBefore(child, parent.children[at] ?? null);
-  });
+  let next = parent.firstChild;
+  for (const child of children) {
+    if (next !== child && next?.nextSibling === child) next.remove(); // it belongs further down, and comes back there
+    else if (next !== child) parent.insertBefore(child, next);
+    next = child.nextSibling;
+  }
+  if (document.activeElement !== focused) focused.focus({ preventScroll: true }); // what is moved loses it
   return children;
 }
 

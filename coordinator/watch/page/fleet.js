@@ -46,10 +46,10 @@ function prepareLast(cell) {
 }
 
 function fillLast(cell, node, nowNs) {
-  const [button, text] = cell.children, last = node.last_update;
+  const [button, text] = cell.children, last = node.last_update, id = last ? last.update_id : "";
   button.hidden = !last;
-  button.value = last ? last.update_id : "";
-  say(button, last ? last.update_id.slice(0, 8) : "");
+  if (button.value !== id) button.value = id;
+  say(button, id.slice(0, 8));
   say(text, last ? ` ${last.status}, ${age(last.at_ns, nowNs)} ago` : "–");
 }
 
@@ -119,7 +119,7 @@ function buildFleetHead() {
     const style = column.field === "act" ? "act" : column.isLeft || column.isName ? "left" : "";
     const button = make("button", { type: "button" }, column.name);
     button.addEventListener("click", () => sortBy(column));
-    return make("th", { scope: "col", className: style }, button);
+    return make("th", { scope: "col", className: style, "data-column": column.field }, button);
   }));
   $("order").replaceChildren(...COLUMNS.map((column) => make("option", { value: column.field }, column.name)));
   $("order").addEventListener("change", (event) => {

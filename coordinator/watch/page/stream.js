@@ -13,7 +13,6 @@ function show(status) {
   showShares(status);
   showFleet(status);
   showFacts(status);
-  document.body.dataset.at = status.at_ns;
 }
 
 function connection(isLive) {

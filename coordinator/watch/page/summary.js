@@ -8,7 +8,7 @@ function showHead(status) {
   const finished = status.finished ? " · finished" : "";
   say($("title"), status.federation);
   say($("terms"), `${status.strategy} · ${status.base_model} · epoch ${status.epoch}${finished}`);
-  document.title = `${alarms}${status.federation} · version ${status.head}`;
+  say(document.querySelector("title"), `${alarms}${status.federation} · version ${status.head}`);
 }
 
 function showAlarms(status) {
@@ -36,7 +36,7 @@ function showTiles(status) {
 }
 
 function tile(field, name, value, more = "") {
-  const holder = document.querySelector(`[data-field="${field}"]`) ?? newTile(field, name);
+  const holder = document.querySelector(`#tiles [data-field="${field}"]`) ?? newTile(field, name);
   say(holder.children[0], value);
   say(holder.children[1], more ? ` ${more}` : "");
 }

@@ -9,10 +9,13 @@ const VERDICTS = {
   waits: "waits for the gate",
 };
 
+// one for each number of digits: they are dear to make
+const FORMATS = [0, 1, 2, 3, 4].map(
+  (digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+
 /** A number with so many digits after the point; a dash where there is none. */
 function number(value, digits = 0) {
-  if (value === null || value === undefined) return "–";
-  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return value === null || value === undefined ? "–" : FORMATS[digits].format(value);
 }
 
 function percent(share) {

@@ -86,32 +86,6 @@ def test_a_lost_coordinator_is_said_and_a_new_one_is_taken_up(
     browser.until("$('connection').textContent === 'live' && newest.epoch === 2")
 
 
-def test_two_hundred_nodes_are_shown_without_lag(
-    watched: Any, node: Any, says: Callable[..., None], address: str, browser: Browser
-) -> None:
-    node.until_version(0)
-    for number in range(200):
-        says(f"home-{number}", serving=0, loss=number / 7, base_version=0, step=3, steps=8)
-    browser.open(address)
-    browser.until("document.querySelectorAll('#fleet-body tr').length === 200")
-    # how often a picture is due while a whole status is shown again and again
-    frames = browser.see(
-        """new Promise((done) => {
-            let frames = 0; const begun = performance.now();
-            const next = () => { frames += 1; show({ ...newest, at_ns: newest.at_ns + frames * 1e9 });
-                frames < 20 ? requestAnimationFrame(next) : done((performance.now() - begun) / frames); };
-            requestAnimationFrame(next);
-        })"""
-    )
-    print(f"{frames:.1f} ms for each status of 200 nodes")
-    browser.see("$('filter').value = 'home-19'; showFleet(newest)")
-    assert browser.see("document.querySelectorAll('#fleet-body tr').length") == 11
-    if (folder := pictures()) is not None:
-        browser.see("$('filter').value = ''; showFleet(newest)")
-        browser.take_picture(folder / "two-hundred.png")
-    assert browser.faults == []
-
-
 def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confirmation(
     start_coordinator: Callable[..., Any], base_model: Path, node: Any, address: str, browser: Browser, tmp_path: Path
 ) -> None:
