@@ -2,25 +2,25 @@
 
 import http.client
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.console import FAILED, USAGE, Config, DataDir, Json, configuration, ending, fail, note
+from commands.picture import live_picture, picture
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+    from rich.console import Console
 
-    from coordinator.settings import CoordinatorSettings
-    from coordinator.watch.status import NodeStatus, Status, VersionStatus
+    from coordinator.watch.status import Facts, Status
     from coordinator.watch.trace import Trace
 
-TIMEOUT_S = 20.0
+PATIENCE_S, PATIENCE_WATCHING_S = 20.0, 5.0  # for an answer; who watches sees in the meantime what is no longer so
+EVERY_S = 1.0
 NO_ANSWER = "1  there is no coordinator to ask, and no data of one"
-MOST_VERSIONS = 12
 
 Url = Annotated[
     str | None,
@@ -31,7 +31,25 @@ app = typer.Typer()
 
 
 class NoAnswer(ConnectionError):
-    """Nobody answers at an address; the text says where and why."""
+    """There is no status to be had just now; the text says where it was looked for, and why there is none."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a status comes from: `ask` for the one of now, the folder where nobody answers. Both raise NoAnswer."""
+
+    ask: "Callable[[], Status]"
+    folder: "Folder | None" = None
+    remark: str | None = None  # what this way does not show, and which one does
+    advice: str | None = None  # where nobody has answered yet
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen last, and why it is not the status of now, if it is not."""
+
+    status: "Status | None"
+    trouble: str | None
 
 
 @app.command(epilog=ending("alignfed status --url http://127.0.0.1:9100", NO_ANSWER, "130  interrupted"))
@@ -39,30 +57,31 @@ def status(
     url: Url = None,
     config: Config = None,
     data_dir: DataDir = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and draw it again every second.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw it again every second; a coordinator that is away is waited for.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what goes on in a federation.
 
     The coordinator is asked over HTTP, at --url or where the settings say that it shows itself. If it shows itself
-    nowhere, or is off, its data folder is read: then nobody can say which nodes are online.
+    nowhere, or is off, its data folder is read: then nobody can say which nodes are online. With --watch and --json
+    every line is a status.
     """
-    ask = _asking(url, config, data_dir)
-    if as_json:
-        print(ask().model_dump_json(indent=2))
-        return
     from rich.console import Console
 
     console = Console()
-    if not watch:
-        console.print(picture(ask(), None))
+    source = _source(url, config, data_dir, PATIENCE_WATCHING_S if watch else PATIENCE_S)
+    if watch and console.is_terminal and not as_json:
+        _draw(source, console)
         return
-    from rich.live import Live
-
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            live.update(picture(ask(), console.size.height), refresh=True)
-            time.sleep(1)
+    if source.remark is not None:
+        note(source.remark)
+    for told in _new_ones(source) if watch else [_once(source)]:
+        if as_json:
+            print(told.model_dump_json(indent=None if watch else 2), flush=True)
+        else:
+            console.print(picture(told, None))
 
 
 @app.command(epilog=ending("alignfed trace 3f9a21c0", "1  no update, or more than one, has this id"))
@@ -93,68 +112,158 @@ def trace(
         print(f"  {line}")
 
 
-def _asking(url: str | None, config: Path | None, data_dir: Path | None) -> Any:
-    """How to get a status, now and again."""
+# --- once, or again and again ---
+
+
+def _once(source: Source) -> "Status":
+    """The status; where there is none the process ends."""
+    try:
+        return source.ask()
+    except NoAnswer as fault:
+        if source.folder is None:
+            fail(f"{fault}. {source.advice}" if source.advice else str(fault), FAILED)
+        note(f"{fault}; reading {source.folder.path}")
+    try:
+        return source.folder()
+    except NoAnswer as fault:
+        fail(str(fault), FAILED)
+
+
+def _draw(source: Source, console: "Console") -> None:
+    """Draw the status on the terminal, until Ctrl-C."""
+    import signal
+
+    from rich.live import Live
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the terminal is left as it was found
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for look in _looks(source):
+            remark = source.advice if look.status is None else source.remark
+            shown = live_picture(look.status, look.trouble, remark, console.size.height)
+            live.update(shown, refresh=True)
+
+
+def _new_ones(source: Source) -> "Iterator[Status]":
+    """Every second the status of now, for ever; why there is none is said once on standard error."""
+    said = None
+    for look in _looks(source):
+        if look.status is not None and look.trouble is None:
+            yield look.status
+        elif look.trouble != said:
+            note(f"{look.trouble}; asking again every second")
+        said = look.trouble
+
+
+def _looks(source: Source) -> Iterator[Look]:
+    """What there is to be seen, every second, for ever: while nobody answers, what was seen last."""
+    last: Status | None = None
+    while True:
+        try:
+            last, trouble = source.ask(), None
+        except NoAnswer as fault:
+            trouble = str(fault)
+            last = last or _on_disk(source)
+        yield Look(last, trouble)
+        time.sleep(EVERY_S)
+
+
+def _on_disk(source: Source) -> "Status | None":
+    try:
+        return None if source.folder is None else source.folder()
+    except NoAnswer:
+        return None
+
+
+# --- where it comes from ---
+
+
+def _source(url: str | None, config: Path | None, data_dir: Path | None, patience_s: float) -> Source:
     if url is not None:
         address = _address(url)
-        return lambda: _ask(address)
+        advice = "Was the coordinator started with --http?"
+        return Source(lambda: _asked(*address, patience_s), advice=advice)
     settings = configuration(config).coordinator
-    if data_dir is not None or settings.http is None:
-        return lambda: _read(data_dir or settings.data_dir)
-    return lambda: _ask_or_read(settings)
+    if data_dir is not None:
+        return Source(Folder(data_dir))
+    if settings.http is None:
+        return Source(
+            Folder(settings.data_dir),
+            remark="To see who is online, start the coordinator with --http HOST:PORT and ask it by --url, or set "
+            "coordinator.http.",
+        )
+    host, _, port = settings.http.rpartition(":")
+    return Source(lambda: _asked(host.strip("[]"), int(port), patience_s), Folder(settings.data_dir))
 
 
-def _ask_or_read(settings: "CoordinatorSettings") -> "Status":
-    host, _, port = str(settings.http).rpartition(":")
-    try:
-        return _asked(host.strip("[]"), int(port))
-    except NoAnswer as fault:
-        note(f"{fault}; reading {settings.data_dir}")
-        return _read(settings.data_dir)
-
-
-def _ask(address: tuple[str, int]) -> "Status":
-    try:
-        return _asked(*address)
-    except NoAnswer as fault:
-        fail(f"{fault}. Was the coordinator started with --http?", FAILED)
-
-
-def _asked(host: str, port: int) -> "Status":
+def _asked(host: str, port: int, patience_s: float) -> "Status":
     from pydantic import ValidationError
 
     from coordinator.watch.status import Status
 
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=patience_s)
     try:
         connection.request("GET", "/api/status")
         answer = connection.getresponse()
         body = answer.read()
-        if answer.status != 200:
-            raise NoAnswer(f"what answers at {host}:{port} says {answer.status} {answer.reason}")
-        return Status.model_validate_json(body)
     except (OSError, http.client.HTTPException) as fault:
         raise NoAnswer(f"nobody answers at {host}:{port}: {fault}") from None
-    except ValidationError:
-        raise NoAnswer(f"what answers at {host}:{port} is no coordinator, or one of another release") from None
     finally:
         connection.close()
+    if answer.status != 200:
+        raise NoAnswer(f"what answers at {host}:{port} says {answer.status} {answer.reason}")
+    try:
+        return Status.model_validate_json(body)
+    except ValidationError:
+        raise NoAnswer(f"what answers at {host}:{port} is no coordinator, or one of another release") from None
 
 
-def _read(data_dir: Path) -> "Status":
+class Folder:
+    """Reads a coordinator's data folder, and its journal again only when something came into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._facts: Facts | None = None
+        self._written: list[tuple[int, int] | None] = []
+
+    def __call__(self) -> "Status":
+        """The status of now. Raises NoAnswer."""
+        from coordinator.watch.alarms import with_alarms
+        from coordinator.watch.status import status_of
+
+        written = [_written(self.path / name) for name in ("journal.db", "journal.db-wal")]
+        if self._facts is None or written != self._written:
+            self._facts, self._written = _facts(self.path), written
+        return with_alarms(status_of(self._facts, time.time_ns()))
+
+
+def _written(file: Path) -> tuple[int, int] | None:
+    """When a file was written, and how far; None for one that is not there."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _facts(data_dir: Path) -> "Facts":
+    from broker.recording import RecordingError
     from coordinator.journal import fold_history
-    from coordinator.watch.alarms import with_alarms
-    from coordinator.watch.status import Facts, status_of
+    from coordinator.watch.status import Facts
 
     journal = data_dir / "journal.db"
     if not journal.exists():
-        fail(f"there is no coordinator's data in {data_dir}: name its folder by --data-dir, or ask it by --url", FAILED)
+        raise NoAnswer(
+            f"there is no coordinator's data in {data_dir}: name its folder by --data-dir, or ask it by --url"
+        )
     last = None
-    for state, history, _ in fold_history(journal):
-        last = Facts(state, history)
+    try:
+        for state, history, _ in fold_history(journal):
+            last = Facts(state, history)
+    except RecordingError as fault:
+        raise NoAnswer(str(fault)) from None
     if last is None:
-        fail(f"{journal} is empty: the coordinator has not begun yet", FAILED)
-    return with_alarms(status_of(last, time.time_ns()))
+        raise NoAnswer(f"{journal} is empty: the coordinator has not begun yet")
+    return last
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -167,104 +276,6 @@ def _address(url: str) -> tuple[str, int]:
     except ValueError:  # a port that is no number
         pass
     fail(f"{url} is not a coordinator's address: give http://HOST:PORT", USAGE)
-
-
-# --- the picture ---
-
-
-def picture(status: "Status", height: int | None) -> "RenderableType":
-    """The status for a terminal of so many lines; None shows everything."""
-    from rich.console import Group
-    from rich.text import Text
-
-    head = Text.assemble((status.federation, "bold"), f"  version {status.head}, nodes serve {_served(status)}")
-    head.append(f"  {status.strategy}, epoch {status.epoch}{', finished' if status.finished else ''}", style="dim")
-    alarms = [Text(f"! {alarm.text}", style="yellow") for alarm in status.alarms[:10]]
-    counts = Text(_counts(status), style="dim")
-    versions = status.versions[-MOST_VERSIONS:]
-    room = len(status.nodes) if height is None else max(3, height - len(versions) - len(alarms) - 10)
-    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), _versions(versions, status.at_ns), counts)
-
-
-def _served(status: "Status") -> str:
-    loss = "" if status.release.loss is None else f" (calibration loss {status.release.loss:.3f})"
-    return f"the {status.release.variant} of {status.release.version}{loss}"
-
-
-def _counts(status: "Status") -> str:
-    waiting = sum(group.updates for group in status.waiting)
-    parts = [f"{waiting} updates wait", f"{status.in_the_making} in the making"]
-    parts += [f"{count} refused: {cause.replace('_', ' ')}" for cause, count in status.refusals.items()]
-    parts += [f"{count} dropped: {reason}" for reason, count in status.dropped.items()]
-    return "; ".join(parts)
-
-
-def _nodes(status: "Status", room: int) -> "RenderableType":
-    promised = any(node.epsilon is not None for node in status.nodes)
-    table = _table(
-        "node", "is", "holds", "serves", "behind", "loss", "accepted", "weight", "stale", "outbox", "refused"
-    )
-    if promised:
-        table.add_column("epsilon", justify="right", no_wrap=True)
-    table.add_column("last update", justify="left", no_wrap=True, overflow="ellipsis")
-    for node in status.nodes[:room]:
-        *cells, last = _cells(node, status.at_ns)
-        table.add_row(*cells, *([_epsilon(node)] if promised else []), last)
-    if room < len(status.nodes):
-        table.add_row(f"and {len(status.nodes) - room} more")
-    return table
-
-
-def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
-    from rich.text import Text
-
-    colors = {"online": "green", "offline": "red", "unknown": "dim"}
-    last = node.last_update
-    return [
-        Text(node.node),
-        Text(node.liveness, style=colors[node.liveness]),
-        _number(node.version),
-        _number(node.serving),
-        _number(node.behind),
-        _loss(node.loss),
-        str(node.participation),
-        f"{node.weight_share:.1%}",
-        "-" if node.staleness is None else f"{node.staleness:.1f}",
-        _number(node.outbox),
-        str(sum(node.refusals.values())),
-        "-" if last is None else f"{last.update_id[:8]} {last.status}, {_age(last.at_ns, now_ns)} ago",
-    ]
-
-
-def _epsilon(node: "NodeStatus") -> str:
-    return "none" if node.epsilon is None else f"{node.epsilon:.3g}"
-
-
-def _versions(versions: "tuple[VersionStatus, ...]", now_ns: int) -> "RenderableType":
-    table = _table("version", "age", "updates", "stalest", "nodes' loss", "before", "candidate")
-    table.add_column("gate", justify="left")
-    for version in reversed(versions):
-        table.add_row(
-            str(version.version),
-            _age(version.created_at_ns, now_ns),
-            str(version.updates),
-            str(version.staleness),
-            _loss(version.node_loss),
-            _loss(version.gate_before),
-            _loss(version.gate_after),
-            version.verdict.replace("_", " "),
-        )
-    return table
-
-
-def _table(first: str, *numbers: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _steps(found: "Trace") -> Iterator[str]:
@@ -293,20 +304,8 @@ def _steps(found: "Trace") -> Iterator[str]:
         yield "waits for the next version"
 
 
-def _number(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
 def _loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.3f}"
-
-
-def _age(from_ns: int, now_ns: int) -> str:
-    s = max(0, now_ns - from_ns) // 1_000_000_000
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if s >= 2 * length:
-            return f"{s // length} {unit}"
-    return f"{s} s"
 
 
 def _time(ns: int) -> str:

@@ -1,6 +1,8 @@
 """`alignfed status` and `trace` on what a federation of one node left behind, and with nobody to ask."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from coordinator.journal import read_updates
 from coordinator.watch.status import Status
@@ -20,6 +22,13 @@ def test_status_in_words_shows_nodes_and_versions(alignfed, federated):
     shown = alignfed("status", "--config", federated.config, "--data-dir", federated.data_dir)
     assert shown.returncode == 0
     assert "version 2" in shown.stdout and "kitchen" in shown.stdout and "100.0%" in shown.stdout
+
+
+def test_settings_without_an_address_are_told_in_one_line_how_to_see_more(alignfed, federated):
+    shown = alignfed("status", "--config", federated.config, ALIGNFED_COORDINATOR__DATA_DIR=str(federated.data_dir))
+    assert shown.returncode == 0 and "version 2" in shown.stdout
+    [line] = shown.stderr.splitlines()
+    assert "--http HOST:PORT" in line and "coordinator.http" in line
 
 
 def test_trace_follows_an_update_into_its_version(alignfed, federated):
@@ -44,3 +53,12 @@ def test_nobody_to_ask_is_said_with_the_way_out(alignfed, tmp_path):
     empty = alignfed("status", "--data-dir", tmp_path)
     assert empty.returncode == 1 and "--data-dir" in empty.stderr
     assert alignfed("status", "--url", "ftp://x").returncode == 2
+
+
+def test_an_answer_that_is_no_status_is_said_as_such(alignfed):
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # which knows no GET
+        threading.Thread(target=other.handle_request).start()
+        refused = alignfed("status", "--url", f"http://127.0.0.1:{other.server_port}")
+    assert refused.returncode == 1
+    assert f"what answers at 127.0.0.1:{other.server_port} says 501" in refused.stderr
+    assert "nobody answers" not in refused.stderr

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from broker.recording import RecordingError, Row, read_rows, transaction
-from commands.status import picture
+from commands.picture import picture
 from coordinator.core import found, step
 from coordinator.journal import NOISE, event_of_row, open_journal, read_nodes, record, record_nodes
 from coordinator.privacy.accounting import epsilon

@@ -1,0 +1,137 @@
+"""What goes on in a federation, drawn for a terminal: the fleet, the newest versions, what is wrong."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from coordinator.watch.status import NodeStatus, Status, VersionStatus
+
+MOST_VERSIONS = 12
+
+
+def picture(status: "Status", height: int | None) -> "RenderableType":
+    """The status for a terminal of so many lines; None shows everything."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = Text.assemble((status.federation, "bold"), f"  version {status.head}, nodes serve {_served(status)}")
+    head.append(f"  {status.strategy}, epoch {status.epoch}{', finished' if status.finished else ''}", style="dim")
+    alarms = [Text(f"! {alarm.text}", style="yellow") for alarm in status.alarms[:10]]
+    counts = Text(_counts(status), style="dim")
+    versions = status.versions[-MOST_VERSIONS:]
+    room = len(status.nodes) if height is None else max(3, height - len(versions) - len(alarms) - 10)
+    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), _versions(versions, status.at_ns), counts)
+
+
+def live_picture(status: "Status | None", trouble: str | None, remark: str | None, height: int) -> "RenderableType":
+    """The same for who watches: with `trouble` it was seen last, and is dimmed. `remark` is said below."""
+    from rich.console import Group
+    from rich.styled import Styled
+    from rich.text import Text
+
+    above = [Text(f"! {trouble}; asking again every second", style="red")] if trouble is not None else []
+    below = [Text(remark, style="dim")] if remark is not None else []
+    if status is None:
+        return Group(*above, *below)
+    room = height - 2 * len(above) - 2 * len(below)
+    drawn = picture(status, room)
+    return Group(*above, drawn if trouble is None else Styled(drawn, "dim"), *below)
+
+
+def _served(status: "Status") -> str:
+    loss = "" if status.release.loss is None else f" (calibration loss {status.release.loss:.3f})"
+    return f"the {status.release.variant} of {status.release.version}{loss}"
+
+
+def _counts(status: "Status") -> str:
+    waiting = sum(group.updates for group in status.waiting)
+    parts = [f"{waiting} updates wait", f"{status.in_the_making} in the making"]
+    parts += [f"{count} refused: {cause.replace('_', ' ')}" for cause, count in status.refusals.items()]
+    parts += [f"{count} dropped: {reason}" for reason, count in status.dropped.items()]
+    return "; ".join(parts)
+
+
+def _nodes(status: "Status", room: int) -> "RenderableType":
+    promised = any(node.epsilon is not None for node in status.nodes)
+    table = _table(
+        "node", "is", "holds", "serves", "behind", "loss", "accepted", "weight", "stale", "outbox", "refused"
+    )
+    if promised:
+        table.add_column("epsilon", justify="right", no_wrap=True)
+    table.add_column("last update", justify="left", no_wrap=True, overflow="ellipsis")
+    for node in status.nodes[:room]:
+        *cells, last = _cells(node, status.at_ns)
+        table.add_row(*cells, *([_epsilon(node)] if promised else []), last)
+    if room < len(status.nodes):
+        table.add_row(f"and {len(status.nodes) - room} more")
+    return table
+
+
+def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
+    from rich.text import Text
+
+    colors = {"online": "green", "offline": "red", "unknown": "dim"}
+    last = node.last_update
+    return [
+        Text(node.node),
+        Text(node.liveness, style=colors[node.liveness]),
+        _number(node.version),
+        _number(node.serving),
+        _number(node.behind),
+        _loss(node.loss),
+        str(node.participation),
+        f"{node.weight_share:.1%}",
+        "-" if node.staleness is None else f"{node.staleness:.1f}",
+        _number(node.outbox),
+        str(sum(node.refusals.values())),
+        "-" if last is None else f"{last.update_id[:8]} {last.status}, {_age(last.at_ns, now_ns)} ago",
+    ]
+
+
+def _epsilon(node: "NodeStatus") -> str:
+    return "none" if node.epsilon is None else f"{node.epsilon:.3g}"
+
+
+def _versions(versions: "tuple[VersionStatus, ...]", now_ns: int) -> "RenderableType":
+    table = _table("version", "age", "updates", "stalest", "nodes' loss", "before", "candidate")
+    table.add_column("gate", justify="left")
+    for version in reversed(versions):
+        table.add_row(
+            str(version.version),
+            _age(version.created_at_ns, now_ns),
+            str(version.updates),
+            str(version.staleness),
+            _loss(version.node_loss),
+            _loss(version.gate_before),
+            _loss(version.gate_after),
+            version.verdict.replace("_", " "),
+        )
+    return table
+
+
+def _table(first: str, *numbers: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3f}"
+
+
+def _age(from_ns: int, now_ns: int) -> str:
+    s = max(0, now_ns - from_ns) // 1_000_000_000
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if s >= 2 * length:
+            return f"{s // length} {unit}"
+    return f"{s} s"
