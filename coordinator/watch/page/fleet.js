@@ -47,9 +47,12 @@ function prepareLast(cell) {
 
 function fillLast(cell, node, nowNs) {
   const [button, text] = cell.children, last = node.last_update, id = last ? last.update_id : "";
+  if (button.value !== id) {
+    button.value = id;
+    button.textContent = id.slice(0, 8);
+    button.setAttribute("aria-label", `follow ${id.slice(0, 8)}`);
+  }
   button.hidden = !last;
-  if (button.value !== id) button.value = id;
-  say(button, id.slice(0, 8));
   say(text, last ? ` ${last.status}, ${age(last.at_ns, nowNs)} ago` : "–");
 }
 
@@ -77,10 +80,10 @@ function fillText(column, cell, node) {
 // ---- rows ----
 
 function newRow(name) {
-  const row = make("tr");
+  const row = make("tr", { role: "row" });
   for (const column of COLUMNS) {
     const cell = make(column.isName ? "th" : "td", { "data-field": column.field, "data-label": column.name });
-    if (column.isName) cell.scope = "row";
+    cell.setAttribute("role", column.isName ? "rowheader" : "cell");
     column.prepare?.(cell, name);
     row.append(cell);
   }
@@ -119,12 +122,8 @@ function buildFleetHead() {
     const style = column.field === "act" ? "act" : column.isLeft || column.isName ? "left" : "";
     const button = make("button", { type: "button" }, column.name);
     button.addEventListener("click", () => sortBy(column));
-    return make("th", { scope: "col", className: style, "data-column": column.field }, button);
+    return make("th", { role: "columnheader", className: style, "data-column": column.field }, button);
   }));
-  $("order").replaceChildren(...COLUMNS.map((column) => make("option", { value: column.field }, column.name)));
-  $("order").addEventListener("change", (event) => {
-    sortBy(COLUMNS.find((column) => column.field === event.target.value));
-  });
   sayOrder();
 }
 

@@ -1,6 +1,7 @@
 """What tests of the coordinator's views share: a coordinator that shows itself, and what nodes say of themselves."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from coordinator.core import found, step
 from coordinator.publisher import publication
 from coordinator.questions import MeasuredLosses, MeasureLosses, TrainedAnchor, answer_to_bytes
-from coordinator.state import Answered, Event, FederationState, Ordered, Received
+from coordinator.stages import AnchorStage, ReleaseStage
+from coordinator.state import Answered, CalibrationTerms, Event, FederationState, Ordered, Received
+from coordinator.strategies import FedBuff
 from coordinator.watch.alarms import with_alarms
 from coordinator.watch.board import Board
 from coordinator.watch.fleet import hear
@@ -22,6 +25,7 @@ from schemas.messages import NodeMetrics, NodeState
 from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
 
 FEDERATION, BOOT, SECOND = "test", "b" * 32, 1_000_000_000
+GATED = FedBuff(buffer_size=3, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
 
 
 @pytest.fixture
@@ -113,6 +117,27 @@ class Federation:
 def federation(config: Any, adapter: Any, message: Any) -> Any:
     """federation(strategy, begun_ns, **terms): a federation of these terms, in memory."""
     return lambda strategy, begun_ns=0, **terms: Federation(config(strategy, **terms), adapter, message, begun_ns)
+
+
+@pytest.fixture
+def judged(federation: Any, calibration: CalibrationTerms) -> Any:
+    """A gate that has taken and turned down, a starved node, one shut out, updates that wait and that were refused."""
+    here = federation(GATED, time.time_ns() - 9 * 60 * SECOND, calibration=calibration)
+    here.hears("slow")
+    for candidate in (2.5, 1.75, 1.812, 1.375, *[1.25] * 18, 1.687):
+        here.hears("kitchen")
+        here.hears("kitchen")
+        here.hears("garage", base_version=max(0, here.state.head.version - 1))
+        here.is_answered(before=3.0 if candidate == 2.5 else 1.5, candidate=candidate)
+    for _ in range(3):
+        here.hears("garage", base_version=999)
+    here.hears("attic")
+    here.hears_garbage()
+    here.says("kitchen", version=21, serving=20, base_version=21, step=3, steps=8, loss=0.812, outbox=2)
+    here.says("garage", version=19, online=False)
+    here.says("cellar", version=23, outbox=5)
+    here.is_ordered(b'{"kind": "quarantine", "node": "slow", "reason": "stolen"}')
+    return here
 
 
 @pytest.fixture

@@ -14,14 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.stages import AnchorStage, ReleaseStage
-from coordinator.state import CalibrationTerms
-from coordinator.strategies import FedBuff
 from coordinator.watch.status import NodeStatus, ProcessStatus, Status, VersionStatus
 from tests.browser import Browser
 
 SECOND, MINUTE = 1_000_000_000, 60_000_000_000
-GATED = FedBuff(buffer_size=3, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
 PROCESS = ProcessStatus(
     boot_id="b" * 32,
     started_at_ns=time.time_ns() - 5 * MINUTE,
@@ -63,27 +59,6 @@ DRAWN = """(() => ({
     }),
     bars: [...document.querySelectorAll('#share rect')].map((bar) => bar.width.baseVal.value),
 }))()"""
-
-
-@pytest.fixture
-def judged(federation: Any, calibration: CalibrationTerms) -> Any:
-    """A gate that has taken and turned down, a starved node, one shut out, updates that wait and that were refused."""
-    here = federation(GATED, time.time_ns() - 9 * MINUTE, calibration=calibration)
-    here.hears("slow")
-    for candidate in (2.5, 1.75, 1.812, 1.375, *[1.25] * 18, 1.687):
-        here.hears("kitchen")
-        here.hears("kitchen")
-        here.hears("garage", base_version=max(0, here.state.head.version - 1))
-        here.is_answered(before=3.0 if candidate == 2.5 else 1.5, candidate=candidate)
-    for _ in range(3):
-        here.hears("garage", base_version=999)
-    here.hears("attic")
-    here.hears_garbage()
-    here.says("kitchen", version=21, serving=20, base_version=21, step=3, steps=8, loss=0.812, outbox=2)
-    here.says("garage", version=19, online=False)
-    here.says("cellar", version=23, outbox=5)
-    here.is_ordered(b'{"kind": "quarantine", "node": "slow", "reason": "stolen"}')
-    return here
 
 
 def test_every_number_on_the_page_is_that_of_status_json_and_of_metrics(
