@@ -105,12 +105,17 @@ def _asking(url: str | None, config: Path | None, data_dir: Path | None) -> Any:
 
 
 def _ask_or_read(settings: "CoordinatorSettings") -> "Status":
-    host, _, port = str(settings.http).rpartition(":")
     try:
-        return _asked(host.strip("[]"), int(port))
+        return shown_at(str(settings.http))
     except NoAnswer as fault:
         note(f"{fault}; reading {settings.data_dir}")
         return _read(settings.data_dir)
+
+
+def shown_at(http: str) -> "Status":
+    """What a coordinator shows at HOST:PORT. Raises NoAnswer."""
+    host, _, port = http.rpartition(":")
+    return _asked(host.strip("[]"), int(port))
 
 
 def _ask(address: tuple[str, int]) -> "Status":
@@ -182,8 +187,13 @@ def picture(status: "Status", height: int | None) -> "RenderableType":
     alarms = [Text(f"! {alarm.text}", style="yellow") for alarm in status.alarms[:10]]
     counts = Text(_counts(status), style="dim")
     versions = status.versions[-MOST_VERSIONS:]
-    room = len(status.nodes) if height is None else max(3, height - len(versions) - len(alarms) - 10)
-    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), _versions(versions, status.at_ns), counts)
+    heard = any(node.liveness != "unknown" for node in status.nodes)
+    room = len(status.nodes)
+    if height is not None:
+        room = max(3, (height - len(versions) - len(alarms) - 10 - 3 * heard) // (1 + heard))
+    words = [_words(status, room), Text("")] if heard else []
+    table = _versions(versions, status.at_ns)
+    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), *words, table, counts)
 
 
 def _served(status: "Status") -> str:
@@ -234,6 +244,27 @@ def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
         str(sum(node.refusals.values())),
         "-" if last is None else f"{last.update_id[:8]} {last.status}, {_age(last.at_ns, now_ns)} ago",
     ]
+
+
+def _words(status: "Status", room: int) -> "RenderableType":
+    """What nodes say of their training: whether they train now, or why not."""
+    from rich.text import Text
+
+    table = _table("by its own word")
+    for name in ("trains", "only with"):
+        table.add_column(name, justify="left", no_wrap=True, overflow="ellipsis")
+    for node in status.nodes[:room]:
+        table.add_row(Text(node.node), training(node), Text(node.limits or "-"))
+    if room < len(status.nodes):
+        table.add_row(f"and {len(status.nodes) - room} more")
+    return table
+
+
+def training(node: "NodeStatus") -> str:
+    """Whether a node trains, or why not, in a few words."""
+    if node.training_from is not None:
+        return f"from {node.training_from}, step {node.step} of {node.steps}"
+    return "-" if node.idle is None else f"no: {node.idle.replace('_', ' ')}"
 
 
 def _epsilon(node: "NodeStatus") -> str:

@@ -96,16 +96,23 @@ def next_deadline(state: EdgeState) -> float | None:
     return min((at for at in deadlines if at is not None), default=None)
 
 
-def node_state(state: EdgeState) -> NodeState:
-    """What this node tells about itself."""
-    version = state.held.pointer.version if state.held is not None else None
+def introduction(identity: Identity, *, online: bool) -> NodeState:
+    """What a node tells about itself that stays so while its process runs."""
     return NodeState(
-        online=True,
-        boot_id=state.identity.boot_id,
-        base_model=state.identity.base_model,
-        version=version,
-        serving=state.served.version if state.served is not None else None,
+        online=online,
+        boot_id=identity.boot_id,
+        base_model=identity.base_model,
+        limits=identity.settings.policy.in_words,
     )
+
+
+def node_state(state: EdgeState) -> NodeState:
+    """What this node tells about itself now."""
+    versions = {
+        "version": state.held.pointer.version if state.held is not None else None,
+        "serving": state.served.version if state.served is not None else None,
+    }
+    return introduction(state.identity, online=True).model_copy(update=versions)
 
 
 def node_metrics(state: EdgeState, at: float) -> NodeMetrics:

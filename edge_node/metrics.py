@@ -4,13 +4,14 @@ Others put in what happened; the state of the core is shown as it is when somebo
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from edge_node.learning import reason_to_wait
 from edge_node.state import EdgeState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -75,8 +76,8 @@ class _OfNode(Collector):
     def collect(self) -> Iterator[Metric]:
         if (state := self._state) is None:
             return
-        training, waiting = state.training, self._waits_since
-        oldest_s = time.monotonic() - min(waiting.values()) if waiting else 0.0
+        training, waiting, now = state.training, self._waits_since, time.monotonic()
+        oldest_s = now - min(waiting.values()) if waiting else 0.0
         gauges: dict[str, tuple[str, float | None]] = {
             "connected": ("1 with a connection to the broker.", int(state.connected)),
             "head_version": ("Version that the node holds.", state.held.pointer.version if state.held else None),
@@ -92,6 +93,10 @@ class _OfNode(Collector):
         for name, (text, value) in gauges.items():
             if value is not None:
                 yield GaugeMetricFamily(f"alignfed_edge_{name}", text, value=value)
+        settings = state.identity.settings
+        yield _labelled("info", "What its owner wants of it.", {"limits": settings.policy.in_words or ""})
+        idle = reason_to_wait(state, now)
+        yield _labelled("idle", "1 for the reason why it does not train now.", {"reason": idle} if idle else {})
         counters = {
             "updates_sent": ("Updates sent for the first time.", state.updates_sent),
             "updates_accepted": ("Updates accepted.", state.updates_accepted),
@@ -100,3 +105,11 @@ class _OfNode(Collector):
         }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"alignfed_edge_{name}", text, value=count)
+
+
+def _labelled(name: str, text: str, labels: Mapping[str, str]) -> Metric:
+    """A gauge that is 1 for what its labels say; one that says nothing has no samples."""
+    family = GaugeMetricFamily(f"alignfed_edge_{name}", text, labels=list(labels))
+    if labels:
+        family.add_metric(list(labels.values()), 1)
+    return family

@@ -228,7 +228,7 @@ class Node:
 
 def farewell_of(identity: state.Identity) -> NodeState:
     """What is said of a node that is away: by itself at its end, by the broker when it has gone without."""
-    return NodeState(online=False, boot_id=identity.boot_id, base_model=identity.base_model)
+    return core.introduction(identity, online=False)
 
 
 def subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, ...]:

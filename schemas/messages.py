@@ -294,6 +294,9 @@ class NodeState(Message):
     base_model: Sha256
     version: Version | None = Field(default=None, description="global version held")
     serving: Version | None = Field(default=None, description="global version served; none for a node that only trains")
+    limits: Sentence | None = Field(
+        default=None, description="what has to be so before it trains, as its owner has it, in words; none: nothing"
+    )
 
 
 class NodeMetrics(Message):

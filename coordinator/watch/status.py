@@ -18,7 +18,7 @@ from coordinator.state import FederationState
 from coordinator.trust.ledger import NodeLedger
 from coordinator.watch.fleet import Fleet, NodeHeard
 from coordinator.watch.history import KEPT_VERSIONS, History, LastUpdate, NodeHistory, VersionMade, is_measured
-from schemas.messages import Loss, ReceiptStatus, ReleaseReport, Variant
+from schemas.messages import IdleReason, Loss, ReceiptStatus, ReleaseReport, Variant
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -60,6 +60,8 @@ class NodeStatus(Value):
     steps: Count
     loss: float | None = Field(description="of its last training step")
     outbox: Count | None = Field(description="updates that wait there for their receipt")
+    idle: IdleReason | None = Field(description="why it does not train now, by its own word; none while it does")
+    limits: str | None = Field(description="what has to be so before it trains, as its owner has it, in words")
     participation: Count = Field(description="updates accepted since the federation began")
     contributions: Count = Field(description=f"updates in the last {KEPT_VERSIONS} versions")
     contribution_share: Share = Field(description="those, as a share of all updates in these versions")
@@ -265,6 +267,8 @@ def _node(
         steps=metrics.steps if metrics else 0,
         loss=metrics.loss if metrics else None,
         outbox=metrics.outbox if metrics else None,
+        idle=metrics.idle if metrics else None,
+        limits=said.limits if said else None,
         participation=ledger.participation,
         contributions=contributions,
         contribution_share=contributions / (parts.updates.total() or 1),

@@ -116,7 +116,7 @@ MESSAGES: list[Message] = [
         codecs=("int8",),
         finished=True,
     ),
-    NodeState(online=True, boot_id=ID, base_model=SHA, version=1),
+    NodeState(online=True, boot_id=ID, base_model=SHA, version=1, limits="at most 70 °C"),
     NodeMetrics(boot_id=ID, base_version=1, step=1, steps=2, loss=0.5, updates_sent=3, outbox=1),
 ]
 

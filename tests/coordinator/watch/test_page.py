@@ -160,7 +160,7 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
         node.send("garage", version, node.head, 0.3)
         node.until_version(version + 1)
     is_there(node, "kitchen", outbox=2, loss=0.75)
-    is_there(node, "attic")
+    is_there(node, "attic", idle="few_new_examples")
     browser.open(address)
     browser.until("document.querySelector('tr[data-node=attic]') !== null && newest.nodes[2].outbox === 2")
     status = browser.see("fetch('/api/status').then((answer) => answer.json())")
@@ -171,6 +171,7 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
         assert browser.text(f'{row} [data-field="participation"]') == str(told["participation"])
         assert browser.text(f'{row} [data-field="weight_share"]') == f"{100 * told['weight_share']:.1f} %"
         assert browser.text(f'{row} [data-field="liveness"]') == told["liveness"]
+    assert browser.text('tr[data-node=attic] [data-field="training"]') == "no: few new examples"
     assert "Share of the weight: " in str(
         browser.see("document.querySelector('#share svg').getAttribute('aria-label')")
     )

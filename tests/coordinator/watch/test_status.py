@@ -38,7 +38,8 @@ class Federation:
         self.history = observe(self.history, event, effects, event.at_ns)
 
     def says(self, node: str, **metrics: Any) -> None:
-        state = NodeState(online=metrics.pop("online", True), boot_id=BOOT, base_model="0" * 64, version=0)
+        words = {name: metrics.pop(name) for name in NodeState.model_fields if name in metrics}
+        state = NodeState(**{"online": True, "boot_id": BOOT, "base_model": "0" * 64, "version": 0, **words})
         for address, said in (
             (NodeStateOf(node), state),
             (NodeMetricsOf(node), NodeMetrics(boot_id=BOOT, **metrics)),
@@ -141,6 +142,14 @@ def test_a_node_that_went_away_and_one_with_a_full_outbox_are_alarms(federation:
     here.says("a", online=False)
     here.says("b", outbox=9)
     assert kinds(here.status()) == ["node_offline", "outbox_growing"]
+
+
+def test_what_a_node_said_of_its_limits_is_known_when_it_is_gone(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    here.says("a", limits="at most 70 °C", idle="hot")
+    assert (here.status().node("a").limits, here.status().node("a").idle) == ("at most 70 °C", "hot")
+    here.says("a", limits="at most 70 °C", online=False)
+    assert (here.status().node("a").limits, here.status().node("a").idle) == ("at most 70 °C", None)
 
 
 def test_many_versions_and_strangers_leave_bounded_traces(federation: Any) -> None:

@@ -1,6 +1,7 @@
 """What a running coordinator shows: the same figures everywhere, the truth, and no harm to the service."""
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -56,9 +57,9 @@ def samples(page: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
     return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
 
 
-def of_nodes(node: Any, name: str, version: int, **metrics: Any) -> None:
+def of_nodes(node: Any, name: str, version: int, limits: str | None = None, **metrics: Any) -> None:
     """Let a node say what it holds, and how it is."""
-    state = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=version)
+    state = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=version, limits=limits)
     node.client.publish(publication(FEDERATION, NodeStateOf(name), state.to_bytes()))
     said = NodeMetrics(boot_id=BOOT, **metrics)
     node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
@@ -104,6 +105,35 @@ def test_the_command_line_tells_the_same_in_the_same_second(watched: Any, node: 
     page = samples(get(address, "/metrics"))
     assert page["alignfed_head_version", ()] == said.head
     assert page["alignfed_updates_refused_total", ("unknown version",)] == said.refusals["unknown version"]
+
+
+def test_why_a_node_does_not_train_is_shown_with_what_its_owner_wants(
+    watched: Any, node: Any, address: str, tmp_path: Path
+) -> None:
+    two_versions(node, address)
+    of_nodes(node, "a", 2, limits="at most 70 °C, 22:00-06:00", idle="hot")
+    of_nodes(node, "b", 2, base_version=2, step=3, steps=8)
+    node.until(lambda: (told := status_at(address).node("b")) is not None and told.step == 3)
+    settings = tmp_path / "shown.toml"
+    settings.write_text(f'federation = "test"\n[coordinator]\ndata_dir = "{watched.data_dir}"\nhttp = "{address}"')
+    shown = said("status", "--config", settings)
+    assert [" ".join(line.split()) for line in shown.splitlines() if "no: " in line or "step 3" in line] == [
+        "a no: hot at most 70 °C, 22:00-06:00",
+        "b from 2, step 3 of 8 -",
+    ]
+    shown = said("nodes", "show", "a", "--config", settings)
+    assert "trains      no: hot" in shown and "only with   at most 70 °C" in shown
+    told = json.loads(said("nodes", "show", "a", "--config", settings, "--json"))["says"]
+    assert (told["idle"], told["limits"]) == ("hot", "at most 70 °C, 22:00-06:00")
+    folder = ("--config", settings, "--data-dir", watched.data_dir)
+    assert json.loads(said("nodes", "show", "a", *folder, "--json"))["says"] is None
+
+
+def said(*words: Any) -> str:
+    """What a command prints, as on a wide terminal."""
+    command = [sys.executable, "-m", "alignfed", *map(str, words)]
+    wide = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, check=True, timeout=60, env=wide, text=True).stdout
 
 
 def test_the_first_event_is_the_status(watched: Any, node: Any, address: str) -> None:

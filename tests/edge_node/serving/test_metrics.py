@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from base_model.reference import ResolvedModel
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
+from edge_node.policy import TrainingPolicy
 from edge_node.serving.answering import Answering, Ended, News, Question
 from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.generation import Sampling
@@ -68,3 +69,12 @@ def test_the_oldest_update_without_a_receipt_has_an_age(tmp_path: Path) -> None:
     second = samples(metrics.page())
     assert (first["alignfed_edge_outbox_updates"], first["alignfed_edge_outbox_bytes"]) == (2, 12)
     assert 0 < first["alignfed_edge_outbox_oldest_seconds"] < second["alignfed_edge_outbox_oldest_seconds"]
+
+
+def test_why_it_does_not_train_and_what_its_owner_wants_are_samples(tmp_path: Path) -> None:
+    policy = TrainingPolicy(max_temperature_c=70)
+    settings = EdgeSettings(node="attic", data=tmp_path / "none", policy=policy)
+    metrics = Metrics()
+    metrics.show(initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)[0])
+    told = samples(metrics.page())
+    assert told["alignfed_edge_idle no_terms"] == told["alignfed_edge_info at most 70 °C"] == 1
