@@ -190,7 +190,13 @@ def _words(said: "NodeStatus | None") -> list[str]:
     """The lines of what a node says of itself."""
     if said is None or said.liveness == "unknown":
         return []
-    return [f"trains      {training(said)}", f"only with   {said.limits or 'nothing in particular'}"]
+    serves = "-" if said.serves is None else "no" if not said.serves else f"version {said.serving}"
+    return [
+        f"serves      {serves}",
+        f"trains      {training(said)}, at rank {said.rank}",
+        f"only with   {said.limits or 'nothing in particular'}",
+        f"can send    {', '.join(said.codecs) or '-'}",
+    ]
 
 
 def _bound(report: "NodeReport", delta: float | None, config: Path | None) -> tuple[float, float | None]:

@@ -250,11 +250,11 @@ def _words(status: "Status", room: int) -> "RenderableType":
     """What nodes say of their training: whether they train now, or why not."""
     from rich.text import Text
 
-    table = _table("by its own word")
+    table = _table("by its own word", "rank")
     for name in ("trains", "only with"):
         table.add_column(name, justify="left", no_wrap=True, overflow="ellipsis")
     for node in status.nodes[:room]:
-        table.add_row(Text(node.node), training(node), Text(node.limits or "-"))
+        table.add_row(Text(node.node), _number(node.rank), training(node), Text(node.limits or "-"))
     if room < len(status.nodes):
         table.add_row(f"and {len(status.nodes) - room} more")
     return table

@@ -235,7 +235,7 @@ def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection |
             "rejected",
             "another federation",
             f"the adapter's shape {manifest.layout[:12]} is none of this federation's, which takes rank {ranks} of "
-            f"{config.layout.digest[:12]}",
+            f"{config.layout.digest[:12]}: set edge.rank to one of these, or leave it out",
         )
     if codec not in UPDATE_CODECS:
         reason = f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}"

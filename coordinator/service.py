@@ -456,6 +456,7 @@ class Service:
             one_update_per_version=config.strategy.one_update_per_version,
             trained_factors=config.strategy.trained_factors,
             codecs=UPDATE_CODECS,
+            node_ranks=config.node_ranks,
             max_staleness=config.strategy.max_staleness,
             clip_norm=config.privacy.clip_norm if config.privacy else None,
             finished=self.state.finished,

@@ -41,6 +41,7 @@ from edge_node.state import (
 from schemas import topics
 from schemas.adapter import Layout
 from schemas.chunks import CorruptChunk
+from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, InvalidMessage, NodeMetrics, NodeState
 from schemas.trust import Trust, Uncertified
 
@@ -66,6 +67,7 @@ def initial_state(
         mark = max(memory.mark, (held.pointer.epoch, held.pointer.version))
         state = replace(state, held=held, memory=replace(memory, mark=mark))
     state, effects = delivery.trim(replace(state, terms=terms, layout=layout))
+    effects += _foreign_rank(identity, terms)
     if served is None:
         return state, effects
     serve = ServeAdapter(served.pointer, served.adapter)
@@ -98,11 +100,15 @@ def next_deadline(state: EdgeState) -> float | None:
 
 def introduction(identity: Identity, *, online: bool) -> NodeState:
     """What a node tells about itself that stays so while its process runs."""
+    settings = identity.settings
     return NodeState(
         online=online,
         boot_id=identity.boot_id,
         base_model=identity.base_model,
-        limits=identity.settings.policy.in_words,
+        serves=settings.serving.is_on,
+        rank=settings.rank,
+        codecs=(settings.codec, *(codec for codec in UPDATE_CODECS if codec != settings.codec)),
+        limits=settings.policy.in_words,
     )
 
 
@@ -256,6 +262,8 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
     if terms.base_model != state.identity.base_model:
         return state, (Stop(_other_base_model(state, terms)),)
     effects: Effects = (RememberTerms(terms), *_presence(known, terms))
+    if known is None or (known.lora, known.node_ranks) != (terms.lora, terms.node_ranks):
+        effects += _foreign_rank(state.identity, terms)
     if terms.online and (known is None or known.boot_id != terms.boot_id or not known.online):
         state = delivery.coordinator_returned(state, at)
     state = replace(state, terms=terms)
@@ -305,6 +313,18 @@ def _presence(known: CoordinatorState | None, terms: CoordinatorState) -> Effect
     if terms.online:
         return (Note(f"the coordinator is online: strategy {terms.strategy}, base model {terms.base_model_name}"),)
     return (Warn("the coordinator is offline; training goes on, and updates wait in the outbox"),)
+
+
+def _foreign_rank(identity: Identity, terms: CoordinatorState) -> Effects:
+    """What to do about a rank that would be refused, said before anything is trained."""
+    if learning.is_taken(identity.settings.rank, terms):
+        return ()
+    ranks = " or ".join(map(str, sorted({terms.lora.rank, *(terms.node_ranks or ())})))
+    text = (
+        f"this node does not train: edge.rank is {identity.settings.rank}, and federation {identity.federation} takes "
+        f"rank {ranks}. Set edge.rank to one of these, or have the other added to coordinator.node_ranks"
+    )
+    return (Warn(text),)
 
 
 def _other_base_model(state: EdgeState, terms: CoordinatorState) -> str:

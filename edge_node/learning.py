@@ -75,6 +75,11 @@ def own_layout(state: EdgeState, federation: Layout) -> Layout:
     return federation if rank is None else federation.with_rank(rank)
 
 
+def is_taken(rank: int | None, terms: CoordinatorState) -> bool:
+    """Whether updates of a node's rank are taken, as far as the coordinator has announced that; None is its own."""
+    return rank is None or terms.node_ranks is None or rank in (terms.lora.rank, *terms.node_ranks)
+
+
 def next_due(state: EdgeState) -> float | None:
     """When a job may begin that only has to wait."""
     waiting = state.training is None and _reason_beside_time(state) is None
@@ -134,6 +139,8 @@ def _reason_beside_time(state: EdgeState) -> IdleReason | None:
         return "no_terms"
     if terms.finished:
         return "finished"
+    if not is_taken(settings.rank, terms):
+        return "rank_not_taken"
     if held is None:
         return "no_version"
     if terms.one_update_per_version and named_base(held.pointer.version, held.pointer.digest) == state.memory.last_base:

@@ -94,7 +94,8 @@ class _OfNode(Collector):
             if value is not None:
                 yield GaugeMetricFamily(f"alignfed_edge_{name}", text, value=value)
         settings = state.identity.settings
-        yield _labelled("info", "What its owner wants of it.", {"limits": settings.policy.in_words or ""})
+        facts = {"rank": str(settings.rank or ""), "codec": settings.codec, "limits": settings.policy.in_words or ""}
+        yield _labelled("info", "What its owner wants of it.", facts)
         idle = reason_to_wait(state, now)
         yield _labelled("idle", "1 for the reason why it does not train now.", {"reason": idle} if idle else {})
         counters = {

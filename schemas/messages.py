@@ -28,6 +28,7 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds since 1970, UTC")]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
+Rank = Annotated[int, Field(ge=1, le=1024, description="inner dimension of the factors A and B")]
 CodecId = Literal["fp32", "fp16", "int8", "kltp", "safetensors"]
 Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
@@ -45,6 +46,7 @@ IdleReason = Literal[
     "hot",
     "battery_low",
     "not_at_this_hour",
+    "rank_not_taken",
 ]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
 Refusal = Literal["bad_request", "too_long", "overloaded", "loading", "timeout", "stopped", "fault"]
@@ -277,6 +279,9 @@ class CoordinatorState(Message):
     one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
     trained_factors: Factors = Field(default="both", description="which of a module's two factors nodes train")
     codecs: tuple[CodecId, ...] = Field(description="codecs taken for updates, best first")
+    node_ranks: tuple[Rank, ...] | None = Field(
+        default=None, max_length=16, description="ranks that nodes may train beside `lora`'s; none if not announced"
+    )
     max_staleness: Version | None = Field(
         default=None, description="updates whose base version is more versions old are refused; none if not announced"
     )
@@ -294,6 +299,11 @@ class NodeState(Message):
     base_model: Sha256
     version: Version | None = Field(default=None, description="global version held")
     serving: Version | None = Field(default=None, description="global version served; none for a node that only trains")
+    serves: bool = Field(default=False, description="whether it answers questions")
+    rank: Rank | None = Field(default=None, description="LoRA rank that it trains at; none: the federation's")
+    codecs: tuple[CodecId, ...] = Field(
+        default=(), max_length=16, description="codecs that it can send updates in, its owner's choice first"
+    )
     limits: Sentence | None = Field(
         default=None, description="what has to be so before it trains, as its owner has it, in words; none: nothing"
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coordinator.equations import staleness
 from coordinator.privacy.accounting import epsilon
 from coordinator.questions import Kind
-from coordinator.state import FederationState
+from coordinator.state import FederationConfig, FederationState
 from coordinator.trust.ledger import NodeLedger
 from coordinator.watch.fleet import Fleet, NodeHeard
 from coordinator.watch.history import KEPT_VERSIONS, History, LastUpdate, NodeHistory, VersionMade, is_measured
@@ -61,6 +61,9 @@ class NodeStatus(Value):
     loss: float | None = Field(description="of its last training step")
     outbox: Count | None = Field(description="updates that wait there for their receipt")
     idle: IdleReason | None = Field(description="why it does not train now, by its own word; none while it does")
+    serves: bool | None = Field(description="whether it answers questions, by its own word")
+    rank: Count | None = Field(description="LoRA rank that it trains at, by its own word")
+    codecs: tuple[str, ...] = Field(description="that it can send updates in, its owner's choice first")
     limits: str | None = Field(description="what has to be so before it trains, as its owner has it, in words")
     participation: Count = Field(description="updates accepted since the federation began")
     contributions: Count = Field(description=f"updates in the last {KEPT_VERSIONS} versions")
@@ -235,7 +238,7 @@ def _nodes(facts: Facts) -> tuple[NodeStatus, ...]:
             facts.fleet.get(name),
             parts,
             waiting[name],
-            state.config.privacy.delta if state.config.privacy else None,
+            state.config,
         )
         for name in names
     )
@@ -249,7 +252,7 @@ def _node(
     heard: NodeHeard | None,
     parts: "_Contributions",
     waiting: int,
-    delta: float | None,
+    config: FederationConfig,
 ) -> NodeStatus:
     said = heard.state if heard else None
     metrics = heard.metrics if heard else None
@@ -268,6 +271,9 @@ def _node(
         loss=metrics.loss if metrics else None,
         outbox=metrics.outbox if metrics else None,
         idle=metrics.idle if metrics else None,
+        serves=said.serves if said else None,
+        rank=(said.rank or config.layout.lora.rank) if said else None,
+        codecs=said.codecs if said else (),
         limits=said.limits if said else None,
         participation=ledger.participation,
         contributions=contributions,
@@ -279,7 +285,7 @@ def _node(
         refusals=dict(sorted(past.refusals.items())),
         refused_in_a_row=past.refused_in_a_row,
         quarantine=ledger.quarantine,
-        epsilon=epsilon(ledger.privacy_loss, delta) if delta is not None else None,
+        epsilon=epsilon(ledger.privacy_loss, config.privacy.delta) if config.privacy else None,
         first_version=past.first_version,
         last_update=_last(past.last),
     )

@@ -152,6 +152,17 @@ def test_what_a_node_said_of_its_limits_is_known_when_it_is_gone(federation: Any
     assert (here.status().node("a").limits, here.status().node("a").idle) == ("at most 70 °C", None)
 
 
+def test_the_rank_of_a_node_is_known_and_one_that_is_not_taken_is_an_alarm(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    here.says("a", idle="rank_not_taken", rank=64)
+    here.says("b", idle="resting")
+    here.hears("c")
+    status = here.status()
+    assert [status.node(name).rank for name in ("a", "b", "c")] == [64, 1, None]
+    assert [(alarm.kind, alarm.node) for alarm in status.alarms] == [("rank_not_taken", "a")]
+    assert "rank 64 is not taken" in status.alarms[0].text
+
+
 def test_many_versions_and_strangers_leave_bounded_traces(federation: Any) -> None:
     here = federation(FedAsync())
     for _ in range(KEPT_VERSIONS + 5):

@@ -118,11 +118,11 @@ def test_why_a_node_does_not_train_is_shown_with_what_its_owner_wants(
     settings.write_text(f'federation = "test"\n[coordinator]\ndata_dir = "{watched.data_dir}"\nhttp = "{address}"')
     shown = said("status", "--config", settings)
     assert [" ".join(line.split()) for line in shown.splitlines() if "no: " in line or "step 3" in line] == [
-        "a no: hot at most 70 °C, 22:00-06:00",
-        "b from 2, step 3 of 8 -",
+        "a 2 no: hot at most 70 °C, 22:00-06:00",
+        "b 2 from 2, step 3 of 8 -",
     ]
     shown = said("nodes", "show", "a", "--config", settings)
-    assert "trains      no: hot" in shown and "only with   at most 70 °C" in shown
+    assert "trains      no: hot, at rank 2" in shown and "only with   at most 70 °C" in shown
     told = json.loads(said("nodes", "show", "a", "--config", settings, "--json"))["says"]
     assert (told["idle"], told["limits"]) == ("hot", "at most 70 °C, 22:00-06:00")
     folder = ("--config", settings, "--data-dir", watched.data_dir)

@@ -73,8 +73,8 @@ def test_the_oldest_update_without_a_receipt_has_an_age(tmp_path: Path) -> None:
 
 def test_why_it_does_not_train_and_what_its_owner_wants_are_samples(tmp_path: Path) -> None:
     policy = TrainingPolicy(max_temperature_c=70)
-    settings = EdgeSettings(node="attic", data=tmp_path / "none", policy=policy)
+    settings = EdgeSettings(node="attic", data=tmp_path / "none", policy=policy, rank=4)
     metrics = Metrics()
     metrics.show(initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)[0])
     told = samples(metrics.page())
-    assert told["alignfed_edge_idle no_terms"] == told["alignfed_edge_info at most 70 °C"] == 1
+    assert told["alignfed_edge_idle no_terms"] == told["alignfed_edge_info kltp at most 70 °C 4"] == 1
