@@ -30,6 +30,7 @@ Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
 Rank = Annotated[int, Field(ge=1, le=1024, description="inner dimension of the factors A and B")]
 CodecId = Literal["fp32", "fp16", "int8", "kltp", "safetensors"]
+UpdateCodecId = Literal["kltp", "int8", "fp16", "fp32"]
 Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
 Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]
