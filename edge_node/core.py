@@ -24,12 +24,14 @@ from edge_node.state import (
     HeldOutMeasured,
     Identity,
     LayoutDescribed,
+    MeasuringEnded,
     Memory,
     Note,
     PublishMetrics,
     PublishState,
     RememberTerms,
     ServeAdapter,
+    ServedMeasured,
     StepTrained,
     Stop,
     Ticked,
@@ -78,7 +80,7 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     """What the node knows after the event, and what is to be done about it, in this order."""
     before = state
     state, effects = _handle(state, event)
-    training = (learning.drop_stale, learning.train_if_due)
+    training = (learning.drop_stale, learning.train_if_due, learning.measure_if_due)
     for due in (_settle, fetch.pursue, release.pursue, *training, delivery.send_due, signatures.warn_when_stale):
         state, more = due(state, event.at)
         effects += more
@@ -123,7 +125,7 @@ def node_state(state: EdgeState) -> NodeState:
 
 def node_metrics(state: EdgeState, at: float) -> NodeMetrics:
     """The node's progress and counters."""
-    training, held_out = state.training, state.held_out
+    training, held_out, served = state.training, state.held_out, state.served_held_out
     return NodeMetrics(
         boot_id=state.identity.boot_id,
         base_version=training.job.start.pointer.version if training is not None else None,
@@ -138,6 +140,9 @@ def node_metrics(state: EdgeState, at: float) -> NodeMetrics:
         held_out_loss=held_out.loss if held_out is not None else None,
         held_out_version=held_out.version if held_out is not None else None,
         held_out_examples=held_out.examples if held_out is not None else 0,
+        served_loss=served.loss if served is not None else None,
+        served_loss_version=served.version if served is not None else None,
+        served_loss_examples=served.examples if served is not None else 0,
     )
 
 
@@ -154,6 +159,10 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return _learn_layout(state, layout)
         case HeldOutMeasured():
             return learning.on_held_out(state, event), ()
+        case MeasuringEnded():
+            return learning.on_measuring_ended(state, event), ()
+        case ServedMeasured():
+            return release.on_measured(state, event), ()
         case StepTrained():
             return learning.on_step(state, event)
         case TrainingFinished():
@@ -287,7 +296,7 @@ def _learn_layout(state: EdgeState, layout: Layout) -> tuple[EdgeState, Effects]
 def _settle(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Nobody waits for the result of a job once the last version is out."""
     finished = state.terms is not None and state.terms.finished
-    return learning.abort(state) if finished else (state, ())
+    return learning.abort(state) if finished and state.training is not None else (state, ())
 
 
 def _announce(before: EdgeState, state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:

@@ -33,6 +33,9 @@ class Trains(Protocol):
     def train(self, job: state.TrainingJob) -> None:
         """Begin a job."""
 
+    def measure(self, job: state.TrainingJob) -> None:
+        """Measure the start of a job, and no more."""
+
     def abort(self) -> None:
         """End it."""
 
@@ -190,6 +193,8 @@ class Node:
                 self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
             case state.Train(job):
                 self._equipment.trainer.train(job)
+            case state.Measure(job):
+                self._equipment.trainer.measure(job)
             case state.AbortTraining():
                 self._equipment.trainer.abort()
             case _:

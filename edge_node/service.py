@@ -260,7 +260,8 @@ def _serving(
     from edge_node.serving.thread import Serving
 
     mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
-    return Serving(resolved, cache, settings, mqtt, put, data.held_out, _routes(identity.settings, data))
+    routes, measured = _routes(identity.settings, data), identity.settings.local_data.measured
+    return Serving(resolved, cache, settings, mqtt, put, data.held_out, routes, measured)
 
 
 def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:

@@ -324,10 +324,14 @@ class NodeMetrics(Message):
     outbox: Count = Field(default=0, description="updates that wait for their receipt")
     idle: IdleReason | None = Field(default=None, description="why it does not train now; none while it does")
     held_out_loss: Loss | None = Field(
-        default=None, description="on examples this node never trains on: mean over answer tokens, nats"
+        default=None,
+        description="of a version to train from, on examples this node never trains on: mean over answer tokens, nats",
     )
     held_out_version: Version | None = Field(default=None, description="the version that has this loss")
     held_out_examples: Count = Field(default=0, description="how many examples the loss is of")
+    served_loss: Loss | None = Field(default=None, description="the same, of what it serves")
+    served_loss_version: Version | None = Field(default=None, description="the version that was served with this loss")
+    served_loss_examples: Count = Field(default=0, description="how many examples that is of")
 
 
 class NodeFigures(Message):
@@ -337,6 +341,9 @@ class NodeFigures(Message):
     version: Version | None = Field(description="global version that it holds")
     behind: Count | None = Field(description="versions between the head and that one")
     loss: float | None = Field(description="of its last training step")
+    held_out_loss: Loss | None = Field(
+        default=None, description="on its own held-out examples, of what it serves, or trains from if it serves nothing"
+    )
     participation: Count = Field(description="updates accepted since the federation began")
     contribution: float = Field(ge=0, le=1, description="its share of the weight in the newest versions")
     staleness: float | None = Field(description="mean over its updates in those, in versions")
