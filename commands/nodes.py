@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from coordinator.watch.status import NodeStatus
 
 USUAL_DELTA = 1e-5
+WORDS = {"served": "which it serves", "head": "which it trained from"}
 MOST_SHOWN = 10  # of a node's refusals, the latest
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name.")]
@@ -190,12 +191,15 @@ def _words(said: "NodeStatus | None") -> list[str]:
     """The lines of what a node says of itself."""
     if said is None or said.liveness == "unknown":
         return []
+    losses = [f"{told.loss:.3f} on {told.examples} examples with version {told.version}, {WORDS[use]}"
+              for use, told in said.held_out.items()]  # fmt: skip
     serves = "-" if said.serves is None else "no" if not said.serves else f"version {said.serving}"
     return [
         f"serves      {serves}",
         f"trains      {training(said)}, at rank {said.rank}",
         f"only with   {said.limits or 'nothing in particular'}",
         f"can send    {', '.join(said.codecs) or '-'}",
+        f"held out    {'; '.join(losses) or '-'}",
     ]
 
 

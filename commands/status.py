@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from coordinator.settings import CoordinatorSettings
-    from coordinator.watch.status import NodeStatus, Status, VersionStatus
+    from coordinator.watch.status import HeldOut, NodeStatus, Status, VersionStatus
     from coordinator.watch.trace import Trace
 
 TIMEOUT_S = 20.0
@@ -190,8 +190,9 @@ def picture(status: "Status", height: int | None) -> "RenderableType":
     heard = any(node.liveness != "unknown" for node in status.nodes)
     room = len(status.nodes)
     if height is not None:
-        room = max(3, (height - len(versions) - len(alarms) - 10 - 3 * heard) // (1 + heard))
-    words = [_words(status, room), Text("")] if heard else []
+        around = len(versions) + len(alarms) + 10 + heard * (3 + len(status.fairness))
+        room = max(3, (height - around) // (1 + heard))
+    words = [_words(status, room), *_fairness(status), Text("")] if heard else []
     table = _versions(versions, status.at_ns)
     return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), *words, table, counts)
 
@@ -247,17 +248,32 @@ def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
 
 
 def _words(status: "Status", room: int) -> "RenderableType":
-    """What nodes say of their training: whether they train now, or why not."""
+    """What nodes say of themselves: how well versions do on their own examples, whether they train now, or why not."""
     from rich.text import Text
 
-    table = _table("by its own word", "rank")
-    for name in ("trains", "only with"):
-        table.add_column(name, justify="left", no_wrap=True, overflow="ellipsis")
+    table = _table("says", "rank", "loss served", "loss of head")
+    table.add_column("trains", justify="left", no_wrap=True)
+    table.add_column("only with", justify="left")
     for node in status.nodes[:room]:
-        table.add_row(Text(node.node), _number(node.rank), training(node), Text(node.limits or "-"))
+        losses = [_held_out(node.held_out.get(use)) for use in ("served", "head")]
+        table.add_row(Text(node.node), _number(node.rank), *losses, training(node), Text(node.limits or "-"))
     if room < len(status.nodes):
         table.add_row(f"and {len(status.nodes) - room} more")
     return table
+
+
+def _fairness(status: "Status") -> "Iterator[RenderableType]":
+    """A line for what is served, and one for what is trained from, where nodes have measured them."""
+    from rich.text import Text
+
+    for use, found in status.fairness.items():
+        nodes = f"held-out loss of {'what is served' if use == 'served' else 'the head'}: mean {found.mean:.3f}"
+        ends = f"best {found.best:.3f} {found.best_node}, worst {found.worst:.3f} {found.worst_node}"
+        yield Text(f"{nodes} over {found.nodes} nodes, {ends}", style="dim")
+
+
+def _held_out(told: "HeldOut | None") -> str:
+    return "-" if told is None else f"{told.loss:.3f} v{told.version}"
 
 
 def training(node: "NodeStatus") -> str:

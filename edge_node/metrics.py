@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from edge_node.learning import reason_to_wait
-from edge_node.state import EdgeState
+from edge_node.state import EdgeState, HeldOutLoss
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SWAP_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -93,6 +93,7 @@ class _OfNode(Collector):
         for name, (text, value) in gauges.items():
             if value is not None:
                 yield GaugeMetricFamily(f"alignfed_edge_{name}", text, value=value)
+        yield from _held_out({"served": state.served_held_out, "head": state.held_out})
         settings = state.identity.settings
         facts = {"rank": str(settings.rank or ""), "codec": settings.codec, "limits": settings.policy.in_words or ""}
         yield _labelled("info", "What its owner wants of it.", facts)
@@ -106,6 +107,18 @@ class _OfNode(Collector):
         }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"alignfed_edge_{name}", text, value=count)
+
+
+def _held_out(losses: Mapping[str, HeldOutLoss | None]) -> Iterator[Metric]:
+    """Losses on held-out examples, by what the version is used for, and which version it was."""
+    loss = GaugeMetricFamily("alignfed_edge_held_out_loss", "Loss on this node's held-out examples.", labels=["of"])
+    version = GaugeMetricFamily("alignfed_edge_held_out_version", "Version that has this loss.", labels=["of"])
+    for use, measured in losses.items():
+        if measured is not None:
+            loss.add_metric([use], measured.loss)
+            version.add_metric([use], measured.version)
+    yield loss
+    yield version
 
 
 def _labelled(name: str, text: str, labels: Mapping[str, str]) -> Metric:

@@ -11,7 +11,7 @@ from coordinator.strategies import FedAsync, FedBuff
 from coordinator.watch.alarms import REFUSED, REFUSING, STARVED_AFTER, with_alarms
 from coordinator.watch.fleet import hear
 from coordinator.watch.history import KEPT_VERSIONS, MOST_STRANGERS, History, observe
-from coordinator.watch.status import Facts, Status, status_of
+from coordinator.watch.status import Facts, Fairness, HeldOut, Status, status_of
 from schemas.messages import NodeMetrics, NodeState, ReleaseReport
 from schemas.topics import NodeMetricsOf, NodeStateOf
 
@@ -161,6 +161,22 @@ def test_the_rank_of_a_node_is_known_and_one_that_is_not_taken_is_an_alarm(feder
     assert [status.node(name).rank for name in ("a", "b", "c")] == [64, 1, None]
     assert [(alarm.kind, alarm.node) for alarm in status.alarms] == [("rank_not_taken", "a")]
     assert "rank 64 is not taken" in status.alarms[0].text
+
+
+def test_fairness_is_the_best_the_worst_and_the_mean_of_who_is_there(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    assert here.status().fairness == {}
+    here.says(
+        "a", served_loss=1.0, served_loss_version=3, served_loss_examples=9, held_out_loss=5.0, held_out_version=4
+    )
+    here.says("b", served_loss=2.5, served_loss_version=3)
+    here.says("c")
+    here.says("gone", online=False, served_loss=9.0, served_loss_version=3)
+    status = here.status()
+    assert status.node("a").held_out["served"] == HeldOut(version=3, loss=1.0, examples=9)
+    assert status.node("c").held_out == {}
+    assert status.fairness["served"] == Fairness(nodes=2, mean=1.75, best=1.0, best_node="a", worst=2.5, worst_node="b")
+    assert status.fairness["head"].worst_node == "a"
 
 
 def test_many_versions_and_strangers_leave_bounded_traces(federation: Any) -> None:

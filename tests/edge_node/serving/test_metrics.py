@@ -19,7 +19,7 @@ from edge_node.serving.generation import Sampling
 from edge_node.serving.http import HttpServer, application
 from edge_node.serving.inference import Inference
 from edge_node.settings import EdgeSettings
-from edge_node.state import Identity, Memory, WaitingUpdate
+from edge_node.state import HeldOutLoss, Identity, Memory, WaitingUpdate
 
 
 def samples(page: bytes) -> dict[str, float]:
@@ -69,6 +69,17 @@ def test_the_oldest_update_without_a_receipt_has_an_age(tmp_path: Path) -> None:
     second = samples(metrics.page())
     assert (first["alignfed_edge_outbox_updates"], first["alignfed_edge_outbox_bytes"]) == (2, 12)
     assert 0 < first["alignfed_edge_outbox_oldest_seconds"] < second["alignfed_edge_outbox_oldest_seconds"]
+
+
+def test_held_out_losses_are_samples_by_what_the_version_is_used_for(tmp_path: Path) -> None:
+    identity = Identity("home", "b" * 32, "0" * 64, EdgeSettings(node="attic", data=tmp_path / "none"))
+    state, _ = initial_state(identity, Memory(), 0.0)
+    metrics = Metrics()
+    metrics.show(replace(state, served_held_out=HeldOutLoss(3, 1.25, 16)))
+    told = samples(metrics.page())
+    assert told["alignfed_edge_held_out_loss served"] == 1.25
+    assert told["alignfed_edge_held_out_version served"] == 3
+    assert "alignfed_edge_held_out_loss head" not in told
 
 
 def test_why_it_does_not_train_and_what_its_owner_wants_are_samples(tmp_path: Path) -> None:
