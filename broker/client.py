@@ -380,7 +380,7 @@ def next_wait_s(last_s: float, served_s: float) -> float:
 
     A broker that dies again and again is soon tried again; one that throws us out at once is left alone ever longer.
     """
-    return max(_RETRY_FIRST_S, min(2 * last_s, _RETRY_LONGEST_S) * 0.5**served_s)
+    return max(_RETRY_FIRST_S, min(2 * last_s, _RETRY_LONGEST_S) * math.exp2(-served_s))
 
 
 def _new_paho(settings: BrokerSettings, client_id: str, clean_start: bool) -> paho.Client:

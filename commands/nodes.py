@@ -19,13 +19,17 @@ from commands.console import (
     note,
     print_table,
 )
+from commands.picture import training
+from commands.status import NoAnswer, shown_at
 
 if TYPE_CHECKING:
     from coordinator.journal import UpdateRow
     from coordinator.operations.orders import Forgive, Quarantine
     from coordinator.trust.ledger import NodeReport
+    from coordinator.watch.status import NodeStatus
 
 USUAL_DELTA = 1e-5
+WORDS = {"served": "which it serves", "head": "which it trained from"}
 MOST_SHOWN = 10  # of a node's refusals, the latest
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name.")]
@@ -71,6 +75,9 @@ def show_node(
 ) -> None:
     """Show what the coordinator keeps of one node: what it took, what it refused, and why.
 
+    Where the coordinator shows itself over HTTP it is asked, too, for what the node says of itself: whether it trains
+    now, or why not.
+
     Privacy is epsilon at --delta for all versions that the node had a part in, as docs/privacy.md explains it.
     """
     folder = _folder(config, data_dir)
@@ -78,9 +85,11 @@ def show_node(
     if report is None:
         fail(f"the coordinator has not heard of {node}; `alignfed nodes list` names all", FAILED)
     refused, (delta, bound) = _refused(folder, node), _bound(report, delta, config)
+    said = _said(node, config, data_dir)
     if as_json:
         latest, privacy = [vars(update) for update in refused], {"epsilon": bound, "delta": delta}
-        print(json.dumps({**report.model_dump(mode="json"), **privacy, "latest_refused": latest}, indent=2))
+        words = {"latest_refused": latest, "says": None if said is None else said.model_dump(mode="json")}
+        print(json.dumps({**report.model_dump(mode="json"), **privacy, **words}, indent=2))
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.refusals.items()) or "none"
     print(f"node        {report.node}: {_state(report)}")
@@ -92,6 +101,8 @@ def show_node(
         print(f"latest      norm {report.norm:.3g}, moves products by up to {report.reach:.3g}")
     if report.overclaimed:
         print(f"claims      {report.overclaimed} updates claimed more participation than is counted here")
+    for line in _words(said):
+        print(line)
     if refused:
         rows = [[u.update_id, str(u.base_version), u.status, u.reason or ""] for u in refused]
         print_table(["refused", "base version", "status", "reason"], rows)
@@ -164,6 +175,33 @@ def _refused(folder: Path, node: str) -> "list[UpdateRow]":
 
     updates = read_updates(folder / "journal.db")
     return [u for u in updates if u.node == node and u.status in ("rejected", "stale")][-MOST_SHOWN:]
+
+
+def _said(node: str, config: Path | None, data_dir: Path | None) -> "NodeStatus | None":
+    """What the node says of itself; None where its coordinator cannot be asked."""
+    settings = configuration(config).coordinator
+    if data_dir is not None or settings.http is None:
+        return None
+    try:
+        return shown_at(settings.http).node(node)
+    except NoAnswer:
+        return None
+
+
+def _words(said: "NodeStatus | None") -> list[str]:
+    """The lines of what a node says of itself."""
+    if said is None or said.liveness == "unknown":
+        return []
+    losses = [f"{told.loss:.3f} on {told.examples} examples with version {told.version}, {WORDS[use]}"
+              for use, told in said.held_out.items()]  # fmt: skip
+    serves = "-" if said.serves is None else "no" if not said.serves else f"version {said.serving}"
+    return [
+        f"serves      {serves}",
+        f"trains      {training(said)}, at rank {said.rank}",
+        f"only with   {said.limits or 'nothing in particular'}",
+        f"can send    {', '.join(said.codecs) or '-'}",
+        f"held out    {'; '.join(losses) or '-'}",
+    ]
 
 
 def _bound(report: "NodeReport", delta: float | None, config: Path | None) -> tuple[float, float | None]:

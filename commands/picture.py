@@ -1,12 +1,13 @@
 """What goes on in a federation, drawn for a terminal: the fleet, the newest versions, what is wrong."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from coordinator.watch.status import NodeStatus, Status, VersionStatus
+    from coordinator.watch.status import HeldOut, NodeStatus, Status, VersionStatus
 
 MOST_VERSIONS = 12
 
@@ -21,8 +22,14 @@ def picture(status: "Status", height: int | None) -> "RenderableType":
     alarms = [Text(f"! {alarm.text}", style="yellow") for alarm in status.alarms[:10]]
     counts = Text(_counts(status), style="dim")
     versions = status.versions[-MOST_VERSIONS:]
-    room = len(status.nodes) if height is None else max(3, height - len(versions) - len(alarms) - 10)
-    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), _versions(versions, status.at_ns), counts)
+    heard = any(node.liveness != "unknown" for node in status.nodes)
+    room = len(status.nodes)
+    if height is not None:
+        around = len(versions) + len(alarms) + 10 + heard * (3 + len(status.fairness))
+        room = max(3, (height - around) // (1 + heard))
+    words = [_words(status, room), *_fairness(status), Text("")] if heard else []
+    table = _versions(versions, status.at_ns)
+    return Group(head, *alarms, Text(""), _nodes(status, room), Text(""), *words, table, counts)
 
 
 def live_picture(status: "Status | None", trouble: str | None, remark: str | None, height: int) -> "RenderableType":
@@ -88,6 +95,42 @@ def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
         str(sum(node.refusals.values())),
         "-" if last is None else f"{last.update_id[:8]} {last.status}, {_age(last.at_ns, now_ns)} ago",
     ]
+
+
+def _words(status: "Status", room: int) -> "RenderableType":
+    """What nodes say of themselves: how well versions do on their own examples, whether they train now, or why not."""
+    from rich.text import Text
+
+    table = _table("says", "rank", "loss served", "loss of head")
+    table.add_column("trains", justify="left", no_wrap=True)
+    table.add_column("only with", justify="left")
+    for node in status.nodes[:room]:
+        losses = [_held_out(node.held_out.get(use)) for use in ("served", "head")]
+        table.add_row(Text(node.node), _number(node.rank), *losses, training(node), Text(node.limits or "-"))
+    if room < len(status.nodes):
+        table.add_row(f"and {len(status.nodes) - room} more")
+    return table
+
+
+def _fairness(status: "Status") -> "Iterator[RenderableType]":
+    """A line for what is served, and one for what is trained from, where nodes have measured them."""
+    from rich.text import Text
+
+    for use, found in status.fairness.items():
+        nodes = f"held-out loss of {'what is served' if use == 'served' else 'the head'}: mean {found.mean:.3f}"
+        ends = f"best {found.best:.3f} {found.best_node}, worst {found.worst:.3f} {found.worst_node}"
+        yield Text(f"{nodes} over {found.nodes} nodes, {ends}", style="dim")
+
+
+def _held_out(told: "HeldOut | None") -> str:
+    return "-" if told is None else f"{told.loss:.3f} v{told.version}"
+
+
+def training(node: "NodeStatus") -> str:
+    """Whether a node trains, or why not, in a few words."""
+    if node.training_from is not None:
+        return f"from {node.training_from}, step {node.step} of {node.steps}"
+    return "-" if node.idle is None else f"no: {node.idle.replace('_', ' ')}"
 
 
 def _epsilon(node: "NodeStatus") -> str:

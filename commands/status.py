@@ -191,8 +191,14 @@ def _source(url: str | None, config: Path | None, data_dir: Path | None, patienc
             remark="To see who is online, start the coordinator with --http HOST:PORT and ask it by --url, or set "
             "coordinator.http.",
         )
-    host, _, port = settings.http.rpartition(":")
-    return Source(lambda: _asked(host.strip("[]"), int(port), patience_s), Folder(settings.data_dir))
+    http = settings.http
+    return Source(lambda: shown_at(http, patience_s), Folder(settings.data_dir))
+
+
+def shown_at(http: str, patience_s: float = PATIENCE_S) -> "Status":
+    """What a coordinator shows at HOST:PORT. Raises NoAnswer."""
+    host, _, port = http.rpartition(":")
+    return _asked(host.strip("[]"), int(port), patience_s)
 
 
 def _asked(host: str, port: int, patience_s: float) -> "Status":

@@ -21,7 +21,7 @@ from coordinator.trust.ledger import Accepted, NodeLedger, PartialUpdate, Refusa
 from coordinator.updates import AdapterUpdate
 from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk, verify
-from schemas.codec import UPDATE_CODECS, CodecError, decode, largest_body
+from schemas.codec import CodecError, decode, largest_body
 from schemas.messages import (
     MAX_INPUTS,
     MAX_SENTENCE,
@@ -235,10 +235,10 @@ def _mismatch(config: FederationConfig, manifest: UpdateManifest) -> Objection |
             "rejected",
             "another federation",
             f"the adapter's shape {manifest.layout[:12]} is none of this federation's, which takes rank {ranks} of "
-            f"{config.layout.digest[:12]}",
+            f"{config.layout.digest[:12]}: set edge.rank to one of these, or leave it out",
         )
-    if codec not in UPDATE_CODECS:
-        reason = f"codec {codec} is not taken; use one of {', '.join(UPDATE_CODECS)}"
+    if codec not in config.codecs:
+        reason = f"codec {codec} is not taken here: set edge.codec to {' or '.join(config.codecs)}"
         return Objection("rejected", "unreadable", reason)
     if size > (largest := largest_body(layout, codec)):
         return Objection("rejected", "too large", f"a body of {size} bytes; this layout needs {largest} at most")

@@ -133,6 +133,7 @@ def terms(
         limits=settings.limits,
         final_version=settings.final_version,
         node_ranks=settings.node_ranks,
+        codecs=settings.codecs,
         calibration=_calibration_terms(calibration, settings),
     )
     return config, initial_adapter(layout, settings.seed)

@@ -61,7 +61,6 @@ from coordinator.watch.board import Board
 from coordinator.watch.fleet import Fleet, hear, is_of_nodes
 from coordinator.watch.history import observe
 from coordinator.watch.status import Facts, ProcessStatus
-from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
 from schemas.topics import (
     CoordinatorStateOf,
@@ -455,7 +454,8 @@ class Service:
             strategy=config.strategy.name,
             one_update_per_version=config.strategy.one_update_per_version,
             trained_factors=config.strategy.trained_factors,
-            codecs=UPDATE_CODECS,
+            codecs=config.codecs,
+            node_ranks=config.node_ranks,
             max_staleness=config.strategy.max_staleness,
             clip_norm=config.privacy.clip_norm if config.privacy else None,
             finished=self.state.finished,

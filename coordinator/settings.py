@@ -10,6 +10,8 @@ from coordinator.privacy.terms import PrivacyTerms, fitted
 from coordinator.state import Limits
 from coordinator.strategies import AlignFed, Strategy
 from schemas.adapter import LoraConfig
+from schemas.codec import UPDATE_CODECS
+from schemas.messages import UpdateCodecId
 from schemas.topics import Name
 
 
@@ -51,6 +53,12 @@ class CoordinatorSettings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the first adapter's random factors")
     node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
         default=(), max_length=16, description="other ranks that nodes may train, to suit their hardware"
+    )
+    codecs: tuple[UpdateCodecId, ...] = Field(
+        default=UPDATE_CODECS,
+        min_length=1,
+        max_length=len(UPDATE_CODECS),
+        description="in which updates are taken, best first; a node whose choice is none of them uses the first",
     )
     final_version: int | None = Field(default=None, ge=1, description="stop after this version; never when unset")
     pointer_lifetime_s: float = Field(

@@ -14,6 +14,7 @@ from coordinator.strategies import Strategy
 from coordinator.trust.ledger import NodeLedger, Refusal
 from coordinator.updates import AnchorUpdate, Buffer, Flush, GlobalAdapter, Served
 from schemas.adapter import Adapter, Layout
+from schemas.codec import UPDATE_CODECS
 from schemas.faults import first_fault
 from schemas.messages import (
     MAX_CHUNK_SIZE,
@@ -22,6 +23,7 @@ from schemas.messages import (
     Receipt,
     ReleaseReport,
     Sha256,
+    UpdateCodecId,
     UpdateManifest,
     Variant,
 )
@@ -78,6 +80,7 @@ class FederationConfig(BaseModel):
     final_version: int | None = None
     calibration: CalibrationTerms | None = None
     node_ranks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
+    codecs: Annotated[tuple[UpdateCodecId, ...], Field(min_length=1)] = UPDATE_CODECS  # that updates may come in
     root: PublicKey | None = None  # with it, an update counts only if an enrolled key has signed it
     privacy: PrivacyTerms | None = None  # with it, versions are made of short deltas and noise
 

@@ -24,12 +24,14 @@ from edge_node.state import (
     HeldOutMeasured,
     Identity,
     LayoutDescribed,
+    MeasuringEnded,
     Memory,
     Note,
     PublishMetrics,
     PublishState,
     RememberTerms,
     ServeAdapter,
+    ServedMeasured,
     StepTrained,
     Stop,
     Ticked,
@@ -41,6 +43,7 @@ from edge_node.state import (
 from schemas import topics
 from schemas.adapter import Layout
 from schemas.chunks import CorruptChunk
+from schemas.codec import UPDATE_CODECS
 from schemas.messages import CoordinatorState, InvalidMessage, NodeMetrics, NodeState
 from schemas.trust import Trust, Uncertified
 
@@ -66,6 +69,7 @@ def initial_state(
         mark = max(memory.mark, (held.pointer.epoch, held.pointer.version))
         state = replace(state, held=held, memory=replace(memory, mark=mark))
     state, effects = delivery.trim(replace(state, terms=terms, layout=layout))
+    effects += _foreign_rank(identity, terms)
     if served is None:
         return state, effects
     serve = ServeAdapter(served.pointer, served.adapter)
@@ -76,7 +80,7 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     """What the node knows after the event, and what is to be done about it, in this order."""
     before = state
     state, effects = _handle(state, event)
-    training = (learning.drop_stale, learning.train_if_due)
+    training = (learning.drop_stale, learning.train_if_due, learning.measure_if_due)
     for due in (_settle, fetch.pursue, release.pursue, *training, delivery.send_due, signatures.warn_when_stale):
         state, more = due(state, event.at)
         effects += more
@@ -96,21 +100,32 @@ def next_deadline(state: EdgeState) -> float | None:
     return min((at for at in deadlines if at is not None), default=None)
 
 
-def node_state(state: EdgeState) -> NodeState:
-    """What this node tells about itself."""
-    version = state.held.pointer.version if state.held is not None else None
+def introduction(identity: Identity, *, online: bool) -> NodeState:
+    """What a node tells about itself that stays so while its process runs."""
+    settings = identity.settings
     return NodeState(
-        online=True,
-        boot_id=state.identity.boot_id,
-        base_model=state.identity.base_model,
-        version=version,
-        serving=state.served.version if state.served is not None else None,
+        online=online,
+        boot_id=identity.boot_id,
+        base_model=identity.base_model,
+        serves=settings.serving.is_on,
+        rank=settings.rank,
+        codecs=(settings.codec, *(codec for codec in UPDATE_CODECS if codec != settings.codec)),
+        limits=settings.policy.in_words,
     )
+
+
+def node_state(state: EdgeState) -> NodeState:
+    """What this node tells about itself now."""
+    versions = {
+        "version": state.held.pointer.version if state.held is not None else None,
+        "serving": state.served.version if state.served is not None else None,
+    }
+    return introduction(state.identity, online=True).model_copy(update=versions)
 
 
 def node_metrics(state: EdgeState, at: float) -> NodeMetrics:
     """The node's progress and counters."""
-    training, held_out = state.training, state.held_out
+    training, held_out, served = state.training, state.held_out, state.served_held_out
     return NodeMetrics(
         boot_id=state.identity.boot_id,
         base_version=training.job.start.pointer.version if training is not None else None,
@@ -125,6 +140,9 @@ def node_metrics(state: EdgeState, at: float) -> NodeMetrics:
         held_out_loss=held_out.loss if held_out is not None else None,
         held_out_version=held_out.version if held_out is not None else None,
         held_out_examples=held_out.examples if held_out is not None else 0,
+        served_loss=served.loss if served is not None else None,
+        served_loss_version=served.version if served is not None else None,
+        served_loss_examples=served.examples if served is not None else 0,
     )
 
 
@@ -141,6 +159,10 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return _learn_layout(state, layout)
         case HeldOutMeasured():
             return learning.on_held_out(state, event), ()
+        case MeasuringEnded():
+            return learning.on_measuring_ended(state, event), ()
+        case ServedMeasured():
+            return release.on_measured(state, event), ()
         case StepTrained():
             return learning.on_step(state, event)
         case TrainingFinished():
@@ -249,6 +271,8 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
     if terms.base_model != state.identity.base_model:
         return state, (Stop(_other_base_model(state, terms)),)
     effects: Effects = (RememberTerms(terms), *_presence(known, terms))
+    if known is None or (known.lora, known.node_ranks) != (terms.lora, terms.node_ranks):
+        effects += _foreign_rank(state.identity, terms)
     if terms.online and (known is None or known.boot_id != terms.boot_id or not known.online):
         state = delivery.coordinator_returned(state, at)
     state = replace(state, terms=terms)
@@ -272,7 +296,7 @@ def _learn_layout(state: EdgeState, layout: Layout) -> tuple[EdgeState, Effects]
 def _settle(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Nobody waits for the result of a job once the last version is out."""
     finished = state.terms is not None and state.terms.finished
-    return learning.abort(state) if finished else (state, ())
+    return learning.abort(state) if finished and state.training is not None else (state, ())
 
 
 def _announce(before: EdgeState, state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
@@ -298,6 +322,18 @@ def _presence(known: CoordinatorState | None, terms: CoordinatorState) -> Effect
     if terms.online:
         return (Note(f"the coordinator is online: strategy {terms.strategy}, base model {terms.base_model_name}"),)
     return (Warn("the coordinator is offline; training goes on, and updates wait in the outbox"),)
+
+
+def _foreign_rank(identity: Identity, terms: CoordinatorState) -> Effects:
+    """What to do about a rank that would be refused, said before anything is trained."""
+    if learning.is_taken(identity.settings.rank, terms):
+        return ()
+    ranks = " or ".join(map(str, sorted({terms.lora.rank, *(terms.node_ranks or ())})))
+    text = (
+        f"this node does not train: edge.rank is {identity.settings.rank}, and federation {identity.federation} takes "
+        f"rank {ranks}. Set edge.rank to one of these, or have the other added to coordinator.node_ranks"
+    )
+    return (Warn(text),)
 
 
 def _other_base_model(state: EdgeState, terms: CoordinatorState) -> str:

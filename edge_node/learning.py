@@ -15,6 +15,8 @@ from edge_node.state import (
     HeldOutLoss,
     HeldOutMeasured,
     Identity,
+    Measure,
+    MeasuringEnded,
     Note,
     StepTrained,
     Train,
@@ -35,6 +37,10 @@ from schemas.products import truncate
 REST_S = 30.0  # after a training that came to nothing; doubles each time
 HEADROOM = 1536  # bytes of a packet that are not body: topic, properties, signature and an inline body's manifest
 SMALLEST_CHUNK = 16 * 1024
+# reasons not to train that do not speak against measuring: no harm comes to the machine, and no better version comes
+STILL_MEASURED: frozenset[IdleReason | None] = frozenset(
+    ("finished", "outbox_full", "version_used", "few_new_examples", "not_at_this_hour")
+)
 
 
 def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
@@ -43,12 +49,23 @@ def train_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     if held is None or terms is None or state.training is not None or reason_to_wait(state, at) is not None:
         return state, ()
     sequence = state.memory.sequence
-    start = replace(held, adapter=truncate(held.adapter, own_layout(state, held.adapter.layout)))
     seed, measured = _seed(state.identity, held, sequence), _to_measure(state, held)
-    job = TrainingJob(start, sequence, seed, terms.trained_factors, measured)
+    job = TrainingJob(_own(state, held), sequence, seed, terms.trained_factors, measured)
     memory = replace(state.memory, sequence=sequence + 1)
+    state, ended = abort(state)  # what is measured aside; the training does so first
     state = replace(state, memory=memory, training=Training(job), examples_before=state.conditions.examples)
-    return state, (Train(job),)
+    return state, (*ended, Train(job))
+
+
+def measure_if_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
+    """Measure a version that is not trained on now, where the owner wants that."""
+    held = state.held
+    if held is None or not _is_to_be_measured(state) or _reason_in_time(state, at) is not None:
+        return state, ()
+    sequence, name = state.memory.sequence, named_base(held.pointer.version, held.pointer.digest)
+    job = TrainingJob(_own(state, held), sequence, seed=0, measured=_to_measure(state, held))
+    memory = replace(state.memory, sequence=sequence + 1)
+    return replace(state, memory=memory, measuring=job, measured=name), (Measure(job),)
 
 
 def reason_to_wait(state: EdgeState, at: float) -> IdleReason | None:
@@ -75,23 +92,42 @@ def own_layout(state: EdgeState, federation: Layout) -> Layout:
     return federation if rank is None else federation.with_rank(rank)
 
 
+def _own(state: EdgeState, held: GlobalAdapter) -> GlobalAdapter:
+    """A version as this node trains from it: at its own rank."""
+    return replace(held, adapter=truncate(held.adapter, own_layout(state, held.adapter.layout)))
+
+
+def is_taken(rank: int | None, terms: CoordinatorState) -> bool:
+    """Whether updates of a node's rank are taken, as far as the coordinator has announced that; None is its own."""
+    return rank is None or terms.node_ranks is None or rank in (terms.lora.rank, *terms.node_ranks)
+
+
 def next_due(state: EdgeState) -> float | None:
     """When a job may begin that only has to wait."""
     waiting = state.training is None and _reason_beside_time(state) is None
-    return max(state.newer_until, state.rest_until) if waiting else None
+    return max(state.newer_until, state.rest_until) if waiting or _is_to_be_measured(state) else None
 
 
 def abort(state: EdgeState) -> tuple[EdgeState, Effects]:
     """End the job under way, if there is one."""
-    return (replace(state, training=None), (AbortTraining(),)) if state.training is not None else (state, ())
+    if state.training is None and state.measuring is None:
+        return state, ()
+    return replace(state, training=None, measuring=None), (AbortTraining(),)
 
 
 def on_held_out(state: EdgeState, event: HeldOutMeasured) -> EdgeState:
-    """Note how well the version that is trained on answers what this node never trains on."""
-    if state.training is None or state.training.job.sequence != event.sequence or _sayable(event.loss) is None:
+    """Note how well a version answers what this node never trains on."""
+    job = state.training.job if state.training is not None else state.measuring
+    if job is None or job.sequence != event.sequence or _sayable(event.loss) is None:
         return state
-    version = state.training.job.start.pointer.version
-    return replace(state, held_out=HeldOutLoss(version, event.loss, event.examples))
+    return replace(state, held_out=HeldOutLoss(job.start.pointer.version, event.loss, event.examples))
+
+
+def on_measuring_ended(state: EdgeState, event: MeasuringEnded) -> EdgeState:
+    """The trainer is free again."""
+    if state.measuring is None or state.measuring.sequence != event.sequence:
+        return state
+    return replace(state, measuring=None)
 
 
 def on_step(state: EdgeState, event: StepTrained) -> tuple[EdgeState, Effects]:
@@ -122,6 +158,9 @@ def on_finished(state: EdgeState, event: TrainingFinished) -> tuple[EdgeState, E
 
 def on_failed(state: EdgeState, event: TrainingFailed) -> tuple[EdgeState, Effects]:
     """Say what is wrong, and try again later: the owner may have mended it."""
+    if state.measuring is not None and state.measuring.sequence == event.sequence:
+        state = replace(state, measuring=None, measured=None)
+        return _rest(state, event.at, f"cannot measure a version: {event.reason}")
     if state.training is None or state.training.job.sequence != event.sequence:
         return state, ()
     return _rest(state, event.at, f"cannot train: {event.reason}")
@@ -134,6 +173,8 @@ def _reason_beside_time(state: EdgeState) -> IdleReason | None:
         return "no_terms"
     if terms.finished:
         return "finished"
+    if not is_taken(settings.rank, terms):
+        return "rank_not_taken"
     if held is None:
         return "no_version"
     if terms.one_update_per_version and named_base(held.pointer.version, held.pointer.digest) == state.memory.last_base:
@@ -204,6 +245,15 @@ def _to_measure(state: EdgeState, held: GlobalAdapter) -> int:
     """How many held-out examples this version is measured on: none when that is done."""
     done = state.held_out is not None and state.held_out.version == held.pointer.version
     return 0 if done else state.identity.settings.local_data.measured
+
+
+def _is_to_be_measured(state: EdgeState) -> bool:
+    """Whether the version held should be measured without a training, time aside."""
+    held, is_wanted = state.held, state.identity.settings.local_data.measured_idle
+    if held is None or not is_wanted or state.training is not None or state.measuring is not None:
+        return False
+    is_done = state.measured == named_base(held.pointer.version, held.pointer.digest) or not _to_measure(state, held)
+    return not is_done and _reason_beside_time(state) in STILL_MEASURED
 
 
 def _seed(identity: Identity, base: GlobalAdapter, sequence: int) -> int:

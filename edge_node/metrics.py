@@ -4,14 +4,15 @@ Others put in what happened; the state of the core is shown as it is when somebo
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from edge_node.state import EdgeState
+from edge_node.learning import reason_to_wait
+from edge_node.state import EdgeState, HeldOutLoss
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SWAP_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -75,8 +76,8 @@ class _OfNode(Collector):
     def collect(self) -> Iterator[Metric]:
         if (state := self._state) is None:
             return
-        training, waiting = state.training, self._waits_since
-        oldest_s = time.monotonic() - min(waiting.values()) if waiting else 0.0
+        training, waiting, now = state.training, self._waits_since, time.monotonic()
+        oldest_s = now - min(waiting.values()) if waiting else 0.0
         gauges: dict[str, tuple[str, float | None]] = {
             "connected": ("1 with a connection to the broker.", int(state.connected)),
             "head_version": ("Version that the node holds.", state.held.pointer.version if state.held else None),
@@ -92,6 +93,12 @@ class _OfNode(Collector):
         for name, (text, value) in gauges.items():
             if value is not None:
                 yield GaugeMetricFamily(f"alignfed_edge_{name}", text, value=value)
+        yield from _held_out({"served": state.served_held_out, "head": state.held_out})
+        settings = state.identity.settings
+        facts = {"rank": str(settings.rank or ""), "codec": settings.codec, "limits": settings.policy.in_words or ""}
+        yield _labelled("info", "What its owner wants of it.", facts)
+        idle = reason_to_wait(state, now)
+        yield _labelled("idle", "1 for the reason why it does not train now.", {"reason": idle} if idle else {})
         counters = {
             "updates_sent": ("Updates sent for the first time.", state.updates_sent),
             "updates_accepted": ("Updates accepted.", state.updates_accepted),
@@ -100,3 +107,23 @@ class _OfNode(Collector):
         }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"alignfed_edge_{name}", text, value=count)
+
+
+def _held_out(losses: Mapping[str, HeldOutLoss | None]) -> Iterator[Metric]:
+    """Losses on held-out examples, by what the version is used for, and which version it was."""
+    loss = GaugeMetricFamily("alignfed_edge_held_out_loss", "Loss on this node's held-out examples.", labels=["of"])
+    version = GaugeMetricFamily("alignfed_edge_held_out_version", "Version that has this loss.", labels=["of"])
+    for use, measured in losses.items():
+        if measured is not None:
+            loss.add_metric([use], measured.loss)
+            version.add_metric([use], measured.version)
+    yield loss
+    yield version
+
+
+def _labelled(name: str, text: str, labels: Mapping[str, str]) -> Metric:
+    """A gauge that is 1 for what its labels say; one that says nothing has no samples."""
+    family = GaugeMetricFamily(f"alignfed_edge_{name}", text, labels=list(labels))
+    if labels:
+        family.add_metric(list(labels.values()), 1)
+    return family

@@ -33,6 +33,9 @@ class Trains(Protocol):
     def train(self, job: state.TrainingJob) -> None:
         """Begin a job."""
 
+    def measure(self, job: state.TrainingJob) -> None:
+        """Measure the start of a job, and no more."""
+
     def abort(self) -> None:
         """End it."""
 
@@ -190,6 +193,8 @@ class Node:
                 self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
             case state.Train(job):
                 self._equipment.trainer.train(job)
+            case state.Measure(job):
+                self._equipment.trainer.measure(job)
             case state.AbortTraining():
                 self._equipment.trainer.abort()
             case _:
@@ -228,7 +233,7 @@ class Node:
 
 def farewell_of(identity: state.Identity) -> NodeState:
     """What is said of a node that is away: by itself at its end, by the broker when it has gone without."""
-    return NodeState(online=False, boot_id=identity.boot_id, base_model=identity.base_model)
+    return core.introduction(identity, online=False)
 
 
 def subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, ...]:

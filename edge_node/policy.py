@@ -45,6 +45,20 @@ class TrainingPolicy(BaseModel):
         limits = (self.max_load, self.max_temperature_c, self.min_battery_percent, self.hours)
         return self.min_new_examples > 0 or any(limit is not None for limit in limits)
 
+    @property
+    def in_words(self) -> str | None:
+        """The limits that are set, for people; None where none is."""
+        limits = (
+            f"{self.min_new_examples} new examples" if self.min_new_examples else None,
+            "the newest version" if self.newest_version else None,
+            _in_words("at most {:g} versions behind", self.max_versions_behind),
+            _in_words("a load of at most {:g}", self.max_load),
+            _in_words("at most {:g} °C", self.max_temperature_c),
+            _in_words("a battery of at least {:g} %", self.min_battery_percent),
+            self.hours,
+        )
+        return ", ".join(limit for limit in limits if limit is not None) or None
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -86,3 +100,7 @@ def _is_over(value: float | None, limit: float | None) -> bool:
 def _is_within(minute: int, hours: str) -> bool:
     begin, end = (int(time[:2]) * 60 + int(time[3:]) for time in hours.split("-"))
     return begin <= minute < end if begin < end else minute >= begin or minute < end
+
+
+def _in_words(words: str, limit: float | None) -> str | None:
+    return None if limit is None else words.format(limit)

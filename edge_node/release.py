@@ -4,6 +4,7 @@ A node that does not serve fetches nothing of it. (epoch, version) of what is se
 version comes with a higher epoch.
 """
 
+import math
 from dataclasses import replace
 
 from edge_node.backoff import wait_s
@@ -18,10 +19,12 @@ from edge_node.state import (
     Fetch,
     FetchAverage,
     FetchVersion,
+    HeldOutLoss,
     KeepRelease,
     Note,
     RememberReleaseMark,
     ServeAdapter,
+    ServedMeasured,
     Warn,
 )
 from schemas.chunks import CorruptChunk, verify
@@ -103,6 +106,13 @@ def on_tried(state: EdgeState, event: AdapterTried) -> tuple[EdgeState, Effects]
         return state, (warning,)
     back = None if proven is None or same_version(pointer, proven) else proven
     return replace(state, served=back, proven=back, refused=pointer), (warning,)
+
+
+def on_measured(state: EdgeState, event: ServedMeasured) -> EdgeState:
+    """Note how well what is served answers what this node never trains on."""
+    if state.served is None or not same_version(event.pointer, state.served) or not 0 <= event.loss < math.inf:
+        return state
+    return replace(state, served_held_out=HeldOutLoss(event.pointer.version, event.loss, event.examples))
 
 
 def next_due(state: EdgeState) -> float | None:

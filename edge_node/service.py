@@ -272,8 +272,9 @@ def _serving(
     from edge_node.serving.thread import Serving
 
     mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
-    routes = _routes(identity.settings, data)
-    return Serving(resolved, cache, settings, mqtt, put, data.held_out, routes, shown.metrics, (shown.look,))
+    routes, measured = _routes(identity.settings, data), identity.settings.local_data.measured
+    watched = (shown.metrics, (shown.look,))
+    return Serving(resolved, cache, settings, mqtt, put, data.held_out, routes, measured, *watched)
 
 
 def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:

@@ -9,6 +9,7 @@ from base_model.settings import TrainingConfig
 from edge_node.data.settings import LocalBrokerSettings, LocalDataSettings
 from edge_node.policy import TrainingPolicy
 from schemas.kltp import COARSEST, FINEST
+from schemas.messages import UpdateCodecId
 from schemas.topics import Name
 
 HOST_AND_PORT = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$"
@@ -87,7 +88,7 @@ class EdgeSettings(BaseModel):
     local_broker: LocalBrokerSettings | None = Field(
         default=None, description="the gateway's own broker, where devices publish examples; none when unset"
     )
-    codec: Literal["kltp", "int8", "fp16", "fp32"] = Field(
+    codec: UpdateCodecId = Field(
         default="kltp", description="for updates, if the coordinator takes it; else the best that both know"
     )
     kltp_step: float = Field(

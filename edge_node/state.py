@@ -144,7 +144,10 @@ class EdgeState:
     last_loss: float | None = None
     conditions: Conditions = field(default_factory=Conditions)  # of the machine, as last read
     examples_before: int | None = None  # private examples when the last training began
-    held_out: HeldOutLoss | None = None  # of the newest version that was measured
+    measuring: TrainingJob | None = None  # whose start is measured while there is no training
+    measured: str | None = None  # the last version of which that was asked, as `named_base` names it
+    held_out: HeldOutLoss | None = None  # of the newest version to train from that was measured
+    served_held_out: HeldOutLoss | None = None  # of the newest that was measured while it was served
     updates_sent: int = 0
     updates_accepted: int = 0
     updates_rejected: int = 0
@@ -214,6 +217,24 @@ class HeldOutMeasured:
 
 
 @dataclass(frozen=True)
+class MeasuringEnded:
+    """The trainer has measured all that there was to measure."""
+
+    at: float
+    sequence: int
+
+
+@dataclass(frozen=True)
+class ServedMeasured:
+    """What is served was measured on held-out examples: so many, and their loss."""
+
+    at: float
+    pointer: GlobalPointer
+    examples: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class TrainingFinished:
     """The job is done: the adapter at its end, and how it came about."""
 
@@ -274,6 +295,8 @@ Event = (
     | BrokerLost
     | LayoutDescribed
     | HeldOutMeasured
+    | MeasuringEnded
+    | ServedMeasured
     | StepTrained
     | TrainingFinished
     | TrainingFailed
@@ -382,6 +405,15 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Measure the start of a job, and no more; the answers are HeldOutMeasured, if there are examples for it, and then
+    MeasuringEnded, or TrainingFailed.
+    """
+
+    job: TrainingJob
+
+
+@dataclass(frozen=True)
 class AbortTraining:
     """End the job under way; its answers no longer matter."""
 
@@ -482,6 +514,7 @@ Effect = (
     | KeepRelease
     | ServeAdapter
     | Train
+    | Measure
     | AbortTraining
     | StoreUpdate
     | SendUpdate

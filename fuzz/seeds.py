@@ -169,7 +169,9 @@ def of_messages(answers: list[Message]) -> Seeds:
         certificate,
         terms,
         UpdateManifest.from_bytes(manifest),
-        NodeState(online=True, boot_id=ID, base_model=SHA, version=1, serving=1),
+        NodeState(
+            online=True, boot_id=ID, base_model=SHA, version=1, serving=1, rank=4, codecs=("int8",), limits="70 °C"
+        ),
         NodeMetrics(boot_id=ID, base_version=1, step=1, steps=2, loss=0.5, idle="resting"),
         NodeFigures(
             node="kitchen",

@@ -22,7 +22,7 @@ from schemas import kltp
 from schemas.adapter import Adapter, InvalidAdapter, Layout
 from schemas.frames import CodecError as CodecError
 from schemas.frames import compress, decompress, largest_frame
-from schemas.messages import CodecId
+from schemas.messages import CodecId, UpdateCodecId
 
 _FLOAT, _HALF = np.dtype("<f4"), np.dtype("<f2")
 _LEVEL = 3
@@ -159,4 +159,4 @@ CODECS: dict[CodecId, Codec] = {
     "fp32": Codec(_encode_fp32, _decode_fp32, lambda layout: 4 * layout.size, "nothing", 1.0),
     "safetensors": Codec(_encode_safetensors, _decode_safetensors, _largest_safetensors, "nothing", 1.0),
 }
-UPDATE_CODECS: tuple[CodecId, ...] = ("kltp", "int8", "fp16", "fp32")
+UPDATE_CODECS: tuple[UpdateCodecId, ...] = ("kltp", "int8", "fp16", "fp32")

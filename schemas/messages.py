@@ -28,7 +28,9 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 TimestampNs = Annotated[int, Field(ge=0, lt=1 << 63, description="nanoseconds since 1970, UTC")]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 
+Rank = Annotated[int, Field(ge=1, le=1024, description="inner dimension of the factors A and B")]
 CodecId = Literal["fp32", "fp16", "int8", "kltp", "safetensors"]
+UpdateCodecId = Literal["kltp", "int8", "fp16", "fp32"]
 Factors = Literal["both", "A", "B"]
 Variant = Literal["head", "average"]
 Loss = Annotated[float, Field(ge=0, description="mean over answer tokens, nats")]
@@ -45,6 +47,7 @@ IdleReason = Literal[
     "hot",
     "battery_low",
     "not_at_this_hour",
+    "rank_not_taken",
 ]
 ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
 Refusal = Literal["bad_request", "too_long", "overloaded", "loading", "timeout", "stopped", "fault"]
@@ -277,6 +280,9 @@ class CoordinatorState(Message):
     one_update_per_version: bool = Field(description="nodes wait for the next version before they train again")
     trained_factors: Factors = Field(default="both", description="which of a module's two factors nodes train")
     codecs: tuple[CodecId, ...] = Field(description="codecs taken for updates, best first")
+    node_ranks: tuple[Rank, ...] | None = Field(
+        default=None, max_length=16, description="ranks that nodes may train beside `lora`'s; none if not announced"
+    )
     max_staleness: Version | None = Field(
         default=None, description="updates whose base version is more versions old are refused; none if not announced"
     )
@@ -294,6 +300,14 @@ class NodeState(Message):
     base_model: Sha256
     version: Version | None = Field(default=None, description="global version held")
     serving: Version | None = Field(default=None, description="global version served; none for a node that only trains")
+    serves: bool = Field(default=False, description="whether it answers questions")
+    rank: Rank | None = Field(default=None, description="LoRA rank that it trains at; none: the federation's")
+    codecs: tuple[CodecId, ...] = Field(
+        default=(), max_length=16, description="codecs that it can send updates in, its owner's choice first"
+    )
+    limits: Sentence | None = Field(
+        default=None, description="what has to be so before it trains, as its owner has it, in words; none: nothing"
+    )
 
 
 class NodeMetrics(Message):
@@ -310,10 +324,14 @@ class NodeMetrics(Message):
     outbox: Count = Field(default=0, description="updates that wait for their receipt")
     idle: IdleReason | None = Field(default=None, description="why it does not train now; none while it does")
     held_out_loss: Loss | None = Field(
-        default=None, description="on examples this node never trains on: mean over answer tokens, nats"
+        default=None,
+        description="of a version to train from, on examples this node never trains on: mean over answer tokens, nats",
     )
     held_out_version: Version | None = Field(default=None, description="the version that has this loss")
     held_out_examples: Count = Field(default=0, description="how many examples the loss is of")
+    served_loss: Loss | None = Field(default=None, description="the same, of what it serves")
+    served_loss_version: Version | None = Field(default=None, description="the version that was served with this loss")
+    served_loss_examples: Count = Field(default=0, description="how many examples that is of")
 
 
 class NodeFigures(Message):
@@ -323,6 +341,9 @@ class NodeFigures(Message):
     version: Version | None = Field(description="global version that it holds")
     behind: Count | None = Field(description="versions between the head and that one")
     loss: float | None = Field(description="of its last training step")
+    held_out_loss: Loss | None = Field(
+        default=None, description="on its own held-out examples, of what it serves, or trains from if it serves nothing"
+    )
     participation: Count = Field(description="updates accepted since the federation began")
     contribution: float = Field(ge=0, le=1, description="its share of the weight in the newest versions")
     staleness: float | None = Field(description="mean over its updates in those, in versions")

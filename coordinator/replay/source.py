@@ -21,6 +21,7 @@ from coordinator.strategies import Strategy
 from coordinator.trust.opened import FOUNDING_ROWS, opened_rows
 from schemas.adapter import Adapter, InvalidAdapter, Layout, LoraConfig
 from schemas.chunks import CorruptChunk, verify
+from schemas.codec import UPDATE_CODECS
 from schemas.faults import printable
 from schemas.messages import CoordinatorState, GlobalManifest, InvalidMessage
 from schemas.reading import address_of, message_on
@@ -205,6 +206,8 @@ def _assumed_terms(heard: Heard, layout: Layout) -> tuple[FederationConfig, tupl
         base_model_name=birth.base_model_name,
         layout=layout,
         strategy=strategy,
+        node_ranks=birth.node_ranks or (),
+        codecs=tuple(codec for codec in UPDATE_CODECS if codec in birth.codecs) or UPDATE_CODECS,
         final_version=max(heard.heads) if heard.finished and heard.heads else None,
     )
     return config, (

@@ -40,6 +40,11 @@ def _of_node(status: Status, node: NodeStatus) -> Iterator[Alarm]:
     name = node.node
     if node.liveness == "offline" and node.participation:
         yield Alarm(kind="node_offline", node=name, text=f"{name} has lost its connection to the broker")
+    if node.idle == "rank_not_taken" and node.liveness == "online":
+        text = (
+            f"{name} does not train: rank {node.rank} is not taken; set its edge.rank, or add to coordinator.node_ranks"
+        )
+        yield Alarm(kind="rank_not_taken", node=name, text=text)
     if is_starved(status, node):
         text = f"{name} has {node.weight_share:.1%} of the weight in recent versions: is it slow, stale or refused?"
         yield Alarm(kind="node_starved", node=name, text=text)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.events import Publication
 from coordinator.publisher import publication
-from coordinator.watch.status import NodeStatus, Status
+from coordinator.watch.status import USES, NodeStatus, Status
 from schemas.messages import MAX_SENTENCE, NodeFigures
 from schemas.topics import CoordinatorStateOf, NodeFiguresOf, NodeStateOf, home_assistant_topic, route
 
@@ -155,6 +155,7 @@ def _components(id_: str, report_topic: str) -> Iterator[tuple[str, Component]]:
         "version": ("Version held", "mdi:tag", {}),
         "behind": ("Versions behind", "mdi:tag-off", measured),
         "loss": ("Training loss", "mdi:chart-line", measured | {"suggested_display_precision": 3}),
+        "held_out_loss": ("Held-out loss", "mdi:scale-balance", measured | {"suggested_display_precision": 3}),
         "contribution": ("Contribution", "mdi:chart-pie", measured | {"unit_of_measurement": "%"}),
         "staleness": ("Staleness", "mdi:timer-sand", measured | {"suggested_display_precision": 1}),
         "participation": ("Updates accepted", "mdi:check", {"state_class": "total_increasing"}),
@@ -193,6 +194,7 @@ def report(status: Status, node: NodeStatus) -> NodeFigures:
             "version": node.version,
             "behind": node.behind,
             "loss": node.loss,
+            "held_out_loss": next((told.loss for use in USES if (told := node.held_out.get(use))), None),
             "participation": node.participation,
             "contribution": node.weight_share,
             "staleness": node.staleness,

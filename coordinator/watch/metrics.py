@@ -130,6 +130,14 @@ def _of_nodes(nodes: tuple[NodeStatus, ...]) -> Iterator[Metric]:
     for name, (text, values) in gauges.items():
         known = {(node,): value for node, value in values.items() if value is not None}
         yield _gauge(f"alignfed_node_{name}", text, ["node"], known)
+    held_out = {(n.node, use): told for n in nodes for use, told in n.held_out.items()}
+    text = "Loss on the node's own held-out examples, of what it serves and of the head that it trained from."
+    losses = {about: told.loss for about, told in held_out.items()}
+    yield _gauge("alignfed_node_held_out_loss", text, ["node", "of"], losses)
+    text = "Version that has this loss."
+    yield _gauge(
+        "alignfed_node_held_out_version", text, ["node", "of"], {about: t.version for about, t in held_out.items()}
+    )
     participation = {(n.node,): n.participation for n in nodes}
     yield _counter("alignfed_node_participation", "Accepted updates of the node.", ["node"], participation)
     refusals = {(n.node, cause): count for n in nodes for cause, count in n.refusals.items()}

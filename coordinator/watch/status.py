@@ -7,24 +7,27 @@ says what time it is.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from statistics import fmean
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.equations import staleness
 from coordinator.privacy.accounting import epsilon
 from coordinator.questions import Kind
-from coordinator.state import FederationState
+from coordinator.state import FederationConfig, FederationState
 from coordinator.trust.ledger import NodeLedger
 from coordinator.watch.fleet import Fleet, NodeHeard
 from coordinator.watch.history import KEPT_VERSIONS, History, LastUpdate, NodeHistory, VersionMade, is_measured
-from schemas.messages import Loss, ReceiptStatus, ReleaseReport, Variant
+from schemas.messages import IdleReason, Loss, NodeMetrics, ReceiptStatus, ReleaseReport, Variant
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Liveness = Literal["online", "offline", "unknown"]
 Verdict = Literal["served", "turned_down", "not_judged", "passed_over", "waits"]
 Stage = Literal["anchor", "alignment", "gate"]
+Use = Literal["served", "head"]  # of a version: to answer with, or to train from
+USES: tuple[Use, ...] = get_args(Use)
 STAGES: Mapping[Kind, Stage] = {"anchor": "anchor", "aligned": "alignment", "losses": "gate"}
 
 
@@ -32,6 +35,25 @@ class Value(BaseModel):
     """Base of all parts of a status: immutable, and nothing in it that its schema does not name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class HeldOut(Value):
+    """How well a version answers what a node never trains on, by the node's own word."""
+
+    version: Count
+    loss: Loss
+    examples: Count = Field(description="that it is the mean of; of fewer than 8 it says little")
+
+
+class Fairness(Value):
+    """Held-out losses of the nodes that are online, each on its own examples."""
+
+    nodes: Count = Field(description="that have said one")
+    mean: Loss
+    best: Loss
+    best_node: str
+    worst: Loss
+    worst_node: str
 
 
 class UpdateStatus(Value):
@@ -60,6 +82,12 @@ class NodeStatus(Value):
     steps: Count
     loss: float | None = Field(description="of its last training step")
     outbox: Count | None = Field(description="updates that wait there for their receipt")
+    idle: IdleReason | None = Field(description="why it does not train now, by its own word; none while it does")
+    held_out: Mapping[Use, HeldOut] = Field(description="of what it serves, and of the head that it trained from last")
+    serves: bool | None = Field(description="whether it answers questions, by its own word")
+    rank: Count | None = Field(description="LoRA rank that it trains at, by its own word")
+    codecs: tuple[str, ...] = Field(description="that it can send updates in, its owner's choice first")
+    limits: str | None = Field(description="what has to be so before it trains, as its owner has it, in words")
     participation: Count = Field(description="updates accepted since the federation began")
     contributions: Count = Field(description=f"updates in the last {KEPT_VERSIONS} versions")
     contribution_share: Share = Field(description="those, as a share of all updates in these versions")
@@ -155,6 +183,7 @@ class Status(Value):
     in_the_making: Count = Field(description="updates of the version that is being made")
     incomplete_bytes: Count = Field(description="held of updates of which parts are missing")
     nodes: tuple[NodeStatus, ...] = Field(description="by name")
+    fairness: Mapping[Use, Fairness] = Field(description="held-out losses of what nodes serve, and train from")
     versions: tuple[VersionStatus, ...] = Field(description=f"the newest {KEPT_VERSIONS}, oldest first")
     staleness: Mapping[int, Count] = Field(description="updates that went into versions, by their staleness")
     group_sizes: Mapping[int, Count] = Field(description="groups of one base version in versions, by their updates")
@@ -182,7 +211,7 @@ class Facts:
 
 def status_of(facts: Facts, now_ns: int) -> Status:
     """The status without its alarms, which `alarms.with_alarms` adds."""
-    state, history = facts.state, facts.history
+    state, history, nodes = facts.state, facts.history, _nodes(facts)
     newest = history.versions[-1].manifest
     return Status(
         at_ns=now_ns,
@@ -206,7 +235,8 @@ def status_of(facts: Facts, now_ns: int) -> Status:
         ),
         in_the_making=len(state.pending.flush.buffer.updates) if state.pending else 0,
         incomplete_bytes=state.partial_bytes,
-        nodes=_nodes(facts),
+        nodes=nodes,
+        fairness={use: found for use in USES if (found := _fairness(nodes, use)) is not None},
         versions=tuple(_version(made, history, state.release) for made in history.versions),
         staleness=dict(sorted(history.staleness.items())),
         group_sizes=dict(sorted(history.group_sizes.items())),
@@ -233,7 +263,7 @@ def _nodes(facts: Facts) -> tuple[NodeStatus, ...]:
             facts.fleet.get(name),
             parts,
             waiting[name],
-            state.config.privacy.delta if state.config.privacy else None,
+            state.config,
         )
         for name in names
     )
@@ -247,7 +277,7 @@ def _node(
     heard: NodeHeard | None,
     parts: "_Contributions",
     waiting: int,
-    delta: float | None,
+    config: FederationConfig,
 ) -> NodeStatus:
     said = heard.state if heard else None
     metrics = heard.metrics if heard else None
@@ -265,6 +295,12 @@ def _node(
         steps=metrics.steps if metrics else 0,
         loss=metrics.loss if metrics else None,
         outbox=metrics.outbox if metrics else None,
+        idle=metrics.idle if metrics else None,
+        held_out=_held_out(metrics) if metrics else {},
+        serves=said.serves if said else None,
+        rank=(said.rank or config.layout.lora.rank) if said else None,
+        codecs=said.codecs if said else (),
+        limits=said.limits if said else None,
         participation=ledger.participation,
         contributions=contributions,
         contribution_share=contributions / (parts.updates.total() or 1),
@@ -275,9 +311,37 @@ def _node(
         refusals=dict(sorted(past.refusals.items())),
         refused_in_a_row=past.refused_in_a_row,
         quarantine=ledger.quarantine,
-        epsilon=epsilon(ledger.privacy_loss, delta) if delta is not None else None,
+        epsilon=epsilon(ledger.privacy_loss, config.privacy.delta) if config.privacy else None,
         first_version=past.first_version,
         last_update=_last(past.last),
+    )
+
+
+def _held_out(metrics: NodeMetrics) -> Mapping[Use, HeldOut]:
+    said: Mapping[Use, tuple[float | None, int | None, int]] = {
+        "served": (metrics.served_loss, metrics.served_loss_version, metrics.served_loss_examples),
+        "head": (metrics.held_out_loss, metrics.held_out_version, metrics.held_out_examples),
+    }
+    return {
+        use: HeldOut(version=version, loss=loss, examples=examples)
+        for use, (loss, version, examples) in said.items()
+        if loss is not None and version is not None
+    }
+
+
+def _fairness(nodes: tuple[NodeStatus, ...], use: Use) -> Fairness | None:
+    """None where nobody has said a loss. Of equal nodes the first by name is named."""
+    losses = {n.node: n.held_out[use].loss for n in nodes if n.liveness == "online" and use in n.held_out}
+    if not losses:
+        return None
+    best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    return Fairness(
+        nodes=len(losses),
+        mean=fmean(losses.values()),
+        best=losses[best],
+        best_node=best,
+        worst=losses[worst],
+        worst_node=worst,
     )
 
 

@@ -27,7 +27,13 @@ class LocalDataSettings(BaseModel):
         default=16,
         ge=0,
         le=10_000,
-        description="held-out examples whose loss is measured and published for each new version; 0 for none",
+        description="held-out examples whose loss is measured and published for each version that is served, and for "
+        "each that a training begins with; 0 for none",
+    )
+    measured_idle: bool = Field(
+        default=False,
+        description="the same for each new version while there is no training; it takes the memory of one, and waits "
+        "where the policy says that the machine is hot, busy or low on battery",
     )
     http: Literal["off", "local", "network"] = Field(
         default="local",

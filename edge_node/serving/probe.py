@@ -1,4 +1,5 @@
-"""Whether an adapter that has just been switched to is worse than none: the last look before it stays.
+"""Whether an adapter that has just been switched to is worse than none: the last look before it stays. Then how good
+it is.
 
 What the coordinator has signed may be bad for this home alone, or its gate may be. The examples are held out: nothing
 was ever trained on them here. They are compared with what the base model makes of them and not with the adapter before,
@@ -7,7 +8,8 @@ for an operator may have gone back to a worse one on purpose. It does not decide
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,14 @@ PIECE = 16  # tokens at once: their logits take three megabytes
 LONGEST = 1024  # tokens of an example; training cuts the longer ones, and the look should be short
 
 
-@dataclass(frozen=True)
+class Quality(NamedTuple):
+    """How well a slot answers: mean loss over the tokens of so many answers, nats."""
+
+    examples: int
+    loss: float
+
+
+@dataclass
 class Probe:
     """Looks at slots with held-out examples, which `examples` gives: at most so many."""
 
@@ -30,13 +39,17 @@ class Probe:
     chat: ChatTokens
     examples: Callable[[int], Sequence[Example]]
     settings: ProbeSettings
+    # losses by digest and example: those of the base model stay as they are, and a look's are a part of a measurement
+    _known: dict[tuple[str | None, Example], NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     def complaint(self, slot: AdapterSlot) -> str | None:
         """Why this slot should not be served; None if all is well.
 
-        It takes the model's work on every example twice.
+        It takes the model's work on every example, and the first time that of the base model without it, too.
         """
         examples = self.examples(self.settings.examples)
+        kept = {(None, example) for example in examples}
+        self._known = {about: losses for about, losses in self._known.items() if about in kept}
         if not examples:
             return None
         loss, without = self.loss(slot, examples), self.loss(None, examples)
@@ -53,7 +66,23 @@ class Probe:
         mean = float(losses.mean()) if losses.size else 0.0
         return mean if math.isfinite(mean) else math.inf
 
+    def quality(self, slot: AdapterSlot, most: int, is_wanted: Callable[[], bool]) -> Quality | None:
+        """How well a slot answers at most so many examples; None without any, or once that is wanted no more."""
+        found = []
+        for example in self.examples(most):
+            if not is_wanted():
+                return None
+            found.append(self._token_losses(slot, example))
+        losses = [one for one in found if one.size]
+        return Quality(len(losses), float(np.concatenate(losses).mean())) if losses else None
+
     def _token_losses(self, slot: AdapterSlot | None, example: Example) -> NDArray[np.float64]:
+        about = (slot.digest if slot is not None else None, example)
+        if about not in self._known:
+            self._known[about] = self._measured(slot, example)
+        return self._known[about]
+
+    def _measured(self, slot: AdapterSlot | None, example: Example) -> NDArray[np.float64]:
         """Of each token of the answer, its end included; none of an example that is too long."""
         prompt = self.chat.prompt([{"role": "user", "content": example.prompt}])
         tokens = [*prompt, *self.chat.answer(example.completion), self.chat.end]

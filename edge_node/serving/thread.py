@@ -23,12 +23,12 @@ from edge_node.serving.adapter_file import ONNX_FAULTS
 from edge_node.serving.answering import Answering
 from edge_node.serving.chat_tokens import ChatRefused, ChatTokens
 from edge_node.serving.export import ServedModel, export, prepack, usual_precision
-from edge_node.serving.inference import AdapterRefused, Inference, ServedVersion
+from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
 from edge_node.serving.mqtt import MqttServer
 from edge_node.serving.probe import Probe
 from edge_node.serving.session import Session
 from edge_node.settings import ServingSettings
-from edge_node.state import AdapterTried
+from edge_node.state import AdapterTried, ServedMeasured
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
 
@@ -43,7 +43,8 @@ STOP_TIMEOUT_S = 12.0
 class Serving:
     """Serves from the moment it is made, the base model first.
 
-    `emit` is given what came of each adapter, or the error that its thread died of.
+    `emit` is given what came of each adapter, how well it does on `measured` held-out examples, or the error that its
+    thread died of.
 
     `mqtt` takes requests from the broker, None where the owner does not want that.
     """
@@ -54,15 +55,16 @@ class Serving:
         cache: Path,
         settings: ServingSettings,
         mqtt: MqttServer | None,
-        emit: Callable[[AdapterTried | Exception], None],
+        emit: Callable[[AdapterTried | ServedMeasured | Exception], None],
         examples: Callable[[int], Sequence[Example]],
         routes: Sequence["BaseRoute"] = (),
+        measured: int = 0,
         metrics: Metrics | None = None,
         looks: Sequence[Look] = (),
     ) -> None:
         self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
         self._mqtt = mqtt
-        self._examples = examples  # at most so many that are held out
+        self._examples, self._to_measure = examples, measured  # at most so many that are held out
         self._routes, self._looks = routes, looks  # of others, beside those of answering
         self._metrics = metrics or Metrics()
         self._answering: Answering | None = None  # once the model is loaded
@@ -125,7 +127,19 @@ class Serving:
         pointer, adapter = given
         fault = _take_up(inference, probe, self._metrics, pointer, adapter)
         self._emit(AdapterTried(time.monotonic(), pointer, adapter, fault))
+        if fault is None and inference.current is not None:
+            self._measure(probe, inference.current, pointer)
         return True
+
+    def _measure(self, probe: Probe, slot: AdapterSlot, pointer: GlobalPointer) -> None:
+        """Say how well what is served does on this node's own examples, unless there is something newer to serve."""
+        try:
+            quality = probe.quality(slot, self._to_measure, self._adapters.empty)
+        except (*ONNX_FAULTS, ChatRefused, sqlite3.Error) as fault:
+            log.warning("version %d could not be measured on this node's examples: %s", pointer.version, fault)
+            return
+        if quality is not None:
+            self._emit(ServedMeasured(time.monotonic(), pointer, quality.examples, quality.loss))
 
     def _answering_http(self, address: str, inference: Inference, answering: Answering) -> AbstractContextManager[None]:
         from edge_node.serving.http import application  # not needed to answer over MQTT

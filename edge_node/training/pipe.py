@@ -32,7 +32,10 @@ class _Line(BaseModel):
 
 
 class Order(_Line):
-    """A job: how to train, on which weights, and how many bytes of adapter and examples follow."""
+    """A job: how to train, on which weights, and how many bytes of adapter and examples follow.
+
+    Without examples to train on, the start is measured and the job is over.
+    """
 
     layout: Layout
     config: TrainingConfig
@@ -41,7 +44,7 @@ class Order(_Line):
     activations: Activations
     threads: int
     slowdown: float
-    examples_bytes: int = Field(ge=1)
+    examples_bytes: int = Field(ge=0)
     held_out_bytes: int = Field(default=0, ge=0)
 
 

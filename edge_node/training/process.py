@@ -69,6 +69,8 @@ def _work(orders: IO[bytes], reports: IO[bytes], begun: float) -> None:
     write_report(reports, Loaded(weights=model.weights, seconds=time.monotonic() - begun))
     if job.held_out:
         write_report(reports, Measured(examples=len(job.held_out), loss=model.held_out_loss()))
+    if not job.examples:
+        return
     result = model.train(_reporting(reports, job.order.slowdown))
     examples = min(len(job.examples), result.examples_seen)
     write_result(reports, result.adapter, examples, result.steps, result.mean_loss, _peak_mb())

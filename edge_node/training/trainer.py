@@ -25,7 +25,14 @@ from base_model.wheel import BaseModelError
 from edge_node.data.local_data import LocalData
 from edge_node.serving.export import gguf_of, usual_precision
 from edge_node.settings import EdgeSettings
-from edge_node.state import HeldOutMeasured, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
+from edge_node.state import (
+    HeldOutMeasured,
+    MeasuringEnded,
+    StepTrained,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingJob,
+)
 from edge_node.training.pipe import (
     CutShort,
     JobExamples,
@@ -42,6 +49,7 @@ log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 3.0
 REASON_BYTES, REASON_LINES = 4000, 3
+NOTHING = packed(())  # to train on: the start of the job is measured, and that is all
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class TrainerDied:
     error: BaseException
 
 
-TrainerEvent = HeldOutMeasured | StepTrained | TrainingFinished | TrainingFailed | TrainerDied
+TrainerEvent = HeldOutMeasured | MeasuringEnded | StepTrained | TrainingFinished | TrainingFailed | TrainerDied
+Work = Callable[[TrainingJob, threading.Event], TrainerEvent]
 
 
 class Trainer:
@@ -66,7 +75,7 @@ class Trainer:
         emit: Callable[[TrainerEvent], None],
     ) -> None:
         self._resolved, self._cache, self._data, self._settings, self._emit = resolved, cache, data, settings, emit
-        self._jobs: queue.SimpleQueue[tuple[TrainingJob, threading.Event] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[TrainingJob, threading.Event, Work] | None] = queue.SimpleQueue()
         self._abort = threading.Event()  # of the newest job
         self._running: tuple[subprocess.Popen[bytes], threading.Event] | None = None
         self._lock = threading.Lock()  # of what is running, between this thread and the one that aborts
@@ -82,8 +91,11 @@ class Trainer:
 
     def train(self, job: TrainingJob) -> None:
         """Begin a job as soon as the one before is over."""
-        self._abort = threading.Event()
-        self._jobs.put((job, self._abort))
+        self._begin(job, self._trained)
+
+    def measure(self, job: TrainingJob) -> None:
+        """Measure the start of a job, and no more, as soon as the one before is over."""
+        self._begin(job, self._measured)
 
     def abort(self) -> None:
         """End the newest job at once; no result of it is emitted, though a step may still be."""
@@ -98,30 +110,32 @@ class Trainer:
         self._jobs.put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
+    def _begin(self, job: TrainingJob, work: Work) -> None:
+        self._abort = threading.Event()
+        self._jobs.put((job, self._abort, work))
+
     def _work(self) -> None:
         try:
             while (order := self._jobs.get()) is not None:
-                job, abort = order
-                event = self._outcome(job, abort)
+                job, abort, work = order
+                event = self._outcome(job, abort, work)
                 if not abort.is_set():
                     self._emit(event)
         except Exception as error:  # carried to the main loop, which stops loudly
             self._emit(TrainerDied(error))
 
-    def _outcome(self, job: TrainingJob, abort: threading.Event) -> TrainerEvent:
+    def _outcome(self, job: TrainingJob, abort: threading.Event, work: Work) -> TrainerEvent:
         """What becomes of a job; whatever goes wrong with its process is a reason."""
         try:
-            examples = packed(self._data.examples())
-            return self._trained(job, abort, examples, packed(self._data.held_out(job.measured)))
+            return work(job, abort)
         except (InvalidExamples, BaseModelError) as fault:
             return TrainingFailed(time.monotonic(), job.sequence, str(fault))
         except OSError as fault:  # no memory for a process, or no more processes allowed
             reason = f"the training process could not be started: {fault.strerror}"
             return TrainingFailed(time.monotonic(), job.sequence, reason)
 
-    def _trained(
-        self, job: TrainingJob, abort: threading.Event, examples: JobExamples, held_out: JobExamples
-    ) -> TrainerEvent:
+    def _trained(self, job: TrainingJob, abort: threading.Event) -> TrainerEvent:
+        examples, held_out = packed(self._data.examples()), packed(self._data.held_out(job.measured))
         begun, order = time.monotonic(), self._order(job, examples, held_out)
         with tempfile.TemporaryFile() as complaints, self._process(abort, complaints) as process:
             try:
@@ -142,6 +156,23 @@ class Trainer:
             loss=finished.loss,
             seconds=time.monotonic() - begun,
         )
+
+    def _measured(self, job: TrainingJob, abort: threading.Event) -> TrainerEvent:
+        self._data.refresh()
+        if not (held_out := packed(self._data.held_out(job.measured))):
+            return MeasuringEnded(time.monotonic(), job.sequence)
+        order = self._order(job, NOTHING, held_out)
+        with tempfile.TemporaryFile() as complaints, self._process(abort, complaints) as process:
+            try:
+                assert process.stdin is not None and process.stdout is not None
+                write_job(process.stdin, order, job.start.adapter, NOTHING, held_out)
+                while isinstance(report := read_report(process.stdout, order.layout), Loaded):
+                    self._on_report(report, job)
+                if isinstance(report, Measured):
+                    self._on_report(report, job)
+            except (BrokenPipeError, CutShort):
+                return TrainingFailed(time.monotonic(), job.sequence, _reason(process.wait(), complaints))
+        return MeasuringEnded(time.monotonic(), job.sequence)
 
     @contextlib.contextmanager
     def _process(self, abort: threading.Event, complaints: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:

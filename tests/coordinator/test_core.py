@@ -257,6 +257,18 @@ def test_a_delta_of_a_rank_that_nobody_takes_is_refused_with_those_that_are_take
     assert "takes rank 1, 4 of" in str(told.reason)
 
 
+def test_a_codec_that_the_operator_does_not_want_is_refused_with_those_that_are_taken(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
+) -> None:
+    terms = config(FedBuff(buffer_size=1), codecs=("kltp", "int8"))
+    first, in_fp32 = adapter(0), message("a", 1.0)
+    state, effects = play(terms, first, [in_fp32])
+    [told] = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
+    assert (told.status, told.reason) == ("rejected", "codec fp32 is not taken here: set edge.codec to kltp or int8")
+    state, _ = step(state, Configured(1, config(FedBuff(buffer_size=1))))
+    assert statuses(list(step(state, message("b", 1.0))[1])) == ["accepted", "aggregated"]
+
+
 def test_ranks_that_are_taken_from_now_on_are_taken_from_the_newest_version_on(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, layout: Layout
 ) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def test_a_new_federation_publishes_its_terms_and_version_0(coordinator: Any, no
     assert (terms.online, terms.strategy, terms.layout) == (True, "fedbuff", node.layout.digest)
     assert node.head is not None
     assert hashlib.sha256(node.body(0)).hexdigest() == node.head.digest
+
+
+def test_the_ranks_and_codecs_that_are_taken_are_announced(
+    start_coordinator: Callable[..., Any], base_model: Path, node: Any
+) -> None:
+    start_coordinator(base_model, 'node_ranks = [4, 16]\ncodecs = ["int8", "fp16"]')
+    node.until_version(0)
+    terms = CoordinatorState.from_bytes(node.retained(CoordinatorStateOf()).payload)
+    assert (terms.lora.rank, terms.node_ranks, terms.codecs) == (2, (4, 16), ("int8", "fp16"))
 
 
 def test_two_updates_make_a_version_of_their_mean(coordinator: Any, node: Any) -> None:

@@ -12,7 +12,9 @@ from coordinator.watch import alarms, http, status, trace
 from coordinator.watch.metrics import metrics_page
 from coordinator.watch.status import (
     Alarm,
+    Fairness,
     GroupStatus,
+    HeldOut,
     NodeStatus,
     ProcessStatus,
     ReleaseStatus,
@@ -31,6 +33,8 @@ from edge_node.state import Identity, Memory
 MODELS = (
     Status,
     NodeStatus,
+    HeldOut,
+    Fairness,
     UpdateStatus,
     VersionStatus,
     ReleaseStatus,
@@ -100,7 +104,9 @@ def _pages() -> str:
     release = ReleaseStatus(version=0, variant="head", judged=0, loss=None)
     words = {"federation": "", "base_model": "", "strategy": "", "head_digest": "", "finished": False}
     counts = dict.fromkeys(("at_ns", "epoch", "head", "head_at_ns", "in_the_making", "incomplete_bytes"), 0)
-    empty = {key: {} for key in ("staleness", "group_sizes", "gate", "refusals", "dropped", "model_seconds")}
+    empty = {
+        key: {} for key in ("fairness", "staleness", "group_sizes", "gate", "refusals", "dropped", "model_seconds")
+    }
     process = dict.fromkeys(ProcessStatus.model_fields, 0) | {"boot_id": "", "connected": True}
     parts = {"release": release, "process": process, "waiting": (), "nodes": (), "versions": (version,)}
     return metrics_page(Status.model_validate({**words, **counts, **empty, **parts})).decode()

@@ -131,6 +131,7 @@ class Node:
 
     state: EdgeState
     now: float = 0.0
+    first: tuple[Effect, ...] = ()  # what it asked for before it was told anything
     asked: list[Effect] = field(default_factory=list)  # every effect so far
 
     @property
@@ -194,15 +195,15 @@ class Node:
 
 
 def new_node(**settings: Any) -> Node:
-    return Node(begin(**settings))
+    state, first = begin(**settings)
+    return Node(state, first=first)
 
 
 def begin(memory: Memory | None = None, outbox: Any = (), terms: Any = None, held: Any = None, **settings: Any) -> Any:
     chosen: dict[str, Any] = {"node": "home-1", "data": Path("examples.jsonl")} | settings
     identity = Identity("home", boot_id="b0" * 16, base_model=BASE_MODEL, settings=EdgeSettings(**chosen))
     layout = LAYOUT if terms is not None else None
-    state, _ = initial_state(identity, memory or Memory(), 0.0, outbox, terms, layout, held)
-    return state
+    return initial_state(identity, memory or Memory(), 0.0, outbox, terms, layout, held)
 
 
 @pytest.fixture(scope="session")

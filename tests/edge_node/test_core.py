@@ -93,6 +93,13 @@ def test_the_log_tells_when_the_coordinator_goes(member: Any, coordinator: Any) 
     assert "the coordinator is offline" in warning.text
 
 
+def test_a_node_says_in_its_birth_what_it_can_do(start_node: Any) -> None:
+    node = start_node(rank=4, codec="fp16", serving={"http": "127.0.0.1:8000"})
+    (birth,) = only(PublishState, node.connects())
+    assert (birth.state.rank, birth.state.serves) == (4, True)
+    assert birth.state.codecs == ("fp16", "kltp", "int8", "fp32")
+
+
 def test_a_node_says_what_it_is_on_every_connect(node: Any) -> None:
     for _ in range(2):
         (birth,) = only(PublishState, node.connects())

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_node.core import node_metrics
 from edge_node.settings import EdgeSettings
 from edge_node.state import (
     AbortTraining,
@@ -119,6 +120,36 @@ def test_the_same_node_version_and_sequence_give_the_same_seed(start_node: Any, 
         node.joins(coordinator.terms())
         seeds += [job.seed for job in jobs(node.receives(coordinator.version(3)))]
     assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_rank_that_is_not_taken_is_said_at_once_and_nothing_is_trained_at_it(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node(rank=1)
+    effects = node.joins(coordinator.terms(node_ranks=(4,)))
+    (warning,) = [effect.text for effect in effects if isinstance(effect, Warn)]
+    assert "edge.rank is 1" in warning and "takes rank 2 or 4" in warning and "coordinator.node_ranks" in warning
+    assert jobs(node.receives(coordinator.version(3))) == []
+    assert node_metrics(node.state, node.now).idle == "rank_not_taken"
+    (job,) = jobs(node.hears(CoordinatorStateOf(), coordinator.terms(node_ranks=(1, 4))))
+    assert job.start.adapter.layout.lora.rank == 1
+
+
+def test_a_rank_that_is_not_taken_is_said_again_after_a_restart(start_node: Any, coordinator: Any) -> None:
+    terms = coordinator.terms(node_ranks=())
+    node = start_node(rank=1, terms=terms, held=coordinator.held(3))
+    assert any(isinstance(effect, Warn) and "edge.rank is 1" in effect.text for effect in node.first)
+    assert jobs(node.waits(10)) == []
+
+
+@pytest.mark.parametrize("announced", [None, (1,)])
+def test_a_rank_is_trained_that_is_taken_or_of_which_nothing_is_announced(
+    start_node: Any, coordinator: Any, announced: Any
+) -> None:
+    node = start_node(rank=1)
+    node.joins(coordinator.terms(node_ranks=announced))
+    (job,) = jobs(node.receives(coordinator.version(3)))
+    assert job.start.adapter.layout.lora.rank == 1
 
 
 def test_one_update_per_version_means_to_wait_for_the_next(start_node: Any, coordinator: Any) -> None:

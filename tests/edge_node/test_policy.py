@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from edge_node.core import next_deadline, node_metrics
+from edge_node.node import farewell_of
 from edge_node.policy import Conditions, TrainingPolicy, is_too_far_behind, reason_against
-from edge_node.state import AbortTraining, ConditionsRead, Note, Train
+from edge_node.state import AbortTraining, ConditionsRead, Note, PublishState, Train
 from schemas.topics import GlobalHead
 
 
@@ -36,6 +37,18 @@ def test_without_limits_nothing_is_forbidden_and_nothing_is_read() -> None:
     assert reason_against(TrainingPolicy(), worst, 0) is None
     assert not TrainingPolicy().looks_at_the_machine
     assert TrainingPolicy(hours="00:00-01:00").looks_at_the_machine
+
+
+def test_the_limits_that_are_set_can_be_said_in_words() -> None:
+    assert TrainingPolicy().in_words is None
+    assert TrainingPolicy(max_temperature_c=70, hours="22:00-06:00").in_words == "at most 70 °C, 22:00-06:00"
+    every = TrainingPolicy(
+        min_new_examples=20, newest_version=True, max_versions_behind=5, max_load=0.5, min_battery_percent=40
+    )
+    assert every.in_words == (
+        "20 new examples, the newest version, at most 5 versions behind, a load of at most 0.5, "
+        "a battery of at least 40 %"
+    )
 
 
 def test_what_a_machine_does_not_report_forbids_nothing() -> None:
@@ -89,6 +102,14 @@ def test_a_busy_node_waits_says_why_and_trains_when_it_is_quiet(start_node: Any,
     assert next_deadline(node.state) is None  # nothing to wake up for: the next reading comes by itself
     assert any(isinstance(effect, Train) for effect in reads(node, load=0.1))
     assert idle(node) is None
+
+
+def test_a_node_says_in_its_birth_and_its_will_what_it_waits_for(start_node: Any, coordinator: Any) -> None:
+    node = start_node(policy=TrainingPolicy(max_load=0.5))
+    (birth,) = [effect.state for effect in node.connects() if isinstance(effect, PublishState)]
+    will = farewell_of(node.state.identity)
+    assert (birth.online, will.online) == (True, False)
+    assert birth.limits == will.limits == "a load of at most 0.5"
 
 
 def test_what_becomes_too_hot_is_not_begun_again_but_what_runs_goes_on(start_node: Any, coordinator: Any) -> None:

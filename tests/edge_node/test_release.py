@@ -1,5 +1,6 @@
 """Which adapter is served: the release, verified, from the head's bytes, from its own topics, or from disk."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,10 @@ from edge_node.state import (
     FetchAverage,
     FetchVersion,
     KeepRelease,
+    PublishMetrics,
     PublishState,
     ServeAdapter,
+    ServedMeasured,
     Warn,
 )
 from schemas.chunks import describe, split
@@ -272,3 +275,26 @@ def test_a_node_serves_what_it_has_on_disk_before_it_hears_anything(start_node: 
     node = replace(start_node(**SERVING), state=state)
     node.connects()
     assert node.hears(GlobalRelease(), state.served) == ()
+
+
+def test_how_well_what_is_served_does_here_is_published_with_its_version(server: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0)
+    server.receives(version)
+    server.hears(GlobalRelease(), version.pointer)
+    (told,) = [e.metrics for e in server.tell(ServedMeasured(server.now, version.pointer, 7, 1.5)) if is_metrics(e)]
+    assert (told.served_loss_version, told.served_loss, told.served_loss_examples) == (3, 1.5, 7)
+
+
+@pytest.mark.parametrize(("number", "loss"), [(4, 1.0), (3, math.nan), (3, math.inf)])
+def test_what_is_not_served_or_not_a_number_is_not_published(
+    server: Any, coordinator: Any, number: int, loss: float
+) -> None:
+    version = coordinator.version(3, 2.0)
+    server.receives(version)
+    server.hears(GlobalRelease(), version.pointer)
+    server.tell(ServedMeasured(server.now, coordinator.version(number, number - 1.0).pointer, 7, loss))
+    assert server.state.served_held_out is None
+
+
+def is_metrics(effect: Any) -> bool:
+    return isinstance(effect, PublishMetrics)

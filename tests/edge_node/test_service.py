@@ -464,6 +464,38 @@ def test_examples_come_in_by_every_door_and_none_goes_out(
     assert secret not in node.log
 
 
+def test_a_node_that_may_not_train_says_how_well_versions_answer_its_own_examples(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int, tmp_path: Path
+) -> None:
+    examples = tuple(Example(prompt=f"turn on lamp {n}", completion="yes") for n in range(32))
+    save_examples(examples, tmp_path / "inbox.jsonl")
+    in_six_hours = (time.localtime().tm_hour + 6) % 24
+    federation = found(broker)
+    with Client(broker.settings, "observer", subscriptions=["alignfed/#"]) as observer:
+        start(
+            federation,
+            broker,
+            data=str(tmp_path / "inbox.jsonl"),
+            serving={"http": f"127.0.0.1:{free_port}"},
+            policy={"hours": f"{in_six_hours:02}:00-{in_six_hours:02}:30"},
+            local_data={"held_out": 0.3, "measured": 4, "measured_idle": True},
+        )
+        federation.announce()
+        federation.release(federation.publish(0, first))
+        said, deadline = NodeMetrics(boot_id="0" * 32), time.monotonic() + PATIENCE_S
+        while said.held_out_loss is None or said.served_loss is None:
+            assert time.monotonic() < deadline, said
+            event = observer.next_event(0.5)
+            if isinstance(event, Message) and event.topic.endswith("/metrics"):
+                said = NodeMetrics.from_bytes(event.payload)
+            if isinstance(event, Message):
+                observer.ack(event)
+    assert (said.idle, said.updates_sent) == ("not_at_this_hour", 0)
+    assert (said.held_out_version, said.served_loss_version) == (0, 0)
+    assert (said.held_out_examples, said.served_loss_examples) == (4, 4)
+    assert said.served_loss == pytest.approx(said.held_out_loss, rel=0.01)
+
+
 def _everything_said(observer: Client, federation: Federation) -> list[Message]:
     """All that was on the federation's broker up to now."""
     end = b'{"the": "end"}'

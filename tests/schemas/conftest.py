@@ -114,9 +114,19 @@ MESSAGES: list[Message] = [
         one_update_per_version=False,
         trained_factors="B",
         codecs=("int8",),
+        node_ranks=(4,),
         finished=True,
     ),
-    NodeState(online=True, boot_id=ID, base_model=SHA, version=1),
+    NodeState(
+        online=True,
+        boot_id=ID,
+        base_model=SHA,
+        version=1,
+        serves=True,
+        rank=4,
+        codecs=("int8",),
+        limits="at most 70 °C",
+    ),
     NodeMetrics(boot_id=ID, base_version=1, step=1, steps=2, loss=0.5, updates_sent=3, outbox=1),
 ]
 

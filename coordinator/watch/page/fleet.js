@@ -10,8 +10,12 @@ const COLUMNS = [
   { field: "serving", name: "serves", value: (n) => n.serving ?? -1, text: (n) => number(n.serving) },
   { field: "behind", name: "behind", value: (n) => n.behind ?? -1, text: (n) => number(n.behind),
     style: (n) => n.behind > 3 ? "late" : "" },
-  { field: "training", name: "trains", value: (n) => n.training_from ?? -1, text: trains },
+  { field: "training", name: "trains", value: (n) => n.training_from ?? -1, text: trains,
+    hint: (n) => n.limits ? `only with ${n.limits}` : "" },
+  { field: "rank", name: "rank", value: (n) => n.rank ?? -1, text: (n) => number(n.rank),
+    hint: (n) => n.codecs.length ? `sends ${n.codecs.join(", ")}` : "" },
   { field: "loss", name: "loss", value: (n) => n.loss ?? -1, text: (n) => number(n.loss, 3) },
+  { field: "held_out", name: "held out", value: (n) => heldOut(n)?.loss ?? -1, text: measured, hint: measurements },
   { field: "participation", name: "accepted", value: (n) => n.participation, text: (n) => number(n.participation) },
   { field: "weight_share", name: "weight", value: (n) => n.weight_share, text: (n) => percent(n.weight_share) },
   { field: "staleness", name: "staleness", value: (n) => n.staleness ?? -1, text: (n) => number(n.staleness, 1) },
@@ -32,7 +36,23 @@ function lives(node) {
 }
 
 function trains(node) {
-  return node.training_from === null ? "–" : `v${node.training_from} ${node.step}/${node.steps}`;
+  if (node.training_from !== null) return `v${node.training_from} ${node.step}/${node.steps}`;
+  return node.idle ? `no: ${node.idle.replaceAll("_", " ")}` : "–";
+}
+
+/** What the node measured on examples of its own that it holds out: of what it serves, else of the head. */
+function heldOut(node) {
+  return node.held_out.served ?? node.held_out.head;
+}
+
+function measured(node) {
+  const told = heldOut(node);
+  return told ? `${number(told.loss, 3)} v${told.version}` : "–";
+}
+
+function measurements(node) {
+  const said = ([use, told]) => `${use}: ${number(told.loss, 3)} on ${told.examples} examples with version ${told.version}`;
+  return Object.entries(node.held_out).map(said).join(", ");
 }
 
 function causes(node) {

@@ -32,6 +32,8 @@ function showTiles(status) {
   tile("online", "nodes online", number(online), `of ${status.nodes.length}`);
   tile("waiting", "updates waiting", number(waiting), making);
   tile("refused", "updates refused", number(sumOf(status.refusals)));
+  const fairness = status.fairness.served ?? status.fairness.head;
+  if (fairness) tile("fairness", "worst held-out loss", number(fairness.worst, 3), fairness.worst_node);
   tile("broker", "broker", !status.process ? "–" : status.process.connected ? "connected" : "away");
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from coordinator.strategies import AlignFed, FedAsync, FedBuff, FedEx
 from coordinator.summary import summary
 from schemas.adapter import Adapter
 from schemas.chunks import describe, split
-from schemas.codec import UPDATE_CODECS, encode
+from schemas.codec import encode
 from schemas.messages import CoordinatorState, GlobalManifest, UpdateManifest, update_id
 from schemas.topics import Address, CoordinatorStateOf, GlobalHead, UpdateChunk, UpdateManifestOf, route
 
@@ -90,7 +91,8 @@ def topics_of(journal: Path, out: Path, config: FederationConfig) -> Path:
             layout=config.layout.digest,
             strategy=config.strategy.name,
             one_update_per_version=False,
-            codecs=UPDATE_CODECS,
+            codecs=config.codecs,
+            node_ranks=config.node_ranks,
         )
         yield row_at(0, CoordinatorStateOf(), birth.to_bytes())
         for row, _, effects in fold_rows(journal):
@@ -171,6 +173,14 @@ def test_topics_alone_are_checked_by_the_published_weights(
     assert "the defaults are assumed" in replayed.assumptions[0]
     assert replayed.versions[-1].replayed is None  # by default FedBuff waits for more updates
     assert "2 deltas in the recording, by the published weights" in replayed.versions[-1].reason
+
+
+def test_what_ranks_and_codecs_were_taken_is_known_from_the_topics(
+    journal: MakeJournal, tmp_path: Path, config: MakeConfig
+) -> None:
+    terms: dict[str, Any] = {"node_ranks": (4,), "codecs": ("int8", "fp32")}
+    told = open_source(topics_of(journal(**terms), tmp_path / "topics.rec", config(TERMS, **terms))).config
+    assert (told.node_ranks, set(told.codecs)) == ((4,), {"int8", "fp32"})
 
 
 def test_a_published_version_that_its_inputs_do_not_make_is_found(

@@ -43,15 +43,22 @@ def watched(start_coordinator: Callable[..., Any], base_model: Path, address: st
 
 @pytest.fixture
 def says(node: Any) -> Callable[..., None]:
-    """says(name, version, serving, **metrics): a node of this name says what it holds, and how it is."""
+    """says(name, version, **told): a node of this name says what it is and holds, and how it does."""
 
-    def say(name: str, version: int = 0, serving: int | None = None, **metrics: Any) -> None:
-        state = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=version, serving=serving)
+    def say(name: str, version: int = 0, **told: Any) -> None:
+        state, metrics = _words({"base_model": node.base_model, "version": version} | told)
         node.client.publish(publication(FEDERATION, NodeStateOf(name), state.to_bytes()))
-        said = NodeMetrics(boot_id=BOOT, **metrics)
-        node.client.publish(publication(FEDERATION, NodeMetricsOf(name), said.to_bytes()))
+        node.client.publish(publication(FEDERATION, NodeMetricsOf(name), metrics.to_bytes()))
 
     return say
+
+
+def _words(told: dict[str, Any]) -> tuple[NodeState, NodeMetrics]:
+    """What a node says of itself, on the topic that is kept and on the one that is not."""
+    usual = {"online": True, "base_model": "0" * 64, "version": 0}
+    lasting = {name: value for name, value in told.items() if name in NodeState.model_fields}
+    passing = {name: value for name, value in told.items() if name not in lasting}
+    return NodeState(boot_id=BOOT, **(usual | lasting)), NodeMetrics(boot_id=BOOT, **passing)
 
 
 class Federation:
@@ -92,14 +99,10 @@ class Federation:
         """The operator orders this."""
         self._take(Ordered(self.now_ns, self.state.orders + 1, order), self.now_ns)
 
-    def says(self, node: str, **metrics: Any) -> None:
+    def says(self, node: str, **told: Any) -> None:
         """A node says how it is, and whether it is there."""
-        told = {"online": True, "version": 0, "serving": None} | metrics
-        state = {name: told.pop(name) for name in ("online", "version", "serving")}
-        for address, said in (
-            (NodeStateOf(node), NodeState(boot_id=BOOT, base_model="0" * 64, **state)),
-            (NodeMetricsOf(node), NodeMetrics(boot_id=BOOT, **told)),
-        ):
+        state, metrics = _words(told)
+        for address, said in ((NodeStateOf(node), state), (NodeMetricsOf(node), metrics)):
             self.fleet = dict(hear(self.fleet, address, said.to_bytes(), self.begun_ns + 5, 1000))
 
     def facts(self, process: ProcessStatus | None = None) -> Facts:

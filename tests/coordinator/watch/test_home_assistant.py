@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from coordinator.publisher import publication
 from coordinator.watch.home_assistant import Discovery, discovery, object_id
-from schemas.messages import NodeFigures, NodeState
-from schemas.topics import NodeFiguresOf, NodeStateOf, home_assistant_topic
+from schemas.messages import NodeFigures, NodeMetrics, NodeState
+from schemas.topics import NodeFiguresOf, NodeMetricsOf, NodeStateOf, home_assistant_topic
 
 FEDERATION, BOOT = "test", "b" * 32
 
@@ -36,20 +36,27 @@ def test_a_node_appears_as_a_device_with_its_figures(
     node.until_version(1)
     said = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=0)
     node.client.publish(publication(FEDERATION, NodeStateOf("a.b"), said.to_bytes()))
+    measured = NodeMetrics(boot_id=BOOT, held_out_loss=1.5, held_out_version=0)
+    node.client.publish(publication(FEDERATION, NodeMetricsOf("a.b"), measured.to_bytes()))
     topic = home_assistant_topic("alignfed", object_id(FEDERATION, "a.b"))
-    node.until(lambda: topic in node.messages and node.retained(NodeFiguresOf("a.b")) is not None)
+    node.until(lambda: topic in node.messages and is_measured(node.retained(NodeFiguresOf("a.b"))))
     assert node.messages[topic].retain
     told = Discovery.model_validate_json(node.messages[topic].payload)
     report = node.retained(NodeFiguresOf("a.b"))
     assert told.state_topic == report.topic
     values = {name: rendered(component.value_template, report.payload) for name, component in told.components.items()}
     assert json.loads(values.pop("adapter")) == {"installed_version": "0", "latest_version": "1"}
+    assert values["held_out_loss"] == "1.5"
     assert (values["behind"], values["contribution"], values["participation"]) == ("1", "50.0", "1")
-    assert (values["problem"], values["outbox"]) == ("OFF", "None")  # None is "unknown" there
+    assert (values["problem"], values["loss"]) == ("OFF", "None")  # None is "unknown" there
     availability = told.availability[0]
     assert rendered(availability.value_template, said.to_bytes()) == "online"
     away = said.model_copy(update={"online": False, "version": None})
     assert rendered(availability.value_template, away.to_bytes()) == "offline"
+
+
+def is_measured(figures: Any) -> bool:
+    return figures is not None and NodeFigures.from_bytes(figures.payload).held_out_loss is not None
 
 
 def test_every_entity_has_an_id_of_its_own_and_a_platform() -> None:

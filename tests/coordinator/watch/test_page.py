@@ -29,7 +29,7 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
         node.send("garage", version, node.head, 0.3)
         node.until_version(version + 1)
     says("kitchen", serving=0, outbox=2, loss=0.75)
-    says("attic", serving=0)
+    says("attic", serving=0, idle="few_new_examples", served_loss=2.5, served_loss_version=3, served_loss_examples=9)
     browser.open(address)
     browser.until("document.querySelector('tr[data-key=attic]') !== null && newest.nodes[2].outbox === 2")
     status = browser.see("fetch('/api/status').then((answer) => answer.json())")
@@ -40,6 +40,9 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
         assert browser.text(f'{row} [data-field="participation"]') == str(told["participation"])
         assert browser.text(f'{row} [data-field="weight_share"]') == f"{100 * told['weight_share']:.1f} %"
         assert browser.text(f'{row} [data-field="liveness"]') == told["liveness"]
+    assert browser.text('tr[data-key=attic] [data-field="training"]') == "no: few new examples"
+    assert browser.text('tr[data-key=attic] [data-field="held_out"]') == "2.500 v3"
+    assert browser.text('[data-field="fairness"]') == "2.500 attic"
     assert "Share of the weight: " in str(
         browser.see("document.querySelector('#share svg').getAttribute('aria-label')")
     )

@@ -221,6 +221,7 @@ def cells(node: NodeStatus, now_ns: int) -> Iterator[tuple[str, list[str]]]:
     yield "serving", [number(node.serving)]
     yield "behind", [number(node.behind)]
     yield "training", ["" if from_ is None else f"v{from_} {node.step}/{node.steps}"]
+    yield "rank", [number(node.rank)]
     yield "loss", [number(node.loss, 3)]
     yield "participation", [str(node.participation)]
     yield "weight_share", [f"{100 * node.weight_share:.1f} %"]

@@ -8,7 +8,7 @@ import pytest
 from coordinator.strategies import FedAsync, FedBuff
 from coordinator.watch.alarms import REFUSED, REFUSING, STARVED_AFTER
 from coordinator.watch.history import KEPT_VERSIONS, MOST_STRANGERS
-from coordinator.watch.status import Status
+from coordinator.watch.status import Fairness, HeldOut, Status
 from schemas.messages import ReleaseReport
 
 SECOND = 1_000_000_000
@@ -99,6 +99,41 @@ def test_a_node_that_went_away_and_one_with_a_full_outbox_are_alarms(federation:
     here.says("a", online=False)
     here.says("b", outbox=9)
     assert kinds(here.status()) == ["node_offline", "outbox_growing"]
+
+
+def test_what_a_node_said_of_its_limits_is_known_when_it_is_gone(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    here.says("a", limits="at most 70 °C", idle="hot")
+    assert (here.status().node("a").limits, here.status().node("a").idle) == ("at most 70 °C", "hot")
+    here.says("a", limits="at most 70 °C", online=False)
+    assert (here.status().node("a").limits, here.status().node("a").idle) == ("at most 70 °C", None)
+
+
+def test_the_rank_of_a_node_is_known_and_one_that_is_not_taken_is_an_alarm(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    here.says("a", idle="rank_not_taken", rank=64)
+    here.says("b", idle="resting")
+    here.hears("c")
+    status = here.status()
+    assert [status.node(name).rank for name in ("a", "b", "c")] == [64, 1, None]
+    assert [(alarm.kind, alarm.node) for alarm in status.alarms] == [("rank_not_taken", "a")]
+    assert "rank 64 is not taken" in status.alarms[0].text
+
+
+def test_fairness_is_the_best_the_worst_and_the_mean_of_who_is_there(federation: Any) -> None:
+    here = federation(FedBuff(buffer_size=9))
+    assert here.status().fairness == {}
+    here.says(
+        "a", served_loss=1.0, served_loss_version=3, served_loss_examples=9, held_out_loss=5.0, held_out_version=4
+    )
+    here.says("b", served_loss=2.5, served_loss_version=3)
+    here.says("c")
+    here.says("gone", online=False, served_loss=9.0, served_loss_version=3)
+    status = here.status()
+    assert status.node("a").held_out["served"] == HeldOut(version=3, loss=1.0, examples=9)
+    assert status.node("c").held_out == {}
+    assert status.fairness["served"] == Fairness(nodes=2, mean=1.75, best=1.0, best_node="a", worst=2.5, worst_node="b")
+    assert status.fairness["head"].worst_node == "a"
 
 
 def test_many_versions_and_strangers_leave_bounded_traces(federation: Any) -> None:

@@ -1,6 +1,7 @@
 """What a running coordinator shows: the same figures everywhere, the truth, and no harm to the service."""
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -85,6 +86,55 @@ def test_the_command_line_tells_the_same_in_the_same_second(watched: Any, node: 
     page = samples(get(address, "/metrics"))
     assert page["alignfed_head_version", ()] == said.head
     assert page["alignfed_updates_refused_total", ("unknown version",)] == said.refusals["unknown version"]
+
+
+def test_why_a_node_does_not_train_is_shown_with_what_its_owner_wants(
+    watched: Any, node: Any, says: Any, address: str, tmp_path: Path
+) -> None:
+    two_versions(node, address)
+    says("a", 2, limits="at most 70 °C, 22:00-06:00", idle="hot")
+    says("b", 2, base_version=2, step=3, steps=8)
+    node.until(lambda: (told := status_at(address).node("b")) is not None and told.step == 3)
+    settings = tmp_path / "shown.toml"
+    settings.write_text(f'federation = "test"\n[coordinator]\ndata_dir = "{watched.data_dir}"\nhttp = "{address}"')
+    shown = said("status", "--config", settings)
+    assert [" ".join(line.split()) for line in shown.splitlines() if "no: " in line or "step 3" in line] == [
+        "a 2 - - no: hot at most 70 °C, 22:00-06:00",
+        "b 2 - - from 2, step 3 of 8 -",
+    ]
+    shown = said("nodes", "show", "a", "--config", settings)
+    assert "trains      no: hot, at rank 2" in shown and "only with   at most 70 °C" in shown
+    told = json.loads(said("nodes", "show", "a", "--config", settings, "--json"))["says"]
+    assert (told["idle"], told["limits"]) == ("hot", "at most 70 °C, 22:00-06:00")
+    folder = ("--config", settings, "--data-dir", watched.data_dir)
+    assert json.loads(said("nodes", "show", "a", *folder, "--json"))["says"] is None
+
+
+def test_how_well_nodes_are_served_is_shown_everywhere(
+    watched: Any, node: Any, says: Any, address: str, tmp_path: Path
+) -> None:
+    two_versions(node, address)
+    says("a", 2, served_loss=1.25, served_loss_version=2, held_out_loss=1.5, held_out_version=1)
+    says("b", 2, served_loss=3.0, served_loss_version=2)
+    node.until(lambda: (told := status_at(address).fairness.get("served")) is not None and told.nodes == 2)
+    page = samples(get(address, "/metrics"))
+    losses = {labels: value for (name, labels), value in page.items() if name == "alignfed_node_held_out_loss"}
+    assert losses == {("a", "served"): 1.25, ("a", "head"): 1.5, ("b", "served"): 3.0}
+    assert page["alignfed_node_held_out_version", ("a", "head")] == 1
+    shown = said("status", "--url", f"http://{address}")
+    assert "held-out loss of what is served: mean 2.125 over 2 nodes, best 1.250 a, worst 3.000 b" in shown
+    assert "1.250 v2" in shown and "1.500 v1" in shown
+    settings = tmp_path / "shown.toml"
+    settings.write_text(f'federation = "test"\n[coordinator]\ndata_dir = "{watched.data_dir}"\nhttp = "{address}"')
+    told = said("nodes", "show", "a", "--config", settings)
+    assert "1.250 on 0 examples with version 2, which it serves" in told
+
+
+def said(*words: Any) -> str:
+    """What a command prints, as on a wide terminal."""
+    command = [sys.executable, "-m", "alignfed", *map(str, words)]
+    wide = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, check=True, timeout=60, env=wide, text=True).stdout
 
 
 def test_the_first_event_is_the_status(watched: Any, node: Any, address: str) -> None:

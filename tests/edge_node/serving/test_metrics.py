@@ -12,13 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from base_model.reference import ResolvedModel
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
+from edge_node.policy import TrainingPolicy
 from edge_node.serving.answering import Answering, Ended, News, Question
 from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.generation import Sampling
 from edge_node.serving.http import application
 from edge_node.serving.inference import Inference
 from edge_node.settings import EdgeSettings
-from edge_node.state import Identity, Memory, WaitingUpdate
+from edge_node.state import HeldOutLoss, Identity, Memory, WaitingUpdate
 from edge_node.watching import HttpServer
 
 
@@ -69,3 +70,23 @@ def test_the_oldest_update_without_a_receipt_has_an_age(tmp_path: Path) -> None:
     second = samples(metrics.page())
     assert (first["alignfed_edge_outbox_updates"], first["alignfed_edge_outbox_bytes"]) == (2, 12)
     assert 0 < first["alignfed_edge_outbox_oldest_seconds"] < second["alignfed_edge_outbox_oldest_seconds"]
+
+
+def test_held_out_losses_are_samples_by_what_the_version_is_used_for(tmp_path: Path) -> None:
+    identity = Identity("home", "b" * 32, "0" * 64, EdgeSettings(node="attic", data=tmp_path / "none"))
+    state, _ = initial_state(identity, Memory(), 0.0)
+    metrics = Metrics()
+    metrics.show(replace(state, served_held_out=HeldOutLoss(3, 1.25, 16)))
+    told = samples(metrics.page())
+    assert told["alignfed_edge_held_out_loss served"] == 1.25
+    assert told["alignfed_edge_held_out_version served"] == 3
+    assert "alignfed_edge_held_out_loss head" not in told
+
+
+def test_why_it_does_not_train_and_what_its_owner_wants_are_samples(tmp_path: Path) -> None:
+    policy = TrainingPolicy(max_temperature_c=70)
+    settings = EdgeSettings(node="attic", data=tmp_path / "none", policy=policy, rank=4)
+    metrics = Metrics()
+    metrics.show(initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)[0])
+    told = samples(metrics.page())
+    assert told["alignfed_edge_idle no_terms"] == told["alignfed_edge_info kltp at most 70 °C 4"] == 1

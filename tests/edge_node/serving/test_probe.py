@@ -110,6 +110,47 @@ def test_an_example_that_the_context_cannot_hold_says_nothing(probe, session, ma
     assert probe.loss(slot, (endless, EXAMPLES[0])) == probe.loss(slot, EXAMPLES[:1])
 
 
+def test_how_well_one_does_is_its_loss_on_as_many_as_fit(probe, session, chat, trained, slot_of):
+    slot = slot_of(trained)
+    probe.complaint(slot)  # what was looked at is a part of it
+    assert probe.quality(slot, 2, lambda: True) == (2, pytest.approx(probe.loss(slot, EXAMPLES[:2])))
+    endless = Example(prompt="on " * (session.architecture.context + 1), completion="yes")
+    with_one_too_long = Probe(session, chat, lambda most: (endless, *EXAMPLES)[:most], ProbeSettings())
+    assert with_one_too_long.quality(slot, 1, lambda: True) is None
+    assert with_one_too_long.quality(slot, 2, lambda: True) == (1, pytest.approx(probe.loss(slot, EXAMPLES[:1])))
+
+
+def test_what_is_not_wanted_any_more_is_not_measured_to_its_end(probe, trained, slot_of):
+    answers = iter((True, False))
+    assert probe.quality(slot_of(trained), 3, lambda: next(answers)) is None
+    assert list(answers) == []
+
+
+def test_a_look_at_another_adapter_does_not_find_what_the_one_before_did(probe, trained, misled, slot_of):
+    for adapter in (trained, misled, trained):
+        slot = slot_of(adapter)
+        probe.complaint(slot)
+        fresh = Probe(probe.session, probe.chat, own, ProbeSettings())
+        assert probe.quality(slot, 3, lambda: True) == fresh.quality(slot, 3, lambda: True)
+
+
+def test_what_is_served_is_measured_and_what_was_given_up_is_not(resolved, cache, trained, misled):
+    told = queue.SimpleQueue()
+    settings = ServingSettings(http="127.0.0.1:0", mqtt=False)
+    serving = Serving(resolved, cache, settings, None, told.put, own, measured=3)
+    try:
+        serving.serve(pointer_to(misled, 1), misled)
+        assert told.get(timeout=PATIENCE_S).fault is not None
+        pointer = pointer_to(trained, 2)
+        serving.serve(pointer, trained)
+        assert told.get(timeout=PATIENCE_S).fault is None
+        measured = told.get(timeout=PATIENCE_S)
+        assert (measured.pointer, measured.examples) == (pointer, 3)
+        assert 0 < measured.loss < 1
+    finally:
+        serving.stop()
+
+
 def pointer_to(adapter, version):
     return GlobalPointer(epoch=1, version=version, digest=adapter.digest, parent=None, size=1, chunks=0)
 

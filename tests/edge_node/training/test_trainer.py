@@ -22,7 +22,15 @@ from edge_node.child_process import NICENESS
 from edge_node.data.local_data import LocalData
 from edge_node.data.settings import LocalDataSettings
 from edge_node.settings import EdgeSettings
-from edge_node.state import GlobalAdapter, HeldOutMeasured, StepTrained, TrainingFailed, TrainingFinished, TrainingJob
+from edge_node.state import (
+    GlobalAdapter,
+    HeldOutMeasured,
+    MeasuringEnded,
+    StepTrained,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingJob,
+)
 from edge_node.training.trainer import Trainer
 from schemas.adapter import LoraConfig
 from schemas.messages import GlobalPointer
@@ -226,3 +234,33 @@ def test_the_start_is_measured_on_examples_that_are_never_trained_on(start: Any,
         assert isinstance(finished, TrainingFinished)
     bench.trainer.train(job)
     assert isinstance(bench.next(), StepTrained)
+
+
+def test_the_start_is_measured_without_a_training(start: Any, job: TrainingJob) -> None:
+    bench = start(local_data=LocalDataSettings(held_out=0.9))
+    data = LocalData.open(bench.settings.data, bench.settings.data_dir, bench.settings.local_data)
+    data.add("http", [Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(40)])
+    losses = []
+    for begin in (bench.trainer.measure, bench.trainer.train):
+        begin(replace(job, measured=8))
+        measured = bench.next()
+        assert isinstance(measured, HeldOutMeasured)
+        losses.append((measured.sequence, measured.examples, measured.loss))
+        if begin == bench.trainer.measure:
+            assert isinstance(bench.next(), MeasuringEnded)
+    assert losses[0] == losses[1]
+
+
+def test_where_nothing_is_held_out_there_is_nothing_to_measure(start: Any, job: TrainingJob) -> None:
+    bench = start()
+    bench.trainer.measure(replace(job, measured=8))
+    assert isinstance(bench.next(), MeasuringEnded)
+
+
+def test_a_measurement_whose_process_is_killed_has_failed(start: Any, job: TrainingJob) -> None:
+    bench = start(local_data=LocalDataSettings(held_out=0.9))
+    bench.trainer.measure(replace(job, measured=8))
+    while (pid := bench.trainer.pid) is None:
+        time.sleep(0.001)
+    killed(pid)
+    assert isinstance(bench.next(), TrainingFailed)
