@@ -61,7 +61,7 @@ function lossChart(versions, lines) {
 
 function newestOf(line, versions) {
   const newest = versions.findLast((v) => v[line.key] !== null);
-  return `${line.name} ${newest[line.key].toFixed(3)} at version ${newest.version}`;
+  return `${line.name} ${number(newest[line.key], 3)} at version ${newest.version}`;
 }
 
 function lossTick(value, y) {
@@ -84,7 +84,7 @@ function gateMark(x, y, version) {
   const cross = { d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8`, stroke: "var(--bad)", "stroke-width": 2.5 };
   const dot = { cx: x, cy: y, r: 3, fill: "var(--accent)" };
   const mark = version.verdict === "turned_down" ? draw("path", cross) : draw("circle", dot);
-  const text = `version ${version.version}: ${version.gate_after.toFixed(3)}, ${VERDICTS[version.verdict]}`;
+  const text = `version ${version.version}: ${number(version.gate_after, 3)}, ${VERDICTS[version.verdict]}`;
   mark.append(draw("title", {}, text));
   return mark;
 }

@@ -19,7 +19,7 @@ function number(value, digits = 0) {
 }
 
 function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
+  return `${number(100 * share, 1)} %`;
 }
 
 /** How long ago something was, in the largest unit of which there are two. */
@@ -38,7 +38,7 @@ function bytes(size) {
     size /= 1024;
     at += 1;
   }
-  return `${size.toFixed(at ? 1 : 0)} ${units[at]}`;
+  return `${number(size, at ? 1 : 0)} ${units[at]}`;
 }
 
 /** A moment by the clock of whoever looks. */

@@ -138,7 +138,7 @@ def judged(federation: Any, calibration: CalibrationTerms) -> Any:
     here.hears_garbage()
     here.says("kitchen", version=21, serving=20, base_version=21, step=3, steps=8, loss=0.812, outbox=2)
     here.says("garage", version=19, online=False)
-    here.says("cellar", version=23, outbox=5)
+    here.says("cellar", version=23, outbox=5, served_loss=1.5, served_loss_version=20, served_loss_examples=9)
     here.is_ordered(b'{"kind": "quarantine", "node": "slow", "reason": "stolen"}')
     return here
 
