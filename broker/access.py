@@ -2,19 +2,31 @@
 
 A node publishes below its own name and reads what is for all or for itself, the coordinator publishes what is its own
 and reads what nodes send to it, and the observer reads everything. Whoever has a certificate may ask any node, and read
-the answers that bear its own name: devices and nodes are alike here, for a broker cannot tell them apart.
+the answers that bear its own name: devices and nodes are alike here, for a broker cannot tell them apart. Where Home
+Assistant is let in, it reads what it is told of nodes, and may do nothing else.
 """
 
 from collections.abc import Iterable
 from dataclasses import fields
 
 from broker.config import AclRule
-from schemas.topics import ADDRESSES, ROOT, Address, InferenceAnswerFor, InferenceRequestTo
+from schemas.topics import (
+    ADDRESSES,
+    ROOT,
+    Address,
+    CoordinatorStateOf,
+    InferenceAnswerFor,
+    InferenceRequestTo,
+    NodeFiguresOf,
+    NodeStateOf,
+    home_assistant_filter,
+)
 
-COORDINATOR, OBSERVER = "coordinator", "observer"
-RESERVED = (COORDINATOR, OBSERVER, "broker")  # names that no node may have
+COORDINATOR, OBSERVER, HOME_ASSISTANT = "coordinator", "observer", "home-assistant"
+RESERVED = (COORDINATOR, OBSERVER, HOME_ASSISTANT, "broker")  # names that no node may have
 
 QUESTIONS = (InferenceRequestTo, InferenceAnswerFor)
+FOR_HOME_ASSISTANT = (NodeStateOf, NodeFiguresOf, CoordinatorStateOf)  # what discovery messages refer to
 
 
 def federation_rules(federation: str) -> tuple[AclRule, ...]:
@@ -32,9 +44,26 @@ def federation_rules(federation: str) -> tuple[AclRule, ...]:
     )
 
 
-def denied(nodes: Iterable[str]) -> str:
+def home_assistant_rules(federation: str, prefix: str) -> tuple[AclRule, ...]:
+    """The access rules for discovery below this prefix: the coordinator tells of nodes, and Home Assistant reads it."""
+    discovery = home_assistant_filter(prefix)
+    return (
+        AclRule("write", discovery, COORDINATOR),
+        # what everybody with a certificate may do is not for it: it would be a node, and could read all versions
+        *(
+            AclRule("deny", _pattern(federation, kind), HOME_ASSISTANT)
+            for kind in ADDRESSES
+            if kind not in FOR_HOME_ASSISTANT
+        ),
+        AclRule("deny", _pattern(federation, NodeStateOf, node=HOME_ASSISTANT), HOME_ASSISTANT),
+        *(AclRule("read", _pattern(federation, kind), HOME_ASSISTANT) for kind in FOR_HOME_ASSISTANT),
+        AclRule("read", discovery, HOME_ASSISTANT),
+    )
+
+
+def denied(users: Iterable[str]) -> str:
     """Lines of an ACL file that take every right from these users, at once when mosquitto reads the file again."""
-    return "".join(f"\nuser {node}\ntopic deny #\n" for node in sorted(nodes))
+    return "".join(f"\nuser {user}\ntopic deny #\n" for user in sorted(users))
 
 
 def _for_nodes(federation: str, kind: type[Address]) -> AclRule:

@@ -22,9 +22,12 @@ STAYS_ROOT = "user root\n"
 
 @dataclass(frozen=True)
 class AclRule:
-    """Who may do what: `user` None is every authenticated user, and %u in `pattern` then stands for its name."""
+    """Who may do what: `user` None is every authenticated user, and %u in `pattern` then stands for its name.
 
-    access: Literal["read", "write", "readwrite"]
+    `deny` comes before whatever else a user may do, by its own rules or those for everybody.
+    """
+
+    access: Literal["read", "write", "readwrite", "deny"]
     pattern: str
     user: str | None = None
 

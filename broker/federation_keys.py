@@ -3,6 +3,7 @@
     offline/root.key            certifies the coordinator's key; is needed for `init` and `rotate` only
     authority/                  the certificate authority's key, and every certificate it has issued
     coordinator/, observer/, nodes/NODE/      a bundle each (bundle.py), to be given to whom it is for
+    home-assistant/             the same, where Home Assistant is let in
     broker/                     the broker's certificate, mosquitto.conf, access rules, revoked certificates
     revoked/                    bundles of nodes that were revoked
 
@@ -19,7 +20,15 @@ from pathlib import Path
 from cryptography import x509
 from filelock import FileLock
 
-from broker.access import COORDINATOR, OBSERVER, RESERVED, denied, federation_rules
+from broker.access import (
+    COORDINATOR,
+    HOME_ASSISTANT,
+    OBSERVER,
+    RESERVED,
+    denied,
+    federation_rules,
+    home_assistant_rules,
+)
 from broker.bundle import (
     CA,
     CERTIFICATES,
@@ -71,6 +80,7 @@ asks for it, and nothing else does. If it is lost, the coordinator's certificate
 needs a new bundle, of a new federation.
 """
 
+DISCOVERY = "discovery-prefix"  # a file beside the access rules, which are made with it
 _DAY_NS = 24 * 3600 * 10**9
 
 
@@ -96,6 +106,7 @@ class Keys:
     certificate_expires: datetime
     ring_number: int
     hosts: tuple[str, ...]
+    discovery_prefix: str | None
     nodes: tuple[Member, ...]
 
 
@@ -144,16 +155,29 @@ def enrol(folder: Path, node: str, days: int) -> Path:
         return bundle
 
 
-def revoke(folder: Path, node: str) -> None:
-    """Put a node's keys and certificates out of force, and its bundle aside. Raises KeyFileError for no such node."""
+def let_in_home_assistant(folder: Path, prefix: str, days: int) -> Path:
+    """Make Home Assistant's bundle, and the access rules by which it is told of nodes below this prefix.
+
+    Raises KeyFileError where there are no keys yet.
+    """
     with _alone(folder):
-        ring = load_ring(folder / COORDINATOR)
-        if not any(entry.node == node for entry in ring.nodes):
-            known = ", ".join(sorted(ring.enrolled)) or "none"
-            raise KeyFileError(f"no node {node} is enrolled; there are: {known}")
-        if node in ring.enrolled:  # first: the coordinator goes by it
-            write_file(folder / COORDINATOR / KEY_RING, ring.without_node(node).to_bytes(), PRIVATE)
-        _put_aside_what_is_revoked(folder, node, load_ring(folder / COORDINATOR))
+        member = read_membership(folder / COORDINATOR).model_copy(update={"name": HOME_ASSISTANT})
+        _bundle(folder, folder / HOME_ASSISTANT, member, _authority(folder), days)
+        write_file(folder / "broker" / DISCOVERY, prefix.encode() + b"\n")
+        _write_access(folder, member.federation)
+        return folder / HOME_ASSISTANT
+
+
+def revoke(folder: Path, name: str) -> None:
+    """Put a node's keys and certificates out of force, and its bundle aside; Home Assistant's, too.
+
+    Raises KeyFileError for a name that nobody here has.
+    """
+    with _alone(folder):
+        if name == HOME_ASSISTANT:
+            _shut_out_home_assistant(folder)
+        else:
+            _revoke_node(folder, name)
         _write_access(folder, read_membership(folder / COORDINATOR).federation)
 
 
@@ -183,6 +207,7 @@ def look(folder: Path) -> Keys:
         certificate_expires=datetime.fromtimestamp(online.certificate.expires_at_ns // 10**9, UTC),
         ring_number=ring.number,
         hosts=hosts_of(read_certificate(folder / "broker" / "server.crt")),
+        discovery_prefix=_discovery_prefix(folder) or None,
         nodes=tuple(
             Member(entry.node, key_id(entry.key), entry.revoked, _expiry(folder, entry.node, entry.revoked))
             for entry in ring.nodes
@@ -278,10 +303,39 @@ def _write_broker_config(folder: Path, port: int, broker_at: Path) -> None:
 
 
 def _write_access(folder: Path, federation: str) -> None:
-    ring = load_ring(folder / COORDINATOR)
+    ring, prefix = load_ring(folder / COORDINATOR), _discovery_prefix(folder)
     gone = {entry.node for entry in ring.nodes} - ring.enrolled
-    text = acl(federation_rules(federation)) + denied(gone)
-    write_file(folder / "broker" / "acl", text.encode())
+    rules = federation_rules(federation)
+    if prefix:
+        rules += home_assistant_rules(federation, prefix)
+    elif prefix is not None:
+        gone |= {HOME_ASSISTANT}  # what everybody with a certificate may do is not for it
+    write_file(folder / "broker" / "acl", (acl(rules) + denied(gone)).encode())
+
+
+def _discovery_prefix(folder: Path) -> str | None:
+    """Below which topic Home Assistant is told of nodes; empty once it was shut out, None before it was let in."""
+    path = folder / "broker" / DISCOVERY
+    return path.read_text().strip() if path.exists() else None
+
+
+def _revoke_node(folder: Path, node: str) -> None:
+    ring = load_ring(folder / COORDINATOR)
+    if not any(entry.node == node for entry in ring.nodes):
+        known = ", ".join(sorted(ring.enrolled)) or "none"
+        raise KeyFileError(f"no node {node} is enrolled; there are: {known}")
+    if node in ring.enrolled:  # first: the coordinator goes by it
+        write_file(folder / COORDINATOR / KEY_RING, ring.without_node(node).to_bytes(), PRIVATE)
+    _put_aside_what_is_revoked(folder, node, load_ring(folder / COORDINATOR))
+
+
+def _shut_out_home_assistant(folder: Path) -> None:
+    if _discovery_prefix(folder) is None:
+        raise KeyFileError("Home Assistant was never let in: `alignfed keys home-assistant` would do so")
+    write_file(folder / "broker" / DISCOVERY, b"")
+    _revoke_certificates(folder, HOME_ASSISTANT)
+    if (bundle := folder / HOME_ASSISTANT).exists():
+        _put_aside(folder, bundle, f"{read_certificate(bundle / CLIENT_CERT).serial_number:x}")
 
 
 def _put_aside_what_is_revoked(folder: Path, node: str, ring: KeyRing) -> None:
@@ -293,8 +347,12 @@ def _put_aside_what_is_revoked(folder: Path, node: str, ring: KeyRing) -> None:
     if (bundle / SIGNING_KEY).exists():
         name = key_id(read_signing_key(bundle / SIGNING_KEY).public)
         if name in ring.by_id:
-            (folder / "revoked").mkdir(mode=0o700, exist_ok=True)
-            bundle.rename(folder / "revoked" / f"{node}-{name}")
+            _put_aside(folder, bundle, name)
+
+
+def _put_aside(folder: Path, bundle: Path, mark: str) -> None:
+    (folder / "revoked").mkdir(mode=0o700, exist_ok=True)
+    bundle.rename(folder / "revoked" / f"{bundle.name}-{mark}")
 
 
 def _revoke_certificates(folder: Path, node: str) -> None:

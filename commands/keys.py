@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where the federation's keys are.")]
 Days = Annotated[int, typer.Option(min=1, max=3650, help="How long what is issued now is valid.")]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.")]
+Member = Annotated[str, typer.Argument(metavar="NODE", help="The node's name, or home-assistant.")]
 KEYS = Path("alignfed-keys")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, enrol and revoke a federation's keys.")
@@ -77,9 +78,32 @@ def enrol(node: Node, folder: Dir = KEYS, days: Days = 730, as_json: Json = Fals
     note(f"Copy the folder to the node, and nothing else of {folder}. Set there: security.keys = <the folder>")
 
 
+@app.command(epilog=ending("alignfed keys home-assistant --config alignfed.toml", FAILURE))
+def home_assistant(folder: Dir = KEYS, days: Days = 730, config: Config = None, as_json: Json = False) -> None:
+    """Let Home Assistant read what it is told of nodes.
+
+    Makes its bundle, and access rules by which the coordinator publishes discovery messages below the prefix in
+    [coordinator.home_assistant], and Home Assistant reads them and what they refer to. Nothing else is allowed to it.
+    Run again, it renews a certificate that is about to run out.
+    """
+    from broker.federation_keys import let_in_home_assistant
+    from coordinator.settings import HomeAssistantSettings
+
+    prefix = (configuration(config).coordinator.home_assistant or HomeAssistantSettings()).prefix
+    bundle = let_in_home_assistant(folder, prefix, days)
+    if as_json:
+        print(json.dumps({"discovery_prefix": prefix, "bundle": str(bundle)}, indent=2))
+        return
+    print(f"Home Assistant is let in, for devices below {prefix}/; its bundle is {bundle}")
+    note(
+        "Give it the files ca.crt, client.crt and client.key of that folder, in the settings of its MQTT integration.",
+        f"Send mosquitto a SIGHUP, so that it reads {folder / 'broker' / 'acl'} again.",
+    )
+
+
 @app.command(epilog=ending("alignfed keys revoke kitchen", FAILURE))
-def revoke(node: Node, folder: Dir = KEYS, as_json: Json = False) -> None:
-    """Put a node's keys out of force.
+def revoke(node: Member, folder: Dir = KEYS, as_json: Json = False) -> None:
+    """Put a node's keys out of force, or Home Assistant's.
 
     A running coordinator takes nothing of it from then on, and drops what waits. For the broker send mosquitto a
     SIGHUP: it then denies the node every topic; a restart refuses its certificate too.
@@ -124,6 +148,8 @@ def _report(keys: "Keys", folder: Path, as_json: bool) -> None:
     print(f"coordinator  key {keys.coordinator_key_id}, certificate {keys.certificate_number}")
     print(f"             until {keys.certificate_expires:%Y-%m-%d}; renew it by `alignfed keys rotate`")
     print(f"broker       {', '.join(keys.hosts)}")
+    if keys.discovery_prefix is not None:
+        print(f"discovery    below {keys.discovery_prefix}/, for Home Assistant")
     rows = [
         [
             m.name,

@@ -243,6 +243,11 @@ def home_assistant_topic(prefix: str, object_id: str) -> str:
     return f"{prefix}/device/{object_id}/config"
 
 
+def home_assistant_filter(prefix: str) -> str:
+    """The filter for every discovery message of a device; ValueError for a prefix that is no level of a topic."""
+    return home_assistant_topic(prefix, "any").replace("/any/", "/+/")
+
+
 def parse(federation: str, topic: str) -> Address | None:
     """What `topic` means in this federation; None for any other topic. Every field of the answer is well-formed."""
     if len(topic) > 512:

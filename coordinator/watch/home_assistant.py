@@ -1,7 +1,7 @@
 """Every node as a device in Home Assistant, by its MQTT discovery: one retained message for each node says what it has.
 
 The models below are what Home Assistant's documentation asks of such a message, as far as it is used here. Pure: the
-service publishes what comes out. The figures themselves are NodeFiguress on a topic of our own.
+service publishes what comes out. The figures themselves are NodeFigures on a topic of our own.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ Topic = Annotated[str, Field(pattern=r"^[^+#\x00]+$", max_length=65535)]
 Template = Annotated[str, Field(pattern=r"^\{\{.*\}\}$")]
 ObjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
-ONLINE = "{{ 'online' if value_json.online else 'offline' }}"
+# a federation with keys has a line with the signature before the message
+ONLINE = r"{{ 'online' if (value.split('\n') | last | from_json).online else 'offline' }}"
 
 
 class _Model(BaseModel):

@@ -24,22 +24,25 @@ from broker.certificates import common_name, hosts_of, read_certificate
 from broker.client import Client
 from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Connected, Disconnected, Message, Publication, Published, Subscribed
-from broker.federation_keys import enrol, init, look, revoke, rotate
+from broker.federation_keys import enrol, init, let_in_home_assistant, look, revoke, rotate
 from broker.key_files import KeyFileError, read_signing_key, write_new_file
 from broker.preflight import probe
 from broker.settings import BrokerSettings
 from schemas.signing import key_id, verified
 from schemas.topics import (
     ADDRESSES,
+    CoordinatorStateOf,
     GlobalHead,
     GlobalKeys,
     InferenceAnswerFor,
     InferenceRequestTo,
+    NodeFiguresOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
     UpdateChunk,
     UpdateManifestOf,
+    home_assistant_topic,
     parse,
     route,
 )
@@ -85,6 +88,11 @@ def test_everything_done_again_changes_nothing(keys: Path) -> None:
     before = contents(keys)
     init(keys, "plant", HOSTS, days=100)
     enrol(keys, "kitchen", days=100)
+    assert contents(keys) == before
+    let_in_home_assistant(keys, "homeassistant", days=100)
+    before = contents(keys)
+    let_in_home_assistant(keys, "homeassistant", days=100)
+    init(keys, "plant", HOSTS, days=100)
     assert contents(keys) == before
 
 
@@ -144,7 +152,7 @@ def test_a_folder_is_of_one_federation(keys: Path) -> None:
         init(keys, "other", HOSTS, days=100)
 
 
-@pytest.mark.parametrize("name", ["coordinator", "observer", "broker"])
+@pytest.mark.parametrize("name", ["coordinator", "observer", "home-assistant", "broker"])
 def test_no_node_takes_a_name_that_the_federation_uses(keys: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no node may be called"):
         enrol(keys, name, days=100)
@@ -266,6 +274,33 @@ def test_a_revocation_that_was_cut_short_is_finished_by_the_next_enrolment(keys:
 def test_a_node_that_was_never_enrolled_cannot_be_revoked(keys: Path) -> None:
     with pytest.raises(KeyFileError, match="there are: kitchen, office"):
         revoke(keys, "cellar")
+    with pytest.raises(KeyFileError, match="was never let in"):
+        revoke(keys, "home-assistant")
+
+
+def test_what_home_assistant_may_do_outlives_every_other_change_of_the_keys(keys: Path) -> None:
+    let_in_home_assistant(keys, "hass", days=100)
+    before = (keys / "broker" / "acl").read_text()
+    assert "topic write hass/device/+/config" in before and look(keys).discovery_prefix == "hass"
+    enrol(keys, "attic", days=100)
+    init(keys, "plant", HOSTS, days=100)
+    revoke(keys, "attic")
+    assert (keys / "broker" / "acl").read_text() == before + "\nuser attic\ntopic deny #\n"
+
+
+def test_home_assistant_can_be_shut_out_and_let_in_again_with_new_keys(keys: Path) -> None:
+    old = read_certificate(let_in_home_assistant(keys, "homeassistant", days=100) / "client.crt").serial_number
+    revoke(keys, "home-assistant")
+    access = (keys / "broker" / "acl").read_text()
+    assert access.endswith("\nuser home-assistant\ntopic deny #\n") and "homeassistant/" not in access
+    assert not (keys / "home-assistant").exists() and look(keys).discovery_prefix is None
+    before = contents(keys)
+    revoke(keys, "home-assistant")
+    assert {name for name, content in contents(keys).items() if before.get(name) != content} <= {"broker/revoked.crl"}
+    bundle = let_in_home_assistant(keys, "homeassistant", days=100)
+    crl = x509.load_pem_x509_crl((keys / "broker" / "revoked.crl").read_bytes())
+    assert [entry.serial_number for entry in crl] == [old] != [read_certificate(bundle / "client.crt").serial_number]
+    assert "deny #" not in (keys / "broker" / "acl").read_text()
 
 
 def test_rotation_needs_the_root_and_gives_a_new_key_with_a_higher_number(keys: Path) -> None:
@@ -373,6 +408,45 @@ def test_the_observer_publishes_nothing(keys: Path, secured: EmbeddedBroker, exp
     with client_of(keys, secured, "observer") as observer:
         observer.publish(Publication(route("plant", GlobalHead()).topic, b"x"))
         assert expect(observer, Published).reason == "Not authorized"
+
+
+@pytest.mark.mosquitto
+def test_home_assistant_reads_what_it_is_told_of_nodes_and_does_nothing_else(
+    keys: Path, mosquitto: str, expect: Callable[..., Any]
+) -> None:
+    told = Publication(home_assistant_topic("homeassistant", "kitchen"), b"x")
+    said_by = {
+        "coordinator": (CoordinatorStateOf(), NodeFiguresOf("kitchen"), GlobalHead(), ReceiptFor("kitchen")),
+        "nodes/kitchen": (NodeStateOf("kitchen"), NodeMetricsOf("kitchen"), UpdateManifestOf("kitchen", "a" * 32)),
+    }
+    with EmbeddedBroker("mosquitto", keys=keys) as broker:
+        with client_of(keys, broker, "coordinator") as coordinator:
+            coordinator.publish(told)
+            assert expect(coordinator, Published).reason == "Not authorized"  # nobody has let it in yet
+        let_in_home_assistant(keys, "homeassistant", days=100)
+        broker.restart()
+        with client_of(keys, broker, "home-assistant", "#") as home:
+            expect(home, Subscribed)
+            for folder, addresses in said_by.items():
+                with client_of(keys, broker, folder) as member:
+                    for address in addresses:
+                        member.publish(Publication(route("plant", address).topic, b"x"))
+                        assert expect(member, Published).reason is None
+            with client_of(keys, broker, "coordinator") as coordinator:
+                coordinator.publish(told)  # last: what comes before it has come by now
+                assert expect(coordinator, Published).reason is None
+            heard = [expect(home, Message).topic for _ in range(4)]
+            shown = (CoordinatorStateOf(), NodeFiguresOf("kitchen"), NodeStateOf("kitchen"))
+            assert heard == [*(route("plant", address).topic for address in shown), told.topic]
+            own = (
+                NodeStateOf("home-assistant"),
+                UpdateManifestOf("home-assistant", "a" * 32),
+                InferenceRequestTo("kitchen"),
+            )
+            topics = [told.topic, "homeassistant/status", *(route("plant", address).topic for address in own)]
+            for topic in topics:
+                home.publish(Publication(topic, b"x"))
+                assert expect(home, Published).reason == "Not authorized", topic
 
 
 @pytest.mark.mosquitto

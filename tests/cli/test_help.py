@@ -25,6 +25,7 @@ COMMANDS = (
     "keys",
     "keys init",
     "keys enrol",
+    "keys home-assistant",
     "keys revoke",
     "keys rotate",
     "keys list",

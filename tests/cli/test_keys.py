@@ -29,6 +29,16 @@ def test_a_node_is_enrolled_listed_and_revoked(alignfed, keys, tmp_path):
     assert listed["ring_number"] == 2
 
 
+def test_home_assistant_is_let_in_below_the_prefix_of_the_settings_and_revoked(alignfed, keys, tmp_path):
+    (tmp_path / "alignfed.toml").write_text('federation = "plant"\ncoordinator.home_assistant.prefix = "hass"\n')
+    made = json.loads(alignfed("keys", "home-assistant", "--json").stdout)
+    assert made["discovery_prefix"] == "hass" and (tmp_path / made["bundle"] / "client.crt").exists()
+    assert json.loads(alignfed("keys", "list", "--json").stdout)["discovery_prefix"] == "hass"
+    assert "below hass/" in alignfed("keys", "list").stdout
+    assert alignfed("keys", "revoke", "home-assistant").returncode == 0
+    assert json.loads(alignfed("keys", "list", "--json").stdout)["discovery_prefix"] is None
+
+
 def test_a_new_key_of_the_coordinator_has_a_higher_number(alignfed, keys):
     before, after = json.loads(keys.stdout), json.loads(alignfed("keys", "rotate", "--json").stdout)
     assert after["certificate_number"] == before["certificate_number"] + 1
@@ -41,6 +51,7 @@ def test_a_new_key_of_the_coordinator_has_a_higher_number(alignfed, keys):
         (("enrol", "a/b"), 2, "is no name for a node"),
         (("enrol", "coordinator"), 1, "no node may be called coordinator"),
         (("revoke", "cellar"), 1, "no node cellar is enrolled"),
+        (("revoke", "home-assistant"), 1, "Home Assistant was never let in"),
         (("list", "--dir", "elsewhere"), 1, "`alignfed keys` makes it"),
         (("init", "--federation", "other"), 1, "has the keys of federation plant"),
     ],

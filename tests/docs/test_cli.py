@@ -16,7 +16,7 @@ def _commands(words):
     """The command and all below it, as they are listed in its help."""
     yield words
     _, _, listed = _help(words).partition("\nCommands:\n")
-    for name in re.findall(r"^  ([a-z]+) ", listed.partition("\n\n")[0], flags=re.MULTILINE):
+    for name in re.findall(r"^  ([a-z-]+) ", listed.partition("\n\n")[0], flags=re.MULTILINE):
         yield from _commands((*words, name))
 
 

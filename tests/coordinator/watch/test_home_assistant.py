@@ -20,8 +20,8 @@ FEDERATION, BOOT = "test", "b" * 32
 def rendered(template: str, payload: bytes) -> str:
     """A template as Home Assistant renders it for an MQTT payload."""
     environment = jinja2.Environment(autoescape=False)
-    environment.filters["to_json"] = json.dumps
-    return environment.from_string(template).render(value_json=json.loads(payload))
+    environment.filters |= {"to_json": json.dumps, "from_json": json.loads}
+    return environment.from_string(template).render(value=payload.decode(), value_json=json.loads(payload))
 
 
 def test_a_node_appears_as_a_device_with_its_figures(
