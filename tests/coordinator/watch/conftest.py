@@ -1,11 +1,16 @@
-"""What tests of the coordinator's views share: a coordinator that shows itself, and what nodes say of themselves."""
+"""What tests of the coordinator's views share: a coordinator that shows itself, and what nodes and Home Assistant say."""
 
+import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import jsonschema
 import pytest
 
 from coordinator.core import found, step
@@ -26,6 +31,8 @@ from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
 
 FEDERATION, BOOT, SECOND = "test", "b" * 32, 1_000_000_000
 GATED = FedBuff(buffer_size=3, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
+SCHEMA = json.loads((Path(__file__).parent / "home_assistant_discovery.json").read_text(encoding="utf-8"))
+TOPIC = re.compile(r"[^/+#]+/device/([a-zA-Z0-9_-]+/)?[a-zA-Z0-9_-]+/config")
 
 
 @pytest.fixture
@@ -149,3 +156,49 @@ def show(address: str, tmp_path: Path) -> Iterator[Callable[[Facts], None]]:
     board = Board()
     with watching(address, tmp_path, FEDERATION, board, Guard(None, ())):
         yield board.show
+
+
+# --- Home Assistant's part: what it takes as a discovery message, and how it renders a template ---
+
+
+def _environment() -> jinja2.Environment:
+    # a name that nobody knows is an error, as it is for a person who reads the log there
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.filters |= {"to_json": json.dumps, "from_json": json.loads}
+    return environment
+
+
+@pytest.fixture(scope="session")
+def rendered() -> Callable[[str, bytes], str]:
+    """A template for an MQTT payload: `value` is the text, and `value_json` is there if all of it is JSON."""
+
+    def render(template: str, payload: bytes) -> str:
+        names = {"value": payload.decode()}
+        with suppress(json.JSONDecodeError):
+            names["value_json"] = json.loads(payload)
+        return _environment().from_string(template).render(**names)
+
+    return render
+
+
+@pytest.fixture(scope="session")
+def discovery_faults() -> Callable[[str, Any], list[str]]:
+    """What Home Assistant would not take of a discovery message on its topic; nothing for a good one."""
+
+    def faults(topic: str, message: Any) -> list[str]:
+        validator = jsonschema.Draft202012Validator(SCHEMA)
+        found = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(message)]
+        found += [f"{place}: {fault}" for place, fault in _template_faults(message)]
+        return found if TOPIC.fullmatch(topic) else [*found, f"{topic} is no discovery topic"]
+
+    return faults
+
+
+def _template_faults(part: Any, place: str = "$") -> Iterator[tuple[str, str]]:
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        if isinstance(value, str) and str(key).endswith("template"):
+            try:
+                _environment().from_string(value)
+            except jinja2.TemplateError as fault:
+                yield f"{place}.{key}", str(fault)
+        yield from _template_faults(value, f"{place}.{key}")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 
 from broker.bundle import read_bundle
@@ -50,13 +49,6 @@ def client_of(bundle: Path, broker: EmbeddedBroker, *filters: str) -> Client:
     return Client(settings, f"hand-{bundle.name}", subscriptions=filters, clean_start=True)
 
 
-def availability(template: str, payload: bytes) -> str:
-    """A template as Home Assistant renders it for an MQTT payload, which is no JSON where a signature is before it."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    environment.filters["from_json"] = json.loads
-    return environment.from_string(template).render(value=payload.decode())
-
-
 @pytest.mark.mosquitto
 def test_home_assistant_hears_of_a_node_by_its_own_certificate_and_knows_that_it_is_there(
     start_coordinator: Callable[..., Any],
@@ -64,6 +56,8 @@ def test_home_assistant_hears_of_a_node_by_its_own_certificate_and_knows_that_it
     base_model: Path,
     broker: EmbeddedBroker,
     keys: Path,
+    rendered: Callable[[str, bytes], str],
+    discovery_faults: Callable[[str, Any], list[str]],
 ) -> None:
     start_coordinator(base_model, SETTINGS.format(keys=keys))
     home = node_of(base_model)  # it remembers every message
@@ -80,11 +74,12 @@ def test_home_assistant_hears_of_a_node_by_its_own_certificate_and_knows_that_it
         ]
         home.until(lambda: {topic, *shown} <= home.messages.keys())
     told = Discovery.model_validate_json(home.messages[topic].payload)
+    assert discovery_faults(topic, json.loads(home.messages[topic].payload)) == []
     assert {told.state_topic, *(one.topic for one in told.availability)} == set(shown)
     assert home.messages.keys() == {topic, *shown}  # of all that is said it hears what it is told of
     for one in told.availability:
         message: Message = home.messages[one.topic]
-        assert is_signed(message.payload) and availability(one.value_template, message.payload) == "online"
+        assert is_signed(message.payload) and rendered(one.value_template, message.payload) == "online"
 
 
 def test_only_templates_that_look_behind_a_signature_are_for_topics_that_are_signed() -> None:
