@@ -56,7 +56,7 @@ def _of_versions(status: Status) -> Iterator[Metric]:
     yield _gauge("alignfed_calibration_loss", text, ["moment"], losses)
     if newest.node_loss is not None:
         text = "Mean training loss of the nodes in the head."
-        yield _gauge("alignfed_node_loss", text, [], {(): newest.node_loss})
+        yield _gauge("alignfed_head_training_loss", text, [], {(): newest.node_loss})
     decided = {(decision,): count for decision, count in status.gate.items()}
     yield _counter("alignfed_gate_decisions", "Versions that the gate has judged.", ["decision"], decided)
     seconds = {(stage,): spent for stage, spent in status.model_seconds.items()}

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +30,9 @@ from edge_node import watching
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
 from edge_node.settings import EdgeSettings
-from edge_node.state import Identity, Memory
+from edge_node.state import GlobalAdapter, Identity, Memory, Training, TrainingJob
+from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.messages import GlobalPointer
 
 MODELS = (
     Status,
@@ -113,7 +117,13 @@ def _pages() -> str:
 
 
 def _node_page() -> str:
-    metrics = Metrics()
+    """A node's metrics; what it holds, serves and trains is there, too."""
+    layout = Layout(lora=LoraConfig(rank=1), tensors=(("x.lora_A.weight", (1, 1)), ("x.lora_B.weight", (1, 1))))
+    pointer = GlobalPointer(epoch=1, version=0, digest="0" * 64, parent=None, size=1, chunks=1)
+    held = GlobalAdapter(pointer, Adapter(layout, np.zeros(layout.size, np.float32)))
     identity = Identity("home", "b" * 32, "0" * 64, EdgeSettings(node="attic", data=Path("none")))
-    metrics.show(initial_state(identity, Memory(), 0.0)[0])
+    state, _ = initial_state(identity, Memory(), 0.0)
+    training = Training(TrainingJob(held, sequence=0, seed=0))
+    metrics = Metrics()
+    metrics.show(replace(state, held=held, served=pointer, training=training, last_loss=1.0))
     return metrics.page().decode()

@@ -1,4 +1,4 @@
-"""What tests of the coordinator's views share: a coordinator that shows itself, and what nodes and Home Assistant say."""
+"""What tests of the coordinator's views share: one that shows itself, what nodes say, what others take of it."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ from coordinator.state import Answered, CalibrationTerms, Event, FederationState
 from coordinator.strategies import FedBuff
 from coordinator.watch.alarms import with_alarms
 from coordinator.watch.board import Board
-from coordinator.watch.fleet import hear
-from coordinator.watch.history import History, observe
+from coordinator.watch.fleet import NodeHeard, hear
+from coordinator.watch.history import History, LastUpdate, NodeHistory, observe
 from coordinator.watch.http import watching
+from coordinator.watch.metrics import metrics_page
 from coordinator.watch.ordering import Guard
-from coordinator.watch.status import Facts, ProcessStatus, Status, status_of
-from schemas.messages import NodeMetrics, NodeState
+from coordinator.watch.status import Facts, GroupStatus, ProcessStatus, Status, status_of
+from edge_node.core import initial_state
+from edge_node.metrics import Metrics
+from edge_node.settings import EdgeSettings
+from edge_node.state import GlobalAdapter, Identity, Memory, Training, TrainingJob
+from schemas.messages import GlobalPointer, NodeMetrics, NodeState
 from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
 
 FEDERATION, BOOT, SECOND = "test", "b" * 32, 1_000_000_000
@@ -202,3 +208,64 @@ def _template_faults(part: Any, place: str = "$") -> Iterator[tuple[str, str]]:
             except jinja2.TemplateError as fault:
                 yield f"{place}.{key}", str(fault)
         yield from _template_faults(value, f"{place}.{key}")
+
+
+@pytest.fixture
+def coordinator_page(config: Any, adapter: Any) -> bytes:
+    """A coordinator's metrics, with everything in them that there can be."""
+    state, effects = found(config(), adapter(0), 1)
+    boot = "b" * 32
+    fleet = {
+        "attic": NodeHeard(
+            1,
+            NodeState(online=True, boot_id=boot, base_model="0" * 64, version=0, serving=0),
+            NodeMetrics(boot_id=boot, base_version=0, step=1, steps=8, loss=1.0, outbox=4),
+        )
+    }
+    history = replace(
+        observe(History(), None, effects, 1),
+        nodes={"attic": NodeHistory(LastUpdate("0" * 32, 1, "stale", 0, 1.0), {"stale": 1}, 1, 0)},
+        staleness={0: 3, 2: 1},
+        group_sizes={2: 2},
+        refusals={"stale": 1},
+        gate={True: 1},
+        seconds={"losses": 1.5},
+    )
+    process = ProcessStatus(
+        boot_id=boot,
+        started_at_ns=1,
+        connected=False,
+        messages_in=0,
+        bytes_in=0,
+        messages_out=0,
+        bytes_out=0,
+        publications_waiting=0,
+        questions_waiting=0,
+        journal_bytes=0,
+    )
+    status = with_alarms(status_of(Facts(state, history, fleet, process), 2))
+    measured = dict.fromkeys(("node_loss", "gate_before", "gate_after", "anchor_before", "anchor_after"), 1.0)
+    some = {
+        "nodes": (status.nodes[0].model_copy(update={"staleness": 1.0}),),
+        "versions": (status.versions[0].model_copy(update=measured),),
+        "waiting": (GroupStatus(base_version=0, staleness=0, updates=1),),
+        "dropped": {"no update manifest": 1},
+    }
+    return metrics_page(status.model_copy(update=some))
+
+
+@pytest.fixture
+def node_page(adapter: Any) -> bytes:
+    """A node's metrics, with everything in them that there can be."""
+    pointer = GlobalPointer(epoch=1, version=0, digest="0" * 64, parent=None, size=1, chunks=1)
+    held = GlobalAdapter(pointer, adapter(0))
+    settings = EdgeSettings(node="attic", data=Path("none"))
+    state, _ = initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)
+    training = Training(TrainingJob(held, sequence=0, seed=0))
+    metrics = Metrics()
+    metrics.show(replace(state, held=held, served=pointer, training=training, last_loss=1.0))
+    metrics.tokens.labels("answer").inc()
+    metrics.answers.labels("whole").inc()
+    for histogram in (metrics.swap_seconds, metrics.first_token_seconds, metrics.answer_seconds):
+        histogram.observe(0.2)
+    return metrics.page()

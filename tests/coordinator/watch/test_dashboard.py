@@ -1,23 +1,13 @@
-"""The dashboard and the alert rules name only metrics that there are."""
+"""Metrics have names of their own, and dashboard and alert rules name only those that there are."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-
-from coordinator.core import found
-from coordinator.watch.alarms import with_alarms
-from coordinator.watch.history import History, observe
-from coordinator.watch.metrics import metrics_page
-from coordinator.watch.status import Facts, ProcessStatus, status_of
-from edge_node.core import initial_state
-from edge_node.metrics import Metrics
-from edge_node.settings import EdgeSettings
-from edge_node.state import Identity, Memory
 
 DOCKER = Path(__file__).parents[3] / "docker"
 BUILT_IN = {"up"}
@@ -25,31 +15,15 @@ WORD = re.compile(r"\b(alignfed_\w+|up)\b(?=[\s{)\[]|$)")
 
 
 @pytest.fixture
-def names(config: Any, adapter: Any) -> set[str]:
+def names(coordinator_page: bytes, node_page: bytes) -> set[str]:
     """Every name that a coordinator and a node give samples, or would once there is something to count."""
-    state, effects = found(config(), adapter(0), 1)
-    history = observe(History(), None, effects, 1)
-    process = ProcessStatus(
-        boot_id="b" * 32,
-        started_at_ns=1,
-        connected=True,
-        messages_in=0,
-        bytes_in=0,
-        messages_out=0,
-        bytes_out=0,
-        publications_waiting=0,
-        questions_waiting=0,
-        journal_bytes=0,
-    )
-    status = with_alarms(status_of(Facts(state, history, process=process), 2))
-    version = status.versions[0].model_copy(update={"node_loss": 1.0})
-    node = Metrics()
-    settings = EdgeSettings(node="attic", data=Path("none"))
-    node.show(initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)[0])
-    pages = (metrics_page(status.model_copy(update={"versions": (version,)})), node.page())
-    families = [family for page in pages for family in text_string_to_metric_families(page.decode())]
+    families = [family for page in (coordinator_page, node_page) for family in families_of(page)]
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
     return {family.name + ending for family in families for ending in endings.get(family.type, ("",))}
+
+
+def families_of(page: bytes) -> list[Metric]:
+    return list(text_string_to_metric_families(page.decode()))
 
 
 def expressions() -> list[str]:
@@ -64,6 +38,16 @@ def test_every_metric_of_dashboard_and_alerts_exists(names: set[str]) -> None:
     used = {word for expression in expressions() for word in WORD.findall(expression.replace(",", " "))}
     assert used - BUILT_IN <= names
     assert len(used) > 20
+
+
+def test_every_metric_of_coordinator_and_node_has_a_name_of_its_own(coordinator_page: bytes, node_page: bytes) -> None:
+    names = [family.name for page in (coordinator_page, node_page) for family in families_of(page)]
+    assert len(names) == len(set(names)) > 50
+
+
+def test_a_pages_metrics_all_have_samples_and_a_meaning(coordinator_page: bytes, node_page: bytes) -> None:
+    families = [*families_of(coordinator_page), *families_of(node_page)]
+    assert [family.name for family in families if not family.samples or not family.documentation] == []
 
 
 def test_every_alert_says_what_to_do() -> None:
