@@ -56,11 +56,11 @@ from coordinator.state import (
     Ticked,
 )
 from coordinator.trust.voice import CoordinatorKeys, Voice
-from coordinator.watch import home_assistant
 from coordinator.watch.board import Board
 from coordinator.watch.fleet import Fleet, hear, is_of_nodes
 from coordinator.watch.history import observe
 from coordinator.watch.status import Facts, ProcessStatus
+from coordinator.watch.teller import Teller
 from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
 from schemas.topics import (
     CoordinatorStateOf,
@@ -80,7 +80,6 @@ log = logging.getLogger("coordinator")
 UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk
 SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
-MOST_WAITING = 500  # publications, before figures for others are held back
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
@@ -110,7 +109,6 @@ class Service:
         self.unkept_s, self.keeping_s = restored.folding_s, 0.0  # processor time, and what the last one took
         self.fleet: Fleet = {}
         self.board = board
-        self.home_assistant, self.told, self.tell_at = settings.home_assistant, dict[str, bytes](), 0.0
         self.started_at_ns, self.is_connected = self.now_ns(), False
         self.keys = keys
         self.pointer_lifetime_ns = int(settings.pointer_lifetime_s * NS_PER_S)
@@ -135,6 +133,7 @@ class Service:
         self.client = connect(will, filters)
         self.voice = Voice(self.client, keys, lease)
         self.publisher = PhasedPublisher(self.voice)
+        self.teller = Teller(settings.home_assistant, self.client, self.voice)
         self.deleting = {*self._recent(), self.head}  # versions that the broker may still have and should not
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
@@ -145,7 +144,8 @@ class Service:
                 while not stopping.is_set:
                     self._show()
                     self.turn()
-                    self._tell_home_assistant()
+                    if self.is_connected:
+                        self.teller.tell(self.board.status)
             finally:
                 log.info("stopping at version %d", self.state.head.version)
                 if self.lease.is_lost:  # another one is there: what waits here must not go out any more
@@ -204,6 +204,7 @@ class Service:
                 log.error("the broker refused the subscription to %s: %s; check the access rights", refused, reason)
             case Published():
                 self.publisher.on_published(event)
+                self.teller.on_published(event)
                 if self.publisher.is_done:
                     self.deleting.clear()
 
@@ -312,19 +313,6 @@ class Service:
         )
         self.board.show(Facts(self.state, self.history, self.fleet, process, self.now_ns()))
 
-    def _tell_home_assistant(self) -> None:
-        """Publish what has changed since it was last published."""
-        now, settings = time.monotonic(), self.home_assistant
-        if settings is None or now < self.tell_at or not self.is_connected or (status := self.board.status()) is None:
-            return
-        self.tell_at = now + settings.every_s
-        for publication in home_assistant.publications(status, settings.prefix):
-            if self.client.traffic.waiting > MOST_WAITING:
-                return  # the rest when the broker has taken these
-            if self.told.get(publication.topic) != publication.payload:
-                self.told[publication.topic] = publication.payload
-                self.voice.publish(publication)
-
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
@@ -417,7 +405,7 @@ class Service:
 
     def _reassert(self) -> None:
         """Publish everything that is retained again: the broker may have lost any of it."""
-        self.told.clear()
+        self.teller.start_over()
         newest, release = self.state.head.version, self.state.release
         kept = kept_versions(newest, release.version, self.keep)
         recent = self._recent()

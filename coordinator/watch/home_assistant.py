@@ -1,7 +1,7 @@
 """Every node as a device in Home Assistant, by its MQTT discovery: one retained message for each node says what it has.
 
 The models below are what Home Assistant's documentation asks of such a message, as far as it is used here; the tests
-hold what comes out against all that it says of them. Pure: the service publishes it. The figures themselves are
+hold what comes out against all that it says of them. Pure: `teller.py` publishes it. The figures themselves are
 NodeFigures on a topic of our own.
 """
 

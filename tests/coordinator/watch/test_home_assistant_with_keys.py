@@ -82,6 +82,25 @@ def test_home_assistant_hears_of_a_node_by_its_own_certificate_and_knows_that_it
         assert is_signed(message.payload) and rendered(one.value_template, message.payload) == "online"
 
 
+@pytest.mark.mosquitto
+def test_without_access_rules_for_it_the_coordinator_says_that_home_assistant_is_not_told(
+    start_coordinator: Callable[..., Any],
+    node_of: Callable[..., Any],
+    base_model: Path,
+    broker: EmbeddedBroker,
+    keys: Path,
+) -> None:
+    running = start_coordinator(base_model, SETTINGS.format(keys=keys).replace("homeassistant", "elsewhere"))
+    node = node_of(base_model)
+    said = NodeState(online=True, boot_id=BOOT, base_model=node.base_model, version=0)
+    with client_of(keys / "nodes" / "a", broker, "alignfed/#") as node.client:
+        birth = publication(FEDERATION, NodeStateOf("a"), said.to_bytes())
+        node.client.publish(read_bundle(keys / "nodes" / "a").signed(birth))
+        refused = home_assistant_topic("elsewhere", object_id(FEDERATION, "a"))
+        node.until(lambda: refused in running.log.read_text())
+    assert "`alignfed keys home-assistant` makes the access rules" in running.log.read_text()
+
+
 def test_only_templates_that_look_behind_a_signature_are_for_topics_that_are_signed() -> None:
     told = discovery("home", "attic")
     assert {parse("home", one.topic) for one in told.availability} == {NodeStateOf("attic"), CoordinatorStateOf()}
