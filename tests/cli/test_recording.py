@@ -141,7 +141,24 @@ def test_what_nodes_sent_goes_through_a_broker_again(journal, alignfed):
 
 
 @pytest.mark.parametrize(
-    "words", [("--fuzz", 1, "--without", "a"), ("--speed", 2), ("--through", "h:1", "--speed", 2, "--lockstep")]
+    ("words", "said"),
+    [
+        ("--fuzz 1 --without a", "--without and --fuzz exclude each other"),
+        ("--fuzz 0 --recompute", "--fuzz and --recompute exclude each other"),
+        ("--fuzz 0 --state s", "--fuzz and --state exclude each other"),
+        ("--recompute --journal j", "--recompute and --journal exclude each other"),
+        ("--strategy fedavg --through h", "--through and --strategy exclude each other"),
+        ("--through h:1 --until 0", "--through and --until exclude each other: a recording is sent as it is"),
+        ("--through h:1 --speed 2 --lockstep", "--lockstep and --speed exclude each other"),
+        ("--through h --lockstep --coordinator c --everything", "--coordinator and --everything exclude each other"),
+        ("--through h --coordinator c", "--coordinator needs --lockstep"),
+        ("--coordinator c", "--coordinator needs --through and --lockstep"),
+        ("--lockstep", "--lockstep needs --through"),
+        ("--speed 2", "--speed goes with --through"),
+        ("--config f", "--config goes with --through or --recompute"),
+    ],
 )
-def test_options_that_exclude_each_other_are_wrong_usage(journal, alignfed, words):
-    assert alignfed("replay", journal, *words).returncode == 2
+def test_options_that_do_not_go_together_are_wrong_usage_and_named(alignfed, words, said):
+    refused = alignfed("replay", "never.rec", *words.split())
+    assert refused.returncode == 2
+    assert said in refused.stderr
