@@ -9,10 +9,9 @@ back to, nothing is made again.
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 from broker.recording import Row, read_rows
-from coordinator.core import next_deadline, step
+from coordinator.core import step
 from coordinator.journal import event_of_row
 from coordinator.model_process import ModelJob
 from coordinator.questions import TrainAnchor
@@ -20,18 +19,13 @@ from coordinator.replay.chain import check_chain
 from coordinator.replay.outside import ReplayedTopics, judged
 from coordinator.replay.recomputing import Blocking
 from coordinator.replay.source import NotReplayable, open_topics
-from coordinator.replay.virtual_time import begin
-from coordinator.state import Answered, Asked, Effect, Event, FederationConfig, FederationState, PublishVersion, Ticked
+from coordinator.replay.virtual_time import Turn, begin, with_ticks
+from coordinator.state import Answered, Asked, FederationConfig, FederationState, PublishVersion
 from schemas.messages import GlobalManifest, InvalidMessage
 from schemas.reading import address_of, message_on
 from schemas.topics import GlobalManifestOf
 
 Shown = Mapping[int, GlobalManifest]
-
-
-class _Step(NamedTuple):
-    state: FederationState
-    effects: tuple[Effect, ...]
 
 
 def replay_asking(path: Path, config: FederationConfig, job: ModelJob, until: int | None = None) -> ReplayedTopics:
@@ -50,7 +44,7 @@ def replay_asking(path: Path, config: FederationConfig, job: ModelJob, until: in
     made, state = {0: first.state.head.digest}, first.state
     with closing(Blocking(job)) as model:
         for row in source.rows():
-            for after in _row(state, row, shown, model):
+            for after in with_ticks(state, row, lambda before, one: _taken(before, one, shown, model)):
                 state = after.state
                 made |= {e.manifest.version: e.manifest.digest for e in after.effects if isinstance(e, PublishVersion)}
             if state.head.version + 1 == went_back or (until is not None and state.head.version >= until):
@@ -75,36 +69,24 @@ def _manifests(path: Path) -> dict[int, GlobalManifest]:
     return found
 
 
-def _row(state: FederationState, row: Row, shown: Shown, model: Blocking) -> Iterator[_Step]:
-    """What happens up to and with one row, ticks first."""
-    due = next_deadline(state)
-    while due is not None and due <= row.received_at_ns:
-        for one in _event(state, Ticked(due), due, shown, model):
-            yield one
-            state = one.state
-        before, due = due, next_deadline(state)
-        if due is not None and due <= before:
-            break  # nothing that time alone could do
-    yield from _event(state, event_of_row(row), row.received_at_ns, shown, model)
-
-
-def _event(state: FederationState, event: Event, at_ns: int, shown: Shown, model: Blocking) -> Iterator[_Step]:
-    """One event, after the answers that the version it makes shows, and before those that the version waits for."""
+def _taken(state: FederationState, row: Row, shown: Shown, model: Blocking) -> Iterator[Turn]:
+    """One row, after the answers that the version it makes shows, and before those that the version waits for."""
+    event = event_of_row(row)
     while True:
-        after = _Step(*step(state, event))
+        after = Turn(row, *step(state, event))
         owed = _owed(state, shown) if _begins_a_version(state, after) else None
         if owed is None:
             break
-        answered = _answered(state, owed, at_ns, model)
+        answered = _answered(state, owed, row, model)
         yield answered
         state = answered.state
     yield after
     while (pending := after.state.pending) is not None and pending.asked is not None:
-        after = _answered(after.state, pending.asked, at_ns, model)
+        after = _answered(after.state, pending.asked, row, model)
         yield after
 
 
-def _begins_a_version(before: FederationState, after: _Step) -> bool:
+def _begins_a_version(before: FederationState, after: Turn) -> bool:
     return any(isinstance(effect, PublishVersion) for effect in after.effects) or (
         before.pending is None and after.state.pending is not None
     )
@@ -120,5 +102,5 @@ def _owed(state: FederationState, shown: Shown) -> Asked | None:
     return asked if manifest.release.judged >= asked.id[0] else None
 
 
-def _answered(state: FederationState, asked: Asked, at_ns: int, model: Blocking) -> _Step:
-    return _Step(*step(state, Answered(at_ns, asked.id, model.payload(asked))))
+def _answered(state: FederationState, asked: Asked, row: Row, model: Blocking) -> Turn:
+    return Turn(row, *step(state, Answered(row.received_at_ns, asked.id, model.payload(asked))))

@@ -4,14 +4,14 @@ For input that no coordinator has journalled in this order: recordings of topics
 base model is asked is answered out of `answers` at once, where they have that question's id; else it waits.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from broker.recording import Row
 from coordinator.core import found, next_deadline, step
 from coordinator.journal import TICK, event_of_row
 from coordinator.replay.source import Source
-from coordinator.state import Answered, Effect, FederationState, QuestionId, Ticked
+from coordinator.state import Answered, Effect, FederationState, QuestionId
 
 
 class Turn(NamedTuple):
@@ -20,6 +20,9 @@ class Turn(NamedTuple):
     row: Row
     state: FederationState
     effects: tuple[Effect, ...]
+
+
+Take = Callable[[FederationState, Row], Iterator[Turn]]  # what a row, or a tick as one, comes to
 
 
 def begin(source: Source) -> Turn:
@@ -38,23 +41,26 @@ def play(state: FederationState, rows: Iterable[Row], answers: dict[QuestionId, 
 
 def turns(state: FederationState, row: Row, answers: dict[QuestionId, bytes]) -> Iterator[Turn]:
     """What happens up to and with one row."""
+    return with_ticks(state, row, lambda before, one: _taken(before, one, answers))
+
+
+def with_ticks(state: FederationState, row: Row, take: Take) -> Iterator[Turn]:
+    """What `take` makes of each tick that falls due before a row, and then of the row."""
     due = next_deadline(state)
     while due is not None and due <= row.received_at_ns:
-        state, effects = step(state, Ticked(due))
-        yield Turn(Row(due, TICK, b"", seq=row.seq), state, effects)
-        for turn in _answered(state, row, due, answers):
+        for turn in take(state, Row(due, TICK, b"", seq=row.seq)):
             state = turn.state
             yield turn
         before, due = due, next_deadline(state)
         if due is not None and due <= before:
             break  # nothing that time alone could do
-    state, effects = step(state, event_of_row(row))
-    yield Turn(row, state, effects)
-    yield from _answered(state, row, row.received_at_ns, answers)
+    yield from take(state, row)
 
 
-def _answered(state: FederationState, row: Row, at_ns: int, answers: dict[QuestionId, bytes]) -> Iterator[Turn]:
-    """Answer what is open; an answer is used up, whatever the core makes of it."""
-    while (asked := next((one.id for one in state.open_questions if one.id in answers), None)) is not None:
-        state, effects = step(state, Answered(at_ns, asked, answers.pop(asked)))
-        yield Turn(row, state, effects)
+def _taken(state: FederationState, row: Row, answers: dict[QuestionId, bytes]) -> Iterator[Turn]:
+    """Take a row in, and answer what is open then; an answer is used up, whatever the core makes of it."""
+    turn = Turn(row, *step(state, event_of_row(row)))
+    yield turn
+    while (asked := next((one.id for one in turn.state.open_questions if one.id in answers), None)) is not None:
+        turn = Turn(row, *step(turn.state, Answered(row.received_at_ns, asked, answers.pop(asked))))
+        yield turn
