@@ -21,6 +21,7 @@ from commands.console import (
     note,
     print_table,
 )
+from commands.figures import measured_loss, to_the_second
 
 if TYPE_CHECKING:
     from coordinator.registry import Registry
@@ -51,7 +52,7 @@ def list_adapters(config: Config = None, data_dir: DataDir = None, as_json: Json
         [
             str(m.version),
             m.digest[:12],
-            _time(m.created_at_ns),
+            to_the_second(m.created_at_ns),
             str(len(m.inputs)),
             ", ".join(uses[m.version]),
             _nodes(m),
@@ -74,7 +75,7 @@ def show_adapter(version: Version, config: Config = None, data_dir: DataDir = No
         print(json.dumps(_manifest_as_json(manifest), indent=2))
         return
     print(f"version     {manifest.version}, epoch {manifest.epoch}, by {manifest.strategy}")
-    print(f"created     {_time(manifest.created_at_ns)}")
+    print(f"created     {to_the_second(manifest.created_at_ns)}")
     print(f"digest      {manifest.digest} ({manifest.body.size} bytes)")
     print(f"parent      {manifest.parent or 'none: the first version'}")
     print(f"base model  {manifest.base_model}")
@@ -226,10 +227,11 @@ def _how_it_was_made(manifest: Any, decision: "ReleaseReport | None") -> Iterato
         took = f", {group.seconds:.1f} s" if group.seconds else ""
         yield "group", f"{group.updates} from version {group.base_version}{cosine}{residual}{took}"
     if (returned := manifest.returned) is not None:
-        losses = f"loss of the average made since {_loss(returned.candidate)}, before {_loss(returned.before)}"
+        since, before = measured_loss(returned.candidate), measured_loss(returned.before)
+        losses = f"loss of the average made since {since}, before {before}"
         yield "returned", f"to the {returned.variant} of version {returned.version}, {losses}"
     if (anchor := manifest.anchor) is not None:
-        losses = f"loss {_loss(anchor.loss_before)} -> {_loss(anchor.loss_after)}"
+        losses = f"loss {measured_loss(anchor.loss_before)} -> {measured_loss(anchor.loss_after)}"
         yield (
             "anchor",
             f"from version {anchor.base_version}, weight {anchor.weight:.4g}, {losses}, {anchor.seconds:.1f} s",
@@ -239,20 +241,9 @@ def _how_it_was_made(manifest: Any, decision: "ReleaseReport | None") -> Iterato
         return
     yield "served", f"the {decision.variant} of version {decision.version}"
     if decision.before is not None or decision.candidate is not None:
-        losses = f"loss {_loss(decision.candidate)}, before {_loss(decision.before)}"
+        losses = f"loss {measured_loss(decision.candidate)}, before {measured_loss(decision.before)}"
         yield "gate", f"{losses}, {decision.seconds:.1f} s"
-
-
-def _loss(loss: float | None) -> str:
-    return "infinite" if loss is None else f"{loss:.3f}"
 
 
 def _nodes(manifest: Any) -> str:
     return ", ".join(sorted({update.node for update in manifest.inputs}))
-
-
-def _time(ns: int) -> str:
-    """Local time, to the second."""
-    from datetime import datetime
-
-    return datetime.fromtimestamp(ns / 1e9).isoformat(sep=" ", timespec="seconds")

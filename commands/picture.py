@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from commands.figures import loss_if_measured
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -87,7 +89,7 @@ def _cells(node: "NodeStatus", now_ns: int) -> list[Any]:
         _number(node.version),
         _number(node.serving),
         _number(node.behind),
-        _loss(node.loss),
+        loss_if_measured(node.loss),
         str(node.participation),
         f"{node.weight_share:.1%}",
         "-" if node.staleness is None else f"{node.staleness:.1f}",
@@ -146,9 +148,9 @@ def _versions(versions: "tuple[VersionStatus, ...]", now_ns: int) -> "Renderable
             _age(version.created_at_ns, now_ns),
             str(version.updates),
             str(version.staleness),
-            _loss(version.node_loss),
-            _loss(version.gate_before),
-            _loss(version.gate_after),
+            loss_if_measured(version.node_loss),
+            loss_if_measured(version.gate_before),
+            loss_if_measured(version.gate_after),
             version.verdict.replace("_", " "),
         )
     return table
@@ -166,10 +168,6 @@ def _table(first: str, *numbers: str) -> "Table":
 
 def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.3f}"
 
 
 def _age(from_ns: int, now_ns: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from commands.console import FAILURE, USAGE, Json, ending, fail, note, print_table
+from commands.figures import to_the_millisecond, to_the_second
 
 if TYPE_CHECKING:
     from broker.recording import Row
@@ -222,20 +223,14 @@ def _line(row: "Row", said: "Reading") -> str:
     facts += [str(said.content[name]) for name in ("status", "reason", "index") if said.content.get(name) is not None]
     facts += [f"FAULTY: {said.fault}"] if said.fault else []
     shown = " ".join(fact for fact in facts if fact)
-    return f"{row.seq:>7}  {_time(row.received_at_ns)}  {row.qos}{marks:<2} {len(row.payload):>9,}  {where:<20} {shown}"
+    came = to_the_millisecond(row.received_at_ns)
+    return f"{row.seq:>7}  {came}  {row.qos}{marks:<2} {len(row.payload):>9,}  {where:<20} {shown}"
 
 
 def _span(first_ns: int, last_ns: int) -> tuple[str, str]:
     """Local times, to the second; the second without its day where that is the first's."""
-    (day, _), (last_day, clock) = (_time(ns)[:-4].split(" ") for ns in (first_ns, last_ns))
-    return _time(first_ns)[:-4], clock if day == last_day else f"{last_day} {clock}"
-
-
-def _time(ns: int) -> str:
-    """Local time, to the millisecond."""
-    from datetime import datetime
-
-    return datetime.fromtimestamp(ns / 1e9).isoformat(sep=" ", timespec="milliseconds")
+    (day, _), (last_day, clock) = (to_the_second(ns).split(" ") for ns in (first_ns, last_ns))
+    return to_the_second(first_ns), clock if day == last_day else f"{last_day} {clock}"
 
 
 def _ns(text: str | None) -> int | None:

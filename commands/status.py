@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands.console import FAILED, USAGE, Config, DataDir, Json, configuration, ending, fail, note
+from commands.figures import to_the_millisecond
 from commands.picture import live_picture, picture
 
 if TYPE_CHECKING:
@@ -294,28 +295,17 @@ def _steps(found: "Trace") -> Iterator[str]:
     if found.arrivals:
         first, last = found.arrivals[0], found.arrivals[-1]
         size = sum(arrival.size for arrival in found.arrivals)
-        took = (last.at_ns - first.at_ns) / 1e9
-        yield f"{_time(first.at_ns)}  {len(found.arrivals)} messages arrived, {size} bytes, within {took:.2f} s"
+        took = f"within {(last.at_ns - first.at_ns) / 1e9:.2f} s"
+        yield f"{to_the_millisecond(first.at_ns)}  {len(found.arrivals)} messages arrived, {size} bytes, {took}"
     if found.decided_at_ns is None:
         yield "parts of it are still missing"
     else:
         said = f"{found.status}: {found.reason}" if found.reason else "accepted"
-        yield f"{_time(found.decided_at_ns)}  {said}"
+        yield f"{to_the_millisecond(found.decided_at_ns)}  {said}"
     if (into := found.went_into) is not None:
         share = f"weight {into.weight:.4g}, {into.weight_share:.1%} of that version"
-        yield f"{_time(into.at_ns)}  went into version {into.version}, one of {into.updates}, {share}"
-        loss = "" if into.gate_after is None else f", calibration loss {_loss(into.gate_after)}"
+        yield f"{to_the_millisecond(into.at_ns)}  went into version {into.version}, one of {into.updates}, {share}"
+        loss = "" if into.gate_after is None else f", calibration loss {into.gate_after:.3f}"
         yield f"version {into.version}: {into.verdict.replace('_', ' ')}{loss}"
     elif found.status == "accepted":
         yield "waits for the next version"
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.3f}"
-
-
-def _time(ns: int) -> str:
-    """Local time, to the millisecond."""
-    from datetime import datetime
-
-    return datetime.fromtimestamp(ns / 1e9).isoformat(sep=" ", timespec="milliseconds")
