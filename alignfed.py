@@ -33,10 +33,8 @@ from commands.console import (
     Config,
     Federation,
     Json,
-    configuration,
     ending,
     fail,
-    with_certificate,
 )
 
 DEBUG_VARIABLE = "ALIGNFED_DEBUG"
@@ -46,6 +44,7 @@ OWN_PACKAGES = {
     "commands",
     "configuration",
     "coordinator",
+    "doctor",
     "edge_node",
     "examples",
     "schemas",
@@ -121,18 +120,27 @@ def demo(
         fail(str(error), USAGE)
 
 
-@app.command(epilog=ending("alignfed doctor --broker gateway.local:1883", "1  a check failed"))
-def doctor(config: Config = None, broker: Broker = None, federation: Federation = None, as_json: Json = False) -> None:
-    """Check this machine and the broker.
+@app.command(
+    epilog=ending("alignfed doctor --broker gateway.local:1883", "1  a check failed, of the settings or another")
+)
+def doctor(
+    config: Config = None,
+    node: edge.Node = None,
+    data: edge.Data = None,
+    broker: Broker = None,
+    federation: Federation = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, its keys and the broker.
 
-    Tries what the broker must be able to do, and looks at clock, disk, memory and libraries. Fetches the base model if
-    it is not here yet. Says what to do about whatever is wrong.
+    Tries what the broker must be able to do, and looks at settings, keys, the federation on the broker, clock, disk,
+    memory, folders and libraries. Fetches the base model if it is not here yet. Says what to do about whatever is
+    wrong.
     """
-    settings = with_certificate(configuration(config, federation, broker))
-    from doctor import examine
+    from doctor.examination import examine
 
     checks = []
-    for check in examine(settings):
+    for check in examine(config, federation, broker, node, data):
         checks.append(check)
         if not as_json:
             advice = f"\n      {check.advice}" if check.advice else ""

@@ -81,14 +81,14 @@ def read_bundle(folder: Path) -> Bundle:
 
 def load_node_bundle(folder: Path, federation: str, node: str) -> Bundle:
     """A node's bundle, of this federation and this node. Raises KeyFileError."""
-    member = _membership(folder, federation, node)
+    member = membership_in(folder, federation, node)
     key = read_signing_key(folder / SIGNING_KEY)
     return Bundle(folder, member.federation, member.name, member.root, key)
 
 
 def load_coordinator_bundle(folder: Path, federation: str) -> tuple[Bundle, Online]:
     """The coordinator's bundle, and the key in force of it. Raises KeyFileError."""
-    member = _membership(folder, federation, "coordinator")
+    member = membership_in(folder, federation, "coordinator")
     online = load_online(folder, member)
     return Bundle(folder, member.federation, member.name, member.root, online.key), online
 
@@ -137,7 +137,8 @@ def read_membership(folder: Path) -> Membership:
         raise KeyFileError(f"{path} is damaged; restore it from a copy") from None
 
 
-def _membership(folder: Path, federation: str, name: str) -> Membership:
+def membership_in(folder: Path, federation: str, name: str) -> Membership:
+    """The membership that a bundle is of, which has to be this one. Raises KeyFileError."""
     member = read_membership(folder)
     if member.federation != federation:
         raise KeyFileError(f"{folder} is of federation {member.federation}, the settings say {federation}")

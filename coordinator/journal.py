@@ -228,6 +228,19 @@ def read_updates(path: Path) -> list[UpdateRow]:
     return [UpdateRow(*row) for row in rows]
 
 
+def read_terms(path: Path) -> FederationConfig:
+    """The newest terms of a journal's federation. Raises RecordingError."""
+    with reading(path) as connection:
+        query = "SELECT payload FROM messages WHERE topic = ? ORDER BY seq DESC LIMIT 1"
+        row = connection.execute(query, (CONFIG,)).fetchone()
+    if row is None:
+        raise RecordingError(f"{path} has no federation's terms: it is a recording, or its coordinator has not begun")
+    try:
+        return FederationConfig.from_bytes(row[0])
+    except ValueError as error:
+        raise RecordingError(f"{path}: the federation's terms cannot be read: {error}") from None
+
+
 def founding(path: Path, first: Row, second: Row) -> tuple[FederationConfig, Adapter]:
     """The terms and version 0, from a journal's first two rows; RecordingError for those of anything else."""
     if (first.topic, second.topic) != (CONFIG, ADAPTER):

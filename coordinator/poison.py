@@ -59,6 +59,11 @@ class PoisonGuard:
         write_whole(self._counts, json.dumps(dict(latest), indent=1).encode())
 
 
+def set_aside(folder: Path) -> tuple[str, ...]:
+    """The topics of messages that are not read any more, by what a coordinator has left in its folder."""
+    return tuple(topic for topic, deaths in _read(folder / "poison.json").items() if deaths >= MOST_DEATHS)
+
+
 def _name(topic: str) -> str:
     """As much of a topic as tells it from others, and as it comes back from the file."""
     return topic.encode(errors="replace")[:LONGEST].decode(errors="ignore")

@@ -83,7 +83,7 @@ def restore_with_history(
         state, history = _folded(journal, registry)
         assert state is not None
     folding_s = time.thread_time() - begun
-    _check_same_federation(state.config, config)
+    check_same_federation(state.config, config)
     events: list[Configured | KeysChanged | NoiseKeyDrawn | Started] = (
         [] if state.config == config else [Configured(at_ns, config)]
     )
@@ -125,7 +125,8 @@ def keep(registry: Registry, effects: tuple[Effect, ...]) -> None:
             registry.set_release(effect.report, effect.adapter)
 
 
-def _check_same_federation(recorded: FederationConfig, wanted: FederationConfig) -> None:
+def check_same_federation(recorded: FederationConfig, wanted: FederationConfig) -> None:
+    """Raise FederationDiffers where these are the terms of two federations, not of one that has changed."""
     for what, before, now in (
         ("federation", recorded.federation, wanted.federation),
         ("base model", recorded.base_model, wanted.base_model),

@@ -6,7 +6,7 @@ Every write is on disk when the call returns. It does not know topics, the netwo
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +38,20 @@ class OutboxDamaged(RuntimeError):
 
 class OutboxUnusable(OSError):
     """The disk does not do what the outbox asks; the text says which file, why, and what to do."""
+
+
+def read_mark(path: Path) -> tuple[int, int] | None:
+    """The newest (epoch, version) that the node has held, by its outbox; None where it never ran. Changes nothing.
+
+    Raises sqlite3.Error.
+    """
+    if not path.exists():
+        return None
+    log = path.with_name(path.name + "-wal")
+    access = "?mode=ro" if log.exists() else "?mode=ro&immutable=1"  # without a log no node is at work
+    with closing(sqlite3.connect(path.resolve().as_uri() + access, uri=True)) as database:
+        [(epoch, version)] = database.execute("SELECT epoch, version FROM memory").fetchall()
+    return epoch, version
 
 
 class Outbox:

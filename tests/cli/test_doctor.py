@@ -1,31 +1,46 @@
 """`alignfed doctor` tells what works, what does not, and what to do about it."""
 
+import fcntl
 import json
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from base_model.reference import resolve
+from broker.bundle import read_bundle
+from broker.federation_keys import enrol, init
 from broker.preflight import BrokerAbilities
+from broker.security import SecuritySettings
+from broker.settings import BrokerSettings
+from configuration import load
 from coordinator.journal import open_journal
 from coordinator.settings import CalibrationSettings
-from doctor import (
-    SMALLEST_PACKET,
-    check_calibration,
-    check_clock,
-    check_coordinator,
+from doctor.broker import SMALLEST_PACKET, check_packet_limit
+from doctor.folders import (
     check_disk,
-    check_examples,
+    check_founding,
     check_journal,
-    check_memory,
-    check_node_name,
-    check_packet_limit,
-    check_port,
+    check_lock,
+    check_outbox,
     check_secret,
+    check_set_aside,
 )
+from doctor.keys import (
+    check_bundle,
+    check_certificate,
+    check_federations_key,
+    check_own_signing_key,
+    check_without_keys,
+)
+from doctor.learning import check_calibration, check_examples
+from doctor.machine import check_clock, check_memory, check_port
+from doctor.retained import check_coordinator, check_node_name, check_same_model
+from edge_node.outbox import Outbox
 from edge_node.settings import EdgeSettings
 from schemas.adapter import LoraConfig
-from schemas.messages import CoordinatorState, NodeState
+from schemas.messages import CoordinatorState, GlobalPointer, NodeState
 
 
 @pytest.fixture
@@ -96,20 +111,24 @@ def test_a_federation_without_a_coordinator_is_a_warning_that_says_how_to_start_
     assert "alignfed coordinator --federation nobody" in check["advice"]
 
 
-def test_a_coordinator_is_known_by_what_it_says_of_itself():
-    said = {
-        "online": True,
-        "boot_id": "b" * 32,
-        "epoch": 2,
-        "base_model": "a" * 64,
-        "base_model_name": "tiny",
-        "lora": LoraConfig(rank=1),
-        "layout": "c" * 64,
-        "strategy": "alignfed",
-        "one_update_per_version": False,
-        "codecs": ("kltp",),
-    }
-    birth = CoordinatorState.model_validate(said)
+@pytest.fixture
+def birth():
+    """What a coordinator says of itself."""
+    return CoordinatorState(
+        online=True,
+        boot_id="b" * 32,
+        epoch=2,
+        base_model="a" * 64,
+        base_model_name="large",
+        lora=LoraConfig(rank=1),
+        layout="c" * 64,
+        strategy="alignfed",
+        one_update_per_version=False,
+        codecs=("kltp",),
+    )
+
+
+def test_a_coordinator_is_known_by_what_it_says_of_itself(birth):
     assert check_coordinator(birth.to_bytes(), "home").status == "ok"
     assert check_coordinator(birth.model_copy(update={"online": False}).to_bytes(), "home").status == "warn"
     assert check_coordinator(b"hello", "home").status == "fail"
@@ -160,3 +179,150 @@ def test_a_calibration_set_that_is_too_small_fails(tmp_path):
     settings = CalibrationSettings(data=tmp_path / "calibration.jsonl", anchor_examples=1, gate_examples=1)
     assert check_calibration(settings).status == "fail"
     assert check_calibration(settings.model_copy(update={"gate_examples": 0})).status == "ok"
+
+
+# --- keys ---
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """The keys of the federation `plant`, good for a hundred days, with the node kitchen."""
+    folder = tmp_path_factory.mktemp("keys")
+    init(folder, "plant", ["gateway.local"], days=100)
+    enrol(folder, "kitchen", days=100)
+    return folder
+
+
+def in_days(days):
+    return datetime.now(UTC) + timedelta(days=days)
+
+
+def test_a_broker_elsewhere_without_keys_fails_as_the_services_do():
+    elsewhere, here = BrokerSettings(host="gateway.local"), BrokerSettings(host="127.0.0.1")
+    refused = check_without_keys(SecuritySettings(), elsewhere)
+    assert refused.status == "fail"
+    assert refused.advice.startswith("set security.keys to a bundle made by `alignfed keys`, or")
+    assert check_without_keys(SecuritySettings(open=True), elsewhere).status == "ok"
+    assert check_without_keys(SecuritySettings(), here).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("member", "federation", "node", "status", "said"),
+    [
+        ("nodes/kitchen", "plant", "kitchen", "ok", "bundle of kitchen in federation plant"),
+        ("nodes/kitchen", "plant", None, "ok", "bundle of kitchen"),
+        ("coordinator", "plant", None, "ok", "bundle of coordinator"),
+        ("observer", "plant", None, "ok", "bundle of observer"),
+        ("nodes/kitchen", "plant", "office", "fail", "is the bundle of kitchen, not of office"),
+        ("nodes/kitchen", "home", "kitchen", "fail", "is of federation plant, the settings say home"),
+        ("coordinator", "home", None, "fail", "is of federation plant, the settings say home"),
+        ("observer", "home", None, "fail", "is of federation plant, the settings say home"),
+        ("coordinator", "plant", "kitchen", "warn", "the node kitchen would not start"),
+        ("nodes/none", "plant", None, "fail", "cannot read"),
+    ],
+)
+def test_a_bundle_is_judged_as_its_process_would(keys, member, federation, node, status, said):
+    check, bundle = check_bundle(keys / member, federation, node)
+    assert check.status == status
+    assert said in check.found
+    assert (bundle is None) == (said == "cannot read")
+
+
+@pytest.mark.parametrize(("days", "status"), [(60, "ok"), (80, "warn"), (101, "fail")])
+def test_what_runs_out_is_said_a_month_before(keys, days, status):
+    node, coordinator = read_bundle(keys / "nodes" / "kitchen"), read_bundle(keys / "coordinator")
+    certificate = check_certificate(node.folder / "client.crt", node, in_days(days))
+    said = (keys / "coordinator" / "certificates" / "1.signed").read_bytes()
+    of_federation = check_federations_key(said, node, in_days(days))
+    own = check_own_signing_key(coordinator, in_days(days))
+    assert [check.status for check in (certificate, of_federation, own)] == [status] * 3
+    if status != "ok":
+        assert "`alignfed keys enrol kitchen`" in certificate.advice
+        assert "`alignfed keys rotate`" in of_federation.advice and "`alignfed keys rotate`" in own.advice
+
+
+def test_a_coordinator_with_other_keys_than_the_bundles_is_found_out(keys, tmp_path):
+    init(tmp_path, "plant", ["localhost"], days=2)
+    said = (tmp_path / "coordinator" / "certificates" / "1.signed").read_bytes()
+    other = check_federations_key(said, read_bundle(keys / "nodes" / "kitchen"), in_days(0))
+    assert (other.status, "is not the root's" in other.found) == ("fail", True)
+    assert check_federations_key(None, read_bundle(keys / "nodes" / "kitchen"), in_days(0)).status == "warn"
+
+
+# --- what earlier processes have left ---
+
+
+def test_another_base_model_than_the_federations_fails(birth, tiny_model_dir, tmp_path):
+    ours = resolve(str(tiny_model_dir), tmp_path)
+    check = check_same_model(ours, birth)
+    assert (check.status, "trains large with digest aaaa" in check.found) == ("fail", True)
+    assert check_same_model(ours, birth.model_copy(update={"base_model": ours.digest})).status == "ok"
+
+
+def test_a_journal_of_another_federation_fails_with_what_the_coordinator_would_say(federated, tiny_model_dir, tmp_path):
+    model, journal = resolve(str(tiny_model_dir), tmp_path), federated.data_dir / "journal.db"
+    same = load(federated.config, {})
+    assert check_founding(journal, same, model, None).status == "ok"
+    other = check_founding(journal, same.model_copy(update={"federation": "other"}), model, None)
+    assert (other.status, "whose federation is cli" in other.found) == ("fail", True)
+    assert "data_dir of its own" in other.advice
+
+
+@pytest.mark.parametrize("who", ["coordinator", "node"])
+def test_a_folder_that_a_process_works_in_is_a_warning(who, tmp_path):
+    assert list(check_lock(tmp_path, who)) == []
+    with (tmp_path / "lock").open("w") as lock:
+        assert [check.status for check in check_lock(tmp_path, who)] == ["ok"]
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        [held] = check_lock(tmp_path, who)
+    assert (held.status, held.found) == ("warn", f"a {who} works in {tmp_path} now")
+
+
+def test_messages_that_are_set_aside_are_a_warning(tmp_path):
+    assert list(check_set_aside(tmp_path)) == []
+    (tmp_path / "poison.json").write_text(json.dumps({"tried/once": 1, "alignfed/v1/home/update/x": 3}))
+    [check] = check_set_aside(tmp_path)
+    assert check.status == "warn"
+    assert "of each of 1 messages, such as alignfed/v1/home/update/x" in check.found
+    assert str(tmp_path / "poison.json") in check.advice
+
+
+def test_a_node_that_has_held_newer_versions_than_there_are_would_take_none(tmp_path):
+    head = GlobalPointer(epoch=2, version=3, digest="d" * 64, parent=None, size=1, chunks=0)
+    assert list(check_outbox(tmp_path, head)) == []
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        outbox.raise_mark((2, 3))
+        assert [check.status for check in check_outbox(tmp_path, head)] == ["ok"]
+        outbox.raise_mark((5, 0))
+    [older] = check_outbox(tmp_path, head)
+    assert (older.status, "takes nothing older" in older.found) == ("fail", True)
+    (tmp_path / "outbox.db").write_bytes(b"this is no database" * 100)
+    assert [check.status for check in check_outbox(tmp_path, head)] == ["fail"]
+
+
+# --- whatever is wrong, it is an answer ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "name", "said"),
+    [
+        ("broker.prot = 1\n", (), "settings", "did you mean port?"),
+        ("broker = [\n", (), "settings", "is not valid TOML"),
+        ("", ("--config", "none.toml"), "settings", "cannot read none.toml"),
+        ("", ("--broker", "nonsense"), "settings", "give HOST:PORT"),
+        ('security.keys = "nowhere"\n', (), "keys", "cannot read nowhere/federation.json"),
+    ],
+)
+def test_settings_and_keys_that_cannot_be_read_are_failed_checks(alignfed, config, settings, words, name, said):
+    config.write_text(config.read_text() + settings)
+    examined = alignfed("doctor", "--json", *words)
+    [failed] = [check for check in json.loads(examined.stdout) if check["status"] == "fail"]
+    assert (examined.returncode, failed["name"]) == (1, name)
+    assert said in failed["found"]
+    assert failed["advice"]
+
+
+def test_a_broker_is_not_asked_without_the_keys_that_it_wants(alignfed, config):
+    config.write_text(config.read_text() + 'security.keys = "nowhere"\n')
+    examined = json.loads(alignfed("doctor", "--json", "--broker", "127.0.0.1:1").stdout)
+    assert "broker" not in {check["name"] for check in examined}

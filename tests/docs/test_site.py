@@ -44,10 +44,22 @@ def test_a_link_to_nowhere_stops_the_build(build, docs, tmp_path):
     assert "no-such-page.md" in done.stderr
 
 
+def test_the_page_on_troubles_has_every_check_of_the_doctor(docs):
+    page = (docs / "troubleshooting.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("## What the doctor looks at\n")
+    listed = set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE))))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "doctor").glob("*.py"))
+    named = set(
+        re.findall(r'(?:Check\(|_judged\(|_ability\(|name = |^        )"([a-z\' ]+)"[,:\n]', code, flags=re.MULTILINE)
+    )
+    assert len(named) > 20
+    assert named <= listed
+
+
 def test_what_the_page_on_troubles_quotes_is_what_the_program_says(docs):
     page = (docs / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
-    folders = ("base_model", "broker", "coordinator", "edge_node")
+    folders = ("base_model", "broker", "coordinator", "doctor", "edge_node")
     code = "".join(path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
     joined = re.sub(r'"\s+f?"', "", code)
     assert len(quoted) > 10

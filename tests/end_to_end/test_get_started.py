@@ -90,4 +90,10 @@ def test_who_does_what_the_first_page_says_has_a_federation_with_keys(operator: 
     (operator.folder / "kitchen.jsonl").write_text("\n".join([example, *examples]) + "\n")
     operator.types(copy)
     operator.starts(edge)
+    doctor = (
+        edge.replace("alignfed edge", "alignfed doctor"),
+        coordinator.replace("alignfed coordinator", "alignfed doctor"),
+    )
+    for line in (*doctor, doctor[1].replace("keys/coordinator", "keys/observer")):
+        operator.types(line)
     operator.waits(lambda: any(update.node == "kitchen" for update in read_updates(data / "journal.db")))
