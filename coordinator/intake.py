@@ -32,7 +32,7 @@ from schemas.messages import (
     split_body,
     update_id,
 )
-from schemas.products import reach, reach_at_most, transplant
+from schemas.products import reach, reach_at_most, transplant, widen
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse
 from schemas.trust import Distrusted, Revoked, open_update
 
@@ -42,7 +42,7 @@ V = TypeVar("V")
 REMEMBERED_REFUSALS = 16
 NS_PER_S = 1_000_000_000
 POISON = "the coordinator died each time it took this in: it is set aside unread; train again"
-RAISING_RIDGE = 0.01  # where a delta of a lower rank becomes one of the federation's: pull towards the base's factors
+RAISING_RIDGE = 0.01  # where a delta of a higher rank becomes one of the federation's: pull towards the base's factors
 
 
 class Objection(NamedTuple):
@@ -296,8 +296,7 @@ def _accept(
     except (CorruptChunk, CodecError) as error:
         return refuse(state, node, id_, Objection("rejected", "unreadable", str(error)), manifest)
     if delta.norm <= state.config.limits.delta_norm and delta.layout != state.config.layout:
-        base = state.bases[manifest.base_version]
-        delta = transplant(base, base, delta, RAISING_RIDGE)  # from here on all deltas are alike
+        delta = _of_the_federation(state.bases[manifest.base_version], delta)
     if (privacy := state.config.privacy) is not None:
         delta = delta.clipped(privacy.clip_norm)  # as its node should have done: the promise rests on nobody's word
     if objection := _too_long(state, delta):
@@ -322,6 +321,13 @@ def _accept(
     )
     state = replace(with_ledger(state, node, ledger), buffer=state.buffer.with_update(update))
     return state, (receipt(node, id_, "accepted", manifest=manifest),)
+
+
+def _of_the_federation(base: Adapter, delta: Adapter) -> Adapter:
+    """A delta of another rank as one of the federation's own: from here on all deltas are alike."""
+    if delta.layout.lora.rank < base.layout.lora.rank:
+        return widen(base, delta, RAISING_RIDGE)
+    return transplant(base, base, delta, RAISING_RIDGE)
 
 
 def _held_out(state: FederationState, ledger: NodeLedger, manifest: UpdateManifest) -> Mapping[int, float]:

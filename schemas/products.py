@@ -43,6 +43,13 @@ class Aim(NamedTuple):
     near: Product
 
 
+class Cut(NamedTuple):
+    """How factors of a smaller rank r come of a product's own: (left @ columns) (rows @ right); rows @ columns is 1."""
+
+    columns: Matrix  # (rank, r)
+    rows: Matrix  # (r, rank)
+
+
 class Reach(NamedTuple):
     """Bounds on how far a delta can move products: c times the delta moves them by at most c linear + c^2 square."""
 
@@ -88,6 +95,24 @@ def mean_product(head: Adapter, updates: Sequence[Update], ridge: float, sweeps:
     return _adapter(head.layout, found), math.sqrt(lost / wanted) if wanted else 0.0
 
 
+def widen(head: Adapter, delta: Adapter, ridge: float) -> Adapter:
+    """The delta that does to the products of `head` exactly what `delta`, of a smaller rank, did to its node's start.
+
+    That is `truncate(head, delta.layout)`: (B Q, P A) with P Q = 1. So (B + dB P)(A + Q dA) is B A and all that the
+    node has changed, and nothing is rounded but the sum. Where rows of A depend on each other so much that the node got
+    new ones, `transplant` has to come as near as it can, at the price `ridge`.
+    """
+    _check_modules(head.layout, delta.layout)
+    head_of, delta_of, rank = _reader(head), _reader(delta), delta.layout.lora.rank
+    wide = {}
+    for module in _modules(head.layout):
+        change, (_, cut) = delta_of(module), _best(head_of(module), rank, _scale(delta.layout))
+        if len(cut.rows) < rank:
+            return transplant(head, head, delta, ridge)
+        wide[module] = Product(change.left @ cut.rows, cut.columns @ change.right)
+    return _adapter(head.layout, wide)
+
+
 def truncate(adapter: Adapter, layout: Layout, seed: int = 0) -> Adapter:
     """The adapter of this layout, of another rank, that changes the model most alike; it can always learn on.
 
@@ -104,7 +129,7 @@ def truncate(adapter: Adapter, layout: Layout, seed: int = 0) -> Adapter:
     for module in _modules(layout):
         product = product_of(module)
         if layout.lora.rank < adapter.layout.lora.rank:
-            product = _best(product, layout.lora.rank, scale)
+            product, _ = _best(product, layout.lora.rank, scale)
         cut[module] = _padded(product, layout.lora.rank, generator)
     return _adapter(layout, cut)
 
@@ -188,25 +213,30 @@ def _change(start: Product, deltas: Sequence[tuple[Product, float]]) -> Product:
     return Product(np.hstack(left), np.vstack([sum(weight * delta.right for delta, weight in deltas), *right]))
 
 
-def _best(product: Product, rank: int, scale: float) -> Product:
+def _best(product: Product, rank: int, scale: float) -> tuple[Product, Cut]:
     """The nearest product of this rank, or of less where A has less, with one choice of signs for every machine."""
-    basis = _row_basis(product.right)
-    onto = product.left @ (product.right @ basis.T)
+    normal = _normal(product.right)
+    basis = normal @ product.right
+    within = product.right @ basis.T  # the rows of A are within @ basis
+    onto = product.left @ within
     squares, vectors = np.linalg.eigh(onto.T @ onto)
     squares, vectors = squares[::-1][:rank], vectors[:, ::-1][:, :rank]
     right = vectors.T @ basis
     largest = np.take_along_axis(right, np.abs(right).argmax(axis=1, keepdims=True), axis=1)
     length = np.maximum(np.sqrt(np.sqrt(np.maximum(squares, 0.0)) / scale), FRESH_ROW)
     length = np.where(largest[:, 0] < 0, -length, length)
-    return Product((onto @ vectors) / length, right * length[:, None])
+    cut = Cut((within @ vectors) / length, length[:, None] * (vectors.T @ normal))
+    return Product((onto @ vectors) / length, right * length[:, None]), cut
 
 
-def _row_basis(rows: Matrix) -> Matrix:
-    """Orthonormal rows that span the rows; from a small Gram matrix, because QR of long thin matrices is slow."""
+def _normal(rows: Matrix) -> Matrix:
+    """What makes orthonormal rows of these, which span the same; from a small Gram matrix, because QR of long thin
+    matrices is slow.
+    """
     squares, vectors = np.linalg.eigh(rows @ rows.T)
     present = squares > squares.max(initial=0) * 1e-12
-    basis: Matrix = (vectors[:, present].T @ rows) / np.sqrt(squares[present])[:, None]
-    return basis
+    normal: Matrix = vectors[:, present].T / np.sqrt(squares[present])[:, None]
+    return normal
 
 
 def _padded(product: Product, rank: int, generator: "Generator") -> Product:

@@ -247,6 +247,20 @@ def test_a_delta_of_another_rank_that_is_taken_becomes_one_of_the_federation_s_o
     assert a * b == pytest.approx(2 * 3, rel=0.02)
 
 
+def test_a_delta_of_a_lower_rank_moves_the_head_by_exactly_what_its_node_changed(
+    config: MakeConfig, message: MakeMessage, layout: Layout
+) -> None:
+    of_two = layout.with_rank(2)
+    first = Adapter(of_two, np.array([1, 2, 2, 1], dtype=np.float32))  # A = (1, 2), B = (2, 1): a product of 4
+    terms = config(FedBuff(buffer_size=1), layout=of_two, node_ranks=(1,))
+    # its node started from A = (2,), B = (2,), and both became 3: from 4 to 9
+    delta = Adapter(of_two.with_rank(1), np.array([1, 1], dtype=np.float32))
+    state, effects = play(terms, first, [message("a", delta, 0, first.digest)])
+    assert statuses(effects) == ["accepted", "aggregated"]
+    a, b = np.split(state.head.adapter.values, 2)
+    assert a @ b == pytest.approx(9, rel=1e-5)
+
+
 def test_a_delta_of_a_rank_that_nobody_takes_is_refused_with_those_that_are_taken(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, layout: Layout
 ) -> None:

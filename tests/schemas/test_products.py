@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from schemas.adapter import Adapter, Layout, LoraConfig
-from schemas.products import mean_product, product_distance, reach, reach_at_most, stack, transplant, truncate
+from schemas.products import mean_product, product_distance, reach, reach_at_most, stack, transplant, truncate, widen
 
 Dense = dict[str, NDArray[np.float64]]
 
@@ -135,6 +135,57 @@ def test_the_ranks_scale_is_part_of_the_product() -> None:
     delta = random_adapter(base.layout, 1, size=0.01)
     after = head + transplant(head, base, delta, SMALL_RIDGE)
     assert product_distance(after, base + delta) < 1e-5
+
+
+# --- widen ---
+
+
+@given(SEEDS, st.sampled_from([1, 2, 3]), st.booleans())
+def test_what_a_node_of_a_smaller_rank_changed_is_exactly_what_the_head_changes_by(
+    seed: int, rank: int, started: bool
+) -> None:
+    head = random_adapter(layout(4), seed) if started else untrained(layout(4), seed)
+    start, delta = truncate(head, layout(rank, alpha=5)), random_adapter(layout(rank, alpha=5), seed + 1, size=0.05)
+    wanted = minus(dense(start + delta), dense(start))
+    change = minus(dense(head + widen(head, delta, 0.01)), dense(head))
+    assert size(minus(change, wanted)) < 1e-5 * size(wanted)  # factors are float32
+    near = minus(dense(head + transplant(head, head, delta, 0.01)), dense(head))
+    assert size(minus(near, wanted)) > 1e-4 * size(wanted)
+
+
+def test_a_change_of_rank_one_is_widened_by_hand() -> None:
+    """The head is diag(9, 1) @ 1; its nearest product of rank 1 is (3, 0) (3, 0)^T, and the node moves both factors."""
+    of_two, of_one = (layout(rank, alpha=rank, shapes={"x": (2, 2)}) for rank in (2, 1))
+
+    def adapter(of: Layout, b: list[list[float]], a: list[list[float]]) -> Adapter:
+        factors = {"x.lora_B.weight": np.array(b, np.float32), "x.lora_A.weight": np.array(a, np.float32)}
+        return Adapter.from_tensors(of, factors)
+
+    head = adapter(of_two, [[9, 0], [0, 1]], [[1, 0], [0, 1]])
+    start = truncate(head, of_one)
+    assert start.values == pytest.approx(adapter(of_one, [[3], [0]], [[3, 0]]).values)
+    delta = adapter(of_one, [[1], [2]], [[0, 1]])  # (3 + 1, 2) (3, 1)^T - (3, 0) (3, 0)^T = (3 4; 6 2)
+    after = (head + widen(head, delta, 0.01)).tensors()
+    assert after["x.lora_B.weight"] @ after["x.lora_A.weight"] == pytest.approx(np.array([[9 + 3, 4], [6, 1 + 2]]))
+
+
+def test_where_rows_of_the_head_depend_on_each_other_a_node_s_change_is_met_as_nearly_as_can_be() -> None:
+    tensors = random_adapter(layout(4), 0).tensors()
+    same = {name: np.repeat(a[:1], 4, axis=0) if ".lora_A." in name else a for name, a in tensors.items()}
+    head, delta = Adapter.from_tensors(layout(4), same), random_adapter(layout(2), 1, size=0.05)
+    assert widen(head, delta, 0.01) == transplant(head, head, delta, 0.01)
+
+
+def test_what_the_federation_s_rank_cannot_hold_of_a_larger_node_is_lost_and_said() -> None:
+    head, delta = random_adapter(layout(4), 0), random_adapter(layout(8), 1, size=0.1)
+    start = truncate(head, layout(8))
+    wanted = minus(dense(start + delta), dense(start))
+    aim = {name: dense(head)[name] + wanted[name] for name in SHAPES}
+    _, lost = mean_product(head, [(head, delta, 1.0)], 0.01)
+    missed = size(minus(dense(head + transplant(head, head, delta, 0.01)), aim)) / size(wanted)
+    assert missed == pytest.approx(lost, rel=1e-4)
+    assert rank_error(aim, 4) / size(wanted) <= lost < 1.05 * rank_error(aim, 4) / size(wanted)
+    assert lost > 0.05
 
 
 # --- truncate ---
