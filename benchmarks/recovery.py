@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/recovery.py
 
 Updates of 460,800 parameters, int8, from 16 nodes; a version of every 8. The checkpoint is as old as it gets: a
-coordinator has decided for CHECKPOINT_S of processor time since. Opening is what SQLite checks of the whole file, with
+coordinator has decided for WORTH_S of processor time since. Opening is what SQLite checks of the whole file, with
 it in memory. CPU seconds, not wall-clock: disks are noisy.
 """
 
@@ -17,12 +17,11 @@ from made_up_updates import LAYOUT, bodies, messages, terms
 
 from broker.recording import Row, last_seq, transaction
 from coordinator import checkpoint
-from coordinator.checkpoint import Checkpoint
+from coordinator.checkpoint import WORTH_S, Checkpoint
 from coordinator.core import step
 from coordinator.journal import fold_history, open_journal, record
 from coordinator.recovery import keep, restore_with_history
 from coordinator.registry import Registry
-from coordinator.service import CHECKPOINT_S
 from coordinator.watch.history import observe
 from schemas.adapter import Adapter
 
@@ -85,7 +84,7 @@ def main() -> None:
                         f"{from_kept:19.2f}   "
                         f"{whole / from_kept:5.1f}   {sizes[1]:13.1f}   {writing:9.3f}"
                     )
-                if deciding > CHECKPOINT_S:
+                if deciding > WORTH_S:
                     begun = time.process_time()
                     checkpoint.save(path, Checkpoint(last_seq(journal), state, history), registry)
                     deciding, writing = 0.0, time.process_time() - begun

@@ -12,6 +12,10 @@ import io
 import logging
 import pickle
 import platform
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
@@ -21,8 +25,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker.recording import read_rows
+from broker.recording import last_seq, path_of, read_rows
 from broker.whole_file import write_whole
+from coordinator.lease import Lease
 from coordinator.registry import Registry
 from coordinator.state import FederationState
 from coordinator.watch.history import History
@@ -35,6 +40,8 @@ _PLAIN = {
     ("builtins", "slice"), ("numpy", "dtype"), ("numpy._core.numeric", "_frombuffer"),
 }  # fmt: skip
 _LONGEST_LABEL = 1000
+WORTH_S = 0.5  # of processor time: a start has to fold no more than about as much again
+PRICE = 10  # times what a checkpoint costs has to be worth keeping
 
 
 class Checkpoint(NamedTuple):
@@ -43,6 +50,37 @@ class Checkpoint(NamedTuple):
     seq: int
     state: FederationState
     history: History
+
+
+class Keeper:
+    """Keeps a checkpoint whenever it is worth its price: by what was decided since the last, and what that one took."""
+
+    def __init__(self, journal: sqlite3.Connection, lease: Lease, registry: Registry, folding_s: float) -> None:
+        self._journal, self._lease, self._registry = journal, lease, registry
+        self.unkept_s, self._keeping_s = folding_s, 0.0  # processor time
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """What is decided meanwhile, a start would have to decide again."""
+        begun = time.thread_time()
+        yield
+        self.unkept_s += time.thread_time() - begun
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much was decided since the last one that sparing the next start that is worth writing it down."""
+        return self.unkept_s >= max(WORTH_S, PRICE * self._keeping_s)
+
+    def keep(self, state: FederationState, history: History) -> None:
+        """Spare the next start what has been decided up to now."""
+        begun = time.monotonic()
+        with self._lease.transaction():  # so that the last row is one of ours
+            seq = last_seq(self._journal)
+        try:
+            save(path_of(self._journal), Checkpoint(seq, state, history), self._registry)
+        except OSError as fault:  # a start without it takes longer, and that is all
+            log.warning("no checkpoint could be written: %s", fault)
+        self.unkept_s, self._keeping_s = 0.0, time.monotonic() - begun
 
 
 class _Label(BaseModel):

@@ -24,9 +24,9 @@ from broker.events import (
 from broker.events import (
     Event as ClientEvent,
 )
-from broker.recording import Row, last_seq, path_of, row_of
-from coordinator import checkpoint, publisher
-from coordinator.checkpoint import Checkpoint
+from broker.recording import Row, path_of, row_of
+from coordinator import publisher
+from coordinator.checkpoint import Keeper
 from coordinator.core import next_deadline, step
 from coordinator.journal import record, record_nodes, row_of_event
 from coordinator.lease import Lease
@@ -83,8 +83,6 @@ SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
-CHECKPOINT_S = 0.5  # of processor time: a start has to fold no more than about as much again
-CHECKPOINT_PRICE = 10  # times what a checkpoint costs has to be worth keeping
 
 
 class Service:
@@ -106,7 +104,6 @@ class Service:
         self.now_ns = now_ns
         state = self.state = restored.state
         self.history = restored.history
-        self.unkept_s, self.keeping_s = restored.folding_s, 0.0  # processor time, and what the last one took
         self.fleet: Fleet = {}
         self.board = board
         self.started_at_ns, self.is_connected = self.now_ns(), False
@@ -117,6 +114,7 @@ class Service:
         self.keep, self.data_dir = settings.keep_versions, settings.data_dir
         self.journal, self.journal_file = journal, path_of(journal)
         self.lease = lease
+        self.keeper = Keeper(journal, lease, registry, restored.folding_s)
         self.poison = PoisonGuard(settings.data_dir)
         self.registry = registry
         self.model = model
@@ -176,13 +174,8 @@ class Service:
         if deadline is not None and self.now_ns() >= deadline:
             self._happen(Ticked(self.now_ns()))
         self._hear_of_broker(event)
-        if self.is_checkpoint_due:
-            self._keep_checkpoint()
-
-    @property
-    def is_checkpoint_due(self) -> bool:
-        """Whether so much was decided since the last one that sparing the next start that is worth writing it down."""
-        return self.unkept_s >= max(CHECKPOINT_S, CHECKPOINT_PRICE * self.keeping_s)
+        if self.keeper.is_due:
+            self.keeper.keep(self.state, self.history)
 
     def _hear_of_broker(self, event: ClientEvent | None) -> None:
         """Deal with what is no message: the connection, the subscriptions, the publications."""
@@ -210,9 +203,8 @@ class Service:
 
     def _take(self, messages: list[Message]) -> None:
         """Journal and decide on a batch in one transaction, then act, then acknowledge."""
-        begun = time.thread_time()
         state, history, effects = self.state, self.history, list[Effect]()
-        with self.lease.transaction():
+        with self.keeper.deciding(), self.lease.transaction():
             for message in messages:
                 event, row = self._event_of(message)
                 with self.poison.taking(message.topic):
@@ -224,7 +216,6 @@ class Service:
                 effects += more
             record_nodes(self.journal, self.state, state)
         self.state, self.history = state, history
-        self.unkept_s += time.thread_time() - begun
         self._carry_out(effects)
         for message in messages:
             self.client.ack(message)
@@ -276,25 +267,13 @@ class Service:
 
     def _happen(self, event: OwnEvent) -> None:
         """Journal and decide on something that is not a message, then act."""
-        begun = time.thread_time()
-        state, effects = step(self.state, event)
-        with self.lease.transaction():
-            record(self.journal, row_of_event(event), effects)
-            record_nodes(self.journal, self.state, state)
-        self.state, self.history = state, observe(self.history, event, effects, event.at_ns)
-        self.unkept_s += time.thread_time() - begun
+        with self.keeper.deciding():
+            state, effects = step(self.state, event)
+            with self.lease.transaction():
+                record(self.journal, row_of_event(event), effects)
+                record_nodes(self.journal, self.state, state)
+            self.state, self.history = state, observe(self.history, event, effects, event.at_ns)
         self._carry_out(effects)
-
-    def _keep_checkpoint(self) -> None:
-        """Spare the next start what has been decided up to now."""
-        begun = time.monotonic()
-        with self.lease.transaction():  # so that the last row is one of ours
-            seq = last_seq(self.journal)
-        try:
-            checkpoint.save(self.journal_file, Checkpoint(seq, self.state, self.history), self.registry)
-        except OSError as fault:  # a start without it takes longer, and that is all
-            log.warning("no checkpoint could be written: %s", fault)
-        self.unkept_s, self.keeping_s = 0.0, time.monotonic() - begun
 
     def _show(self) -> None:
         """Let others see what is known by now."""

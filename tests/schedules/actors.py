@@ -17,6 +17,7 @@ import numpy as np
 from broker.bundle import Bundle, load_node_bundle
 from broker.events import Publication
 from broker.recording import transaction
+from coordinator.checkpoint import Keeper
 from coordinator.journal import open_journal
 from coordinator.questions import (
     AlignDeltas,
@@ -117,13 +118,13 @@ class MadeUpModel:
         raise ValueError(f"nobody answers {question}")
 
 
-class ServiceOfNoClock(Service):
-    """A coordinator whose checkpoints do not depend on the machine: one whenever it has decided anything, or none."""
+class KeeperOfNoClock(Keeper):
+    """Its checkpoints do not depend on the machine: one whenever anything was decided, or none."""
 
     is_eager = False
 
     @property
-    def is_checkpoint_due(self) -> bool:
+    def is_due(self) -> bool:
         return self.is_eager and self.unkept_s > 0
 
 
@@ -141,7 +142,7 @@ class CoordinatorActor:
     is_eager: bool = False  # to keep checkpoints
     name: str = "coordinator"
     journal: sqlite3.Connection | None = None
-    service: ServiceOfNoClock | None = None
+    service: Service | None = None
     model: MadeUpModel | None = None
 
     @property
@@ -165,10 +166,11 @@ class CoordinatorActor:
         settings = CoordinatorSettings(data_dir=self.folder, keep_versions=self.keep_versions, pointer_lifetime_s=7200)
         lease: Any = SoleLease(self.journal)
         model: Any = self.model
-        self.service = ServiceOfNoClock(
+        self.service = Service(
             restored, self._connect, settings, self.journal, lease, registry, model, Board(), keys, now_ns
         )
-        self.service.is_eager = self.is_eager
+        self.service.keeper = keeper = KeeperOfNoClock(self.journal, lease, registry, restored.folding_s)
+        keeper.is_eager = self.is_eager
         self.service.boot_id = f"{self.chance.getrandbits(128):032x}"
         self.service.begin(restored.questions)
 
