@@ -243,6 +243,8 @@ class Client:
             return reasons.unreachable(self._settings, failure)
         connection = self._paho.socket()
         assert isinstance(connection, socket.socket)
+        # requests here wait for the answer to the one before: each must not wait for the broker's TCP as well
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection, selectors.DefaultSelector() as selector:
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             selector.register(connection, selectors.EVENT_READ)

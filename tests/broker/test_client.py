@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from broker.client import Client, next_wait_s
@@ -48,6 +49,17 @@ def test_a_broker_that_is_away_is_named_and_waited_for(own_broker: EmbeddedBroke
         own_broker.restart()
         expect(client, Connected)
         assert expect(client, Published).token == token
+
+
+def test_a_small_packet_does_not_wait_for_the_answer_of_the_brokers_tcp(
+    own_broker: EmbeddedBroker, expect: Expect
+) -> None:
+    with running(own_broker.settings) as client:
+        expect(client, Connected)
+        open_here = psutil.Process().net_connections("tcp4")
+        (link,) = [one for one in open_here if one.raddr and one.raddr.port == own_broker.settings.port]
+        with socket.socket(fileno=os.dup(link.fd)) as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_a_server_that_hangs_up_is_told_from_one_that_is_away(expect: Expect) -> None:
