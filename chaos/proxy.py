@@ -5,21 +5,24 @@ import contextlib
 import queue
 import threading
 from collections import deque
+from collections.abc import Callable
 
 
 class FaultProxy:
     """A TCP proxy on a loopback port, for one program to reach another over a link with faults.
 
     Set the faults at any time: `delay_s` and `bytes_per_s` make the link slow, `cuts` are the bytes towards the target
-    after which each next connection is cut, `corrupt` are those (counted in all, from 0) that arrive inverted. Exactly
-    the bytes before a cut reach the target; what is on its way back is lost.
+    after which each next connection is cut, `cuts_down` those on the way back, `corrupt` are those towards the target
+    (counted in all, from 0) that arrive inverted. Exactly the bytes before a cut get through; what is on its way in the
+    other direction is lost.
     """
 
     def __init__(self, target_port: int) -> None:
         self.delay_s = self.bytes_per_s = 0.0
         self.cuts: deque[int] = deque()
+        self.cuts_down: deque[int] = deque()
         self.corrupt: set[int] = set()
-        self.bytes_up = self.connections = 0  # that reached the target so far
+        self.bytes_up = self.bytes_down = self.connections = 0  # that got through so far
         self._target_port = target_port
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -57,18 +60,25 @@ class FaultProxy:
             return
         self._open |= {client_out, target_out}
         self.connections += 1
-        left = self.cuts.popleft() if self.cuts else None
+        up, down = (cuts.popleft() if cuts else None for cuts in (self.cuts, self.cuts_down))
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(self._up(client_in, target_out, client_out, left), self._down(target_in, client_out))
+            await asyncio.gather(
+                self._pump(client_in, target_out, client_out, up, self._carried_up),
+                self._pump(target_in, client_out, target_out, down, self._carried_down),
+            )
 
-    async def _up(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, back: asyncio.StreamWriter, left: int | None
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        back: asyncio.StreamWriter,
+        left: int | None,
+        carried: Callable[[bytes], bytes],
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(4096 if left is None else min(4096, left)):
                 await self._linger(len(data))
-                sink.write(bytes(b ^ 0xFF if self.bytes_up + i in self.corrupt else b for i, b in enumerate(data)))
-                self.bytes_up += len(data)
+                sink.write(carried(data))
                 await sink.drain()
                 left = None if left is None else left - len(data)
                 if left == 0:
@@ -76,13 +86,14 @@ class FaultProxy:
                     break
         sink.close()
 
-    async def _down(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(4096):
-                await self._linger(len(data))
-                sink.write(data)
-                await sink.drain()
-        sink.close()
+    def _carried_up(self, data: bytes) -> bytes:
+        arrives = bytes(b ^ 0xFF if self.bytes_up + i in self.corrupt else b for i, b in enumerate(data))
+        self.bytes_up += len(data)
+        return arrives
+
+    def _carried_down(self, data: bytes) -> bytes:
+        self.bytes_down += len(data)
+        return data
 
     async def _linger(self, size: int) -> None:
         await asyncio.sleep(self.delay_s + (size / self.bytes_per_s if self.bytes_per_s else 0))

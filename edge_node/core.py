@@ -1,13 +1,13 @@
 """Every decision of a node: `step(state, event) -> (state, effects)`. Pure: no clock, no random source, no I/O.
 
 What was said is handled first; then whatever is due by now is done, so that no decision depends on which event woke us.
-The courses of events have a file each: fetch.py, release.py, learning.py, delivery.py.
+The courses of events have a file each: fetch.py, release.py, learning.py, delivery.py; the first two download alike.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from edge_node import delivery, fetch, learning, release, signatures
+from edge_node import delivery, download, fetch, learning, release, signatures
 from edge_node.state import (
     AdapterTried,
     BrokerConnected,
@@ -84,6 +84,7 @@ def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
     for due in (_settle, fetch.pursue, release.pursue, *training, delivery.send_due, signatures.warn_when_stale):
         state, more = due(state, event.at)
         effects += more
+    effects += download.changes((before.fetch, before.release_fetch), (state.fetch, state.release_fetch))
     state, news = _announce(before, state, event)
     return state, effects + news
 
@@ -151,8 +152,7 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
         case Heard():
             return _hear(state, event)
         case BrokerConnected(max_packet_size=limit):
-            state = delivery.connected(state, event.at)
-            return replace(state, max_packet_size=limit), (Note("connected to the broker"),)
+            return _connect(state, event.at, limit), (Note("connected to the broker"),)
         case BrokerLost(reason=reason):
             return replace(state, connected=False), (Warn(reason),)
         case LayoutDescribed(layout=layout):
@@ -177,6 +177,12 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return delivery.on_handed_over(state, event), ()
         case Ticked():
             return state, ()
+
+
+def _connect(state: EdgeState, at: float, max_packet_size: int | None) -> EdgeState:
+    fetch, release_fetch = (download.reconnected(one, at) for one in (state.fetch, state.release_fetch))
+    state = replace(state, max_packet_size=max_packet_size, fetch=fetch, release_fetch=release_fetch)
+    return delivery.connected(state, at)
 
 
 def _hear(state: EdgeState, message: Heard) -> tuple[EdgeState, Effects]:
@@ -214,16 +220,16 @@ def _believe(state: EdgeState, address: topics.Address, message: Heard, payload:
                 return _both(
                     state,
                     lambda state: fetch.on_manifest(state, at, version, payload),
-                    lambda state: release.on_manifest(state, version, payload),
+                    lambda state: release.on_manifest(state, at, version, payload),
                 )
             case topics.GlobalChunk(version, index):
                 return _both(
                     state,
                     lambda state: fetch.on_chunk(state, at, version, index, payload),
-                    lambda state: release.on_chunk(state, version, "head", index, payload),
+                    lambda state: release.on_chunk(state, at, version, "head", index, payload),
                 )
             case topics.GlobalAverageChunk(version, index):
-                return release.on_chunk(state, version, "average", index, payload)
+                return release.on_chunk(state, at, version, "average", index, payload)
             case topics.CoordinatorStateOf():
                 return _on_terms(state, at, CoordinatorState.from_bytes(payload))
             case topics.ReceiptFor(node) if node == state.identity.settings.node:

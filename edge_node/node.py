@@ -178,14 +178,10 @@ class Node:
                 self._publisher.offer(update_id)
             case state.SendChunks(update_id, chunks):
                 self._publisher.chunks(update_id, chunks)
-            case state.FetchVersion(version):
-                client.subscribe(*_version_filters(federation, version))
-            case state.EndFetch(version):
-                client.unsubscribe(*_version_filters(federation, version))
-            case state.FetchAverage(version):
-                client.subscribe(*_average_filters(federation, version))
-            case state.EndAverageFetch(version):
-                client.unsubscribe(*_average_filters(federation, version))
+            case state.FetchPiece(piece):
+                client.subscribe(topics.route(federation, piece).topic)
+            case state.EndFetch(piece):
+                client.unsubscribe(topics.route(federation, piece).topic)
             case state.ServeAdapter(pointer, adapter):
                 if self._equipment.serving is not None:
                     self._equipment.serving.serve(pointer, adapter)
@@ -255,17 +251,3 @@ def _about(line: state.Note | state.Warn) -> dict[str, str | int]:
     """Which update and version a line is about, for programs that read logs."""
     about = {"update": line.update, "version": line.version}
     return {name: value for name, value in about.items() if value is not None}
-
-
-def _version_filters(federation: str, version: int) -> tuple[str, ...]:
-    return (
-        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
-        topics.topic_filter(federation, topics.GlobalChunk, version=version),
-    )
-
-
-def _average_filters(federation: str, version: int) -> tuple[str, ...]:
-    return (
-        topics.topic_filter(federation, topics.GlobalManifestOf, version=version),
-        topics.topic_filter(federation, topics.GlobalAverageChunk, version=version),
-    )

@@ -11,6 +11,7 @@ from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import Assembly
 from schemas.messages import CoordinatorState, Factors, GlobalPointer, NodeMetrics, NodeState
+from schemas.topics import Address
 from schemas.trust import Trust
 
 # Values.
@@ -36,13 +37,16 @@ class GlobalAdapter:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A version on its way: what has arrived of it, and when to ask the broker for it again."""
+    """A version on its way: what has arrived of it, and when to ask the broker for its next piece again."""
 
     pointer: GlobalPointer
+    asked_at: float  # for the next piece
     again_at: float
+    patience_s: float  # with the next piece; the link has shown how long one takes
     subscribed: bool = True
-    attempts: int = 1
+    attempts: int = 1  # for the next piece
     assembly: Assembly = field(default_factory=Assembly)
+    inline: bytes = b""  # a body that came with its manifest
 
 
 @dataclass(frozen=True)
@@ -346,31 +350,17 @@ class RememberCertificate:
 
 
 @dataclass(frozen=True)
-class FetchVersion:
-    """Subscribe to a version's manifest and chunks."""
+class FetchPiece:
+    """Subscribe to one piece of a version: its manifest, or a chunk."""
 
-    version: int
+    piece: Address
 
 
 @dataclass(frozen=True)
 class EndFetch:
-    """Unsubscribe from a version's manifest and chunks."""
+    """Unsubscribe from one piece of a version: it is here, or no longer wanted."""
 
-    version: int
-
-
-@dataclass(frozen=True)
-class FetchAverage:
-    """Subscribe to a version's manifest and the chunks of its running average."""
-
-    version: int
-
-
-@dataclass(frozen=True)
-class EndAverageFetch:
-    """Unsubscribe from a version's manifest and the chunks of its running average."""
-
-    version: int
+    piece: Address
 
 
 @dataclass(frozen=True)
@@ -506,10 +496,8 @@ Effect = (
     | RememberMark
     | RememberReleaseMark
     | RememberCertificate
-    | FetchVersion
+    | FetchPiece
     | EndFetch
-    | FetchAverage
-    | EndAverageFetch
     | KeepVersion
     | KeepRelease
     | ServeAdapter

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_node.state import BrokerLost, EndFetch, FetchVersion, KeepVersion, Memory, Note, RememberMark, Train, Warn
+from edge_node.state import BrokerLost, EndFetch, FetchPiece, KeepVersion, Memory, Note, RememberMark, Train, Warn
 from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.topics import GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease
@@ -18,7 +18,7 @@ def kinds(effects: Any) -> list[str]:
 
 
 def test_a_node_fetches_what_the_head_names(member: Any, coordinator: Any) -> None:
-    assert FetchVersion(3) in member.hears(GlobalHead(), coordinator.version(3).pointer)
+    assert FetchPiece(GlobalManifestOf(3)) in member.hears(GlobalHead(), coordinator.version(3).pointer)
     assert member.version_held() is None
 
 
@@ -29,7 +29,8 @@ def test_a_version_is_held_once_its_manifest_and_all_chunks_are_here(member: Any
     assert member.state.held.adapter == coordinator.adapter(2.5)
     assert KeepVersion(version.pointer, version.body) in member.asked
     assert RememberMark((1, 3)) in member.asked
-    assert EndFetch(3) in member.asked
+    assert EndFetch(GlobalManifestOf(3)) in member.asked
+    assert EndFetch(GlobalChunk(3, len(version.chunks) - 1)) in member.asked
     assert Note("version 3 held", version=3) in member.asked
 
 
@@ -70,7 +71,7 @@ def test_no_more_is_kept_before_the_manifest_than_the_pointer_announced(member: 
 def test_a_newer_head_supersedes_a_fetch(member: Any, coordinator: Any) -> None:
     member.hears(GlobalHead(), coordinator.version(3).pointer)
     effects = member.hears(GlobalHead(), coordinator.version(4).pointer)
-    assert effects == (EndFetch(3), FetchVersion(4))
+    assert effects == (EndFetch(GlobalManifestOf(3)), FetchPiece(GlobalManifestOf(4)))
     member.hears(GlobalManifestOf(3), coordinator.version(3).manifest)
     assert member.version_held() is None
     member.hears(GlobalManifestOf(4), coordinator.version(4).manifest)
@@ -152,7 +153,7 @@ def test_a_version_that_is_not_finite_is_never_held(member: Any, coordinator: An
     values[3] = math.nan
     effects = member.receives(coordinator.version(3, content=Adapter(layout, values).to_safetensors()))
     assert Warn("refused version 3: the adapter holds NaN or infinite values", version=3) in effects
-    assert EndFetch(3) in effects
+    assert EndFetch(GlobalManifestOf(3)) in effects
     assert member.version_held() is None
 
 
@@ -167,8 +168,10 @@ def test_a_version_that_stays_away_is_asked_for_again_ever_more_rarely(member: A
     member.hears(GlobalHead(), coordinator.version(3).pointer)
     asked_at = []
     while member.now < 600:
-        asked_at += [member.now for effect in member.waits(1) if effect == FetchVersion(3)]
-    assert member.asked.count(EndFetch(3)) == len(asked_at)  # some brokers repeat nothing to who is subscribed
+        asked_at += [member.now for effect in member.waits(1) if effect == FetchPiece(GlobalManifestOf(3))]
+    assert member.asked.count(EndFetch(GlobalManifestOf(3))) == len(
+        asked_at
+    )  # some brokers repeat nothing to who is subscribed
     pauses = np.diff([0, *asked_at])
     assert 15 <= pauses[0] <= 26
     assert 3 <= len(asked_at) <= 6
@@ -184,7 +187,7 @@ def test_nothing_is_asked_for_again_while_the_broker_is_away(member: Any, coordi
 def test_a_head_heard_before_the_terms_is_followed_once_they_are_known(node: Any, coordinator: Any) -> None:
     node.connects()
     assert node.hears(GlobalHead(), coordinator.version(3).pointer) == ()
-    assert FetchVersion(3) in node.joins(coordinator.terms())
+    assert FetchPiece(GlobalManifestOf(3)) in node.joins(coordinator.terms())
 
 
 def test_a_node_notes_the_release_it_was_told(member: Any, coordinator: Any) -> None:

@@ -9,10 +9,8 @@ import pytest
 from edge_node.core import initial_state
 from edge_node.state import (
     AdapterTried,
-    EndAverageFetch,
     EndFetch,
-    FetchAverage,
-    FetchVersion,
+    FetchPiece,
     KeepRelease,
     PublishMetrics,
     PublishState,
@@ -73,7 +71,7 @@ def test_a_release_that_is_the_head_is_served_without_being_sent_twice(server: A
     assert served(server.receives(version)) == []
     effects = server.hears(GlobalRelease(), version.pointer)
     assert served(effects) == [(3, "head", 2.0)]
-    assert not any(isinstance(effect, FetchVersion | KeepRelease) for effect in effects)
+    assert not any(isinstance(effect, FetchPiece | KeepRelease) for effect in effects)
     assert KeepRelease(version.pointer, version.body) in tried(server, effects)
 
 
@@ -142,31 +140,31 @@ def test_the_outcome_of_one_that_was_replaced_meanwhile_changes_nothing(server: 
 
 def test_a_release_whose_head_is_on_its_way_waits_for_it(server: Any, coordinator: Any) -> None:
     version = coordinator.version(3, 2.0, chunk_size=100)
-    assert server.hears(GlobalRelease(), version.pointer) == (FetchVersion(3),)
+    assert server.hears(GlobalRelease(), version.pointer) == (FetchPiece(GlobalManifestOf(3)),)
     assert served(server.receives(version)) == [(3, "head", 2.0)]
 
 
 def test_a_release_older_than_the_head_is_fetched_beside_it(server: Any, coordinator: Any) -> None:
     older, head = coordinator.version(3, 2.0, chunk_size=100), coordinator.version(5, 4.0, chunk_size=100)
     server.receives(head)
-    assert server.hears(GlobalRelease(), older.pointer) == (FetchVersion(3),)
+    assert server.hears(GlobalRelease(), older.pointer) == (FetchPiece(GlobalManifestOf(3)),)
     effects = server.hears(GlobalManifestOf(3), older.manifest)
     for index, chunk in enumerate(older.chunks):
         effects += server.hears(GlobalChunk(3, index), chunk)
     assert served(effects) == [(3, "head", 2.0)]
-    assert EndFetch(3) in effects
+    assert EndFetch(GlobalChunk(3, len(older.chunks) - 1)) in effects
     assert server.version_held() == 5
 
 
 def test_an_average_is_served_from_chunks_of_its_own(server: Any, coordinator: Any) -> None:
     version, pointer, chunks = averaged(coordinator, 3, value=2.0, average=0.25)
     server.receives(version)
-    assert server.hears(GlobalRelease(), pointer) == (FetchAverage(3),)
+    assert server.hears(GlobalRelease(), pointer) == (FetchPiece(GlobalManifestOf(3)),)
     effects = server.hears(GlobalManifestOf(3), version.manifest)
     for index, chunk in reversed(list(enumerate(chunks))):
         effects += server.hears(GlobalAverageChunk(3, index), chunk)
     assert served(effects) == [(3, "average", 0.25)]
-    assert EndAverageFetch(3) in effects
+    assert FetchPiece(GlobalAverageChunk(3, 0)) in effects and EndFetch(GlobalAverageChunk(3, 0)) in effects
     assert float(server.state.held.adapter.values[0]) == 2.0
 
 
@@ -256,14 +254,17 @@ def test_a_restarted_coordinator_makes_nobody_fetch_what_is_served(server: Any, 
 
 def test_a_newer_release_supersedes_a_fetch(server: Any, coordinator: Any) -> None:
     server.hears(GlobalRelease(), coordinator.version(3).pointer)
-    assert server.hears(GlobalRelease(), coordinator.version(4).pointer) == (EndFetch(3), FetchVersion(4))
+    assert server.hears(GlobalRelease(), coordinator.version(4).pointer) == (
+        EndFetch(GlobalManifestOf(3)),
+        FetchPiece(GlobalManifestOf(4)),
+    )
 
 
 def test_a_release_that_stays_away_is_asked_for_again(server: Any, coordinator: Any) -> None:
     version = coordinator.version(3, 2.0)
     server.hears(GlobalRelease(), version.pointer)
     asked = [type(effect) for _ in range(60) for effect in server.waits(1)]
-    assert [kind for kind in asked if kind in (EndFetch, FetchVersion)][:2] == [EndFetch, FetchVersion]
+    assert [kind for kind in asked if kind in (EndFetch, FetchPiece)][:2] == [EndFetch, FetchPiece]
     assert served(server.hears(GlobalManifestOf(3), version.manifest)) == [(3, "head", 2.0)]
 
 
