@@ -112,6 +112,14 @@ class Outbox:
             raise KeyError(update_id)
         return Update(*row)
 
+    def manifest(self, update_id: str) -> bytes:
+        """An update's manifest without the bytes of its body; KeyError when it is not in the outbox."""
+        with self._watched():
+            row = self._database.execute("SELECT manifest FROM updates WHERE update_id = ?", (update_id,)).fetchone()
+        if row is None:
+            raise KeyError(update_id)
+        return bytes(row[0])
+
     def settle(self, update_id: str) -> None:
         """Forget an accepted update, and count it."""
         with self._transaction() as database:

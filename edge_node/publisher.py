@@ -14,7 +14,6 @@ from broker.connection import Connection
 from broker.events import PayloadTooLarge, Publication, Published, QueueFull
 from edge_node.outbox import Outbox
 from edge_node.state import Update
-from schemas.chunks import split
 from schemas.messages import NodeMetrics, NodeState, UpdateManifest, join_body
 from schemas.topics import Address, NodeMetricsOf, NodeStateOf, UpdateChunk, UpdateManifestOf, route
 
@@ -43,6 +42,7 @@ class Publisher:
         self._topics: dict[int, str] = {}  # of what the broker has not answered for, by token
         self._pieces: deque[_Piece] = deque()  # of updates, in the order of sending
         self._in_flight: tuple[int, _Piece] | None = None  # the one that the broker has not answered for, by its token
+        self._at_hand: Update | None = None  # the one that is being sent: no other's body is in memory
 
     def state(self, state: NodeState) -> None:
         """Birth, a new version held, or farewell."""
@@ -54,7 +54,7 @@ class Publisher:
 
     def update(self, update_id: str) -> None:
         """An update of the outbox: its chunks if it has any, then its manifest."""
-        chunks = range(len(_chunks(self._outbox.load(update_id))))
+        chunks = range(_number_of_chunks(self._outbox.manifest(update_id)))
         self._add(*(_Piece(update_id, index) for index in chunks), _Piece(update_id, None))
 
     def offer(self, update_id: str) -> None:
@@ -63,13 +63,14 @@ class Publisher:
 
     def chunks(self, update_id: str, wanted: tuple[int, ...]) -> None:
         """Some chunks of an update again."""
-        there = len(_chunks(self._outbox.load(update_id)))
+        there = _number_of_chunks(self._outbox.manifest(update_id))
         self._add(*(_Piece(update_id, index) for index in wanted if index < there))
         self._tell_if_done(update_id)
 
     def forget(self, update_id: str) -> None:
         """Send no more of an update that has left the outbox."""
         self._pieces = deque(piece for piece in self._pieces if piece.update_id != update_id)
+        self._put_away(update_id)
 
     def answered(self, answer: Published) -> None:
         """Say in the log what the broker refused, and go on with the next piece."""
@@ -91,8 +92,7 @@ class Publisher:
         """One piece at a time: whatever a lost link takes along is less than two."""
         while self._pieces and self._in_flight is None:
             piece = self._pieces.popleft()
-            update = self._outbox.load(piece.update_id)
-            token = self._publish(piece.address(self._node), piece.payload(update))
+            token = self._publish(piece.address(self._node), self._payload(piece))
             if token is not None:
                 self._in_flight = (token, piece)
                 return
@@ -102,7 +102,30 @@ class Publisher:
     def _tell_if_done(self, update_id: str) -> None:
         in_flight = [] if self._in_flight is None else [self._in_flight[1]]
         if all(piece.update_id != update_id for piece in (*in_flight, *self._pieces)):
+            self._put_away(update_id)
             self._handed_over(update_id)
+
+    def _payload(self, piece: "_Piece") -> bytes:
+        """A chunk; or the manifest's own bytes, for they decide the id, with the body behind them if it is inline."""
+        if piece.chunk is not None:
+            update = self._taken_out(piece.update_id)
+            start = piece.chunk * update.chunk_size
+            return update.body[start : start + update.chunk_size]
+        manifest = self._outbox.manifest(piece.update_id)
+        if _number_of_chunks(manifest):
+            return manifest
+        return join_body(manifest, self._taken_out(piece.update_id).body)
+
+    def _taken_out(self, update_id: str) -> Update:
+        """The update with its body, read once for all pieces that go out in a row."""
+        if self._at_hand is None or self._at_hand.update_id != update_id:
+            self._at_hand = None  # before the other is read
+            self._at_hand = self._outbox.load(update_id)
+        return self._at_hand
+
+    def _put_away(self, update_id: str) -> None:
+        if self._at_hand is not None and self._at_hand.update_id == update_id:
+            self._at_hand = None
 
     def _publish(self, address: Address, payload: bytes) -> int | None:
         """The client's token; None when it would not take the message."""
@@ -129,16 +152,6 @@ class _Piece(NamedTuple):
             return UpdateManifestOf(node, self.update_id)
         return UpdateChunk(node, self.update_id, self.chunk)
 
-    def payload(self, update: Update) -> bytes:
-        return _manifest_payload(update) if self.chunk is None else _chunks(update)[self.chunk]
 
-
-def _chunks(update: Update) -> tuple[bytes, ...]:
-    in_chunks = UpdateManifest.from_bytes(update.manifest).body.chunks
-    return split(update.body, update.chunk_size) if in_chunks else ()
-
-
-def _manifest_payload(update: Update) -> bytes:
-    """The manifest's own bytes, for they decide the id, with the body behind them if it is inline."""
-    inline = not UpdateManifest.from_bytes(update.manifest).body.chunks
-    return join_body(update.manifest, update.body) if inline else update.manifest
+def _number_of_chunks(manifest: bytes) -> int:
+    return len(UpdateManifest.from_bytes(manifest).body.chunks)

@@ -21,6 +21,7 @@ def test_an_update_comes_back_as_it_was_put(tmp_path: Path) -> None:
         outbox.put(update(1, b"\x00\xff"))
     with Outbox(path) as outbox:
         assert outbox.load(update(1).update_id) == update(1, b"\x00\xff")
+        assert outbox.manifest(update(1).update_id) == update(1).manifest
 
 
 def test_what_waits_is_listed_oldest_first_with_its_size(tmp_path: Path) -> None:
@@ -50,8 +51,9 @@ def test_an_update_that_is_settled_or_dropped_is_gone_and_only_the_first_counts(
         outbox.drop(update(2).update_id)
         assert outbox.waiting() == ()
         assert outbox.memory().participation == 1
-        with pytest.raises(KeyError):
-            outbox.load(update(1).update_id)
+        for ask in (outbox.load, outbox.manifest):
+            with pytest.raises(KeyError):
+                ask(update(1).update_id)
 
 
 def test_the_facts_outlive_the_process(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Updates over a link that is cut, on a real broker. The coordinator's side is a client that takes everything."""
 
+import gc
 import hashlib
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from edge_node.outbox import Outbox
 from edge_node.publisher import Publisher
 from edge_node.state import Update
 from schemas.chunks import Assembly, describe, split
-from schemas.messages import UpdateManifest, update_id
+from schemas.messages import UpdateManifest, split_body, update_id
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse, topic_filter
 
 pytestmark = pytest.mark.mosquitto
@@ -34,7 +36,7 @@ def mosquitto() -> Iterator[EmbeddedBroker]:
         yield running
 
 
-def update_of(body: bytes, sequence: int = 0) -> Update:
+def update_of(body: bytes, sequence: int = 0, inline: int = 0) -> Update:
     manifest = UpdateManifest(
         node="home-1",
         boot_id="b0" * 16,
@@ -48,7 +50,7 @@ def update_of(body: bytes, sequence: int = 0) -> Update:
         participation=0,
         loss=1.0,
         seconds=1.0,
-        body=describe(body, "fp32", CHUNK, inline=0),
+        body=describe(body, "fp32", CHUNK, inline),
     ).to_bytes()
     return Update(update_id(manifest), sequence, "d" * 64, 3, manifest, body, CHUNK)
 
@@ -204,3 +206,40 @@ def test_a_chunk_that_was_spoilt_on_the_link_is_noticed_and_sent_again(
     node.publisher.chunks(update.update_id, assembly.missing)
     ((_, payload),) = node.arrived(lambda addresses: len(addresses) == 1)
     assert assembly.with_chunk(1, payload).join() == BODY
+
+
+def test_of_each_update_the_body_is_read_once_and_not_kept(
+    mosquitto: EmbeddedBroker, link: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = link(mosquitto.settings.port)
+    read, alive = list[str](), list[weakref.ref[Update]]()
+    load = node.outbox.load
+
+    def counted(id_: str) -> Update:
+        gc.collect()
+        assert all(one() is None for one in alive), "there are two bodies in memory"
+        update: Update = load(id_)
+        read.append(id_)
+        alive.append(weakref.ref(update))
+        return update
+
+    monkeypatch.setattr(node.outbox, "load", counted)
+    updates = [node.put(update_of(BODY, sequence)).update_id for sequence in range(2)]
+    for one in updates:
+        node.publisher.update(one)
+    node.until_handed_over(times=2)
+    node.publisher.offer(updates[0])
+    node.until_handed_over(times=3)
+    assert read == updates
+    gc.collect()
+    assert all(one() is None for one in alive)
+
+
+def test_a_small_update_goes_out_in_one_message(mosquitto: EmbeddedBroker, link: Any) -> None:
+    node = link(mosquitto.settings.port)
+    update = node.put(update_of(BODY[:100], inline=100))
+    node.publisher.update(update.update_id)
+    node.until_handed_over()
+    ((address, payload),) = node.arrived(has_manifest)
+    assert address == UpdateManifestOf("home-1", update.update_id)
+    assert split_body(payload) == (update.manifest, BODY[:100])
