@@ -41,6 +41,7 @@ V = TypeVar("V")
 
 REMEMBERED_REFUSALS = 16
 NS_PER_S = 1_000_000_000
+RETRY_AFTER_S = 30.0  # a version is made in less, where the base model keeps up at all
 POISON = "the coordinator died each time it took this in: it is set aside unread; train again"
 RAISING_RIDGE = 0.01  # where a delta of a higher rank becomes one of the federation's: pull towards the base's factors
 
@@ -109,6 +110,8 @@ def _on_manifest(state: FederationState, node: str, id_: str, event: Received) -
         return refuse(state, node, id_, Objection("rejected", "unreadable", str(error)))
     if objection := _objection(state, node, manifest):
         return refuse(state, node, id_, objection, manifest)
+    if _is_full(state):
+        return _put_off(state, node, id_)
     if not manifest.body.chunks:
         return _take_inline(state, node, id_, manifest, body, event.at_ns)
     return _collect(state, node, id_, manifest, event.at_ns)
@@ -271,11 +274,21 @@ def _untimely(state: FederationState, node: str, manifest: UpdateManifest) -> Ob
     if waiting >= (most := state.config.limits.updates_per_version):
         reason = f"version {head.version + 1} has {waiting} updates of this node, the most is {most}: wait for it"
         return Objection("rejected", "quota", reason)
-    if len(state.buffer.updates) >= MAX_INPUTS:
-        return Objection(
-            "stale", "quota", f"{MAX_INPUTS} updates wait for the base model on the coordinator: try again later"
-        )
     return None
+
+
+def _is_full(state: FederationState) -> bool:
+    """Whether as many updates wait for the base model as one version can name."""
+    return len(state.buffer.updates) >= MAX_INPUTS
+
+
+def _put_off(state: FederationState, node: str, id_: str) -> Step:
+    """Ask the node to keep an update that nothing speaks against, and to come again with it."""
+    if (arrived := _ledger(state, node).partial.get(id_)) is not None:
+        # its chunks may stay, within their limits; without a manifest nobody asks for more of them
+        state = _with_partial(state, node, id_, replace(arrived, manifest=None))
+    reason = f"{MAX_INPUTS} updates wait for the base model on the coordinator: keep this one and come again"
+    return _counted(state, "overloaded"), (receipt(node, id_, "overloaded", reason, retry_after_s=RETRY_AFTER_S),)
 
 
 def _waiting(state: FederationState) -> tuple[AdapterUpdate, ...]:
@@ -290,6 +303,8 @@ def _accept(
     # checked once more: the head may have moved while chunks were on their way
     if objection := _objection(state, node, manifest) or _too_often(state, node, at_ns):
         return refuse(state, node, id_, objection, manifest)
+    if _is_full(state):
+        return _put_off(state, node, id_)
     state = with_ledger(state, node, _ledger(state, node).with_decoded(at_ns))
     try:
         delta = decode(read(), state.config.node_layouts[manifest.layout], manifest.body.codec)
@@ -445,11 +460,17 @@ def receipt(
     *,
     missing: tuple[int, ...] = (),
     version: int | None = None,
+    retry_after_s: float | None = None,
     manifest: UpdateManifest | None = None,
 ) -> SendReceipt:
     """The answer to one update as an effect."""
     answer = Receipt(
-        update_id=id_, status=status, reason=reason and reason[:MAX_SENTENCE], missing=missing, version=version
+        update_id=id_,
+        status=status,
+        reason=reason and reason[:MAX_SENTENCE],
+        missing=missing,
+        version=version,
+        retry_after_s=retry_after_s,
     )
     return SendReceipt(node, answer, manifest)
 

@@ -23,7 +23,8 @@ from edge_node.state import (
 from schemas.messages import Receipt
 
 MAX_IN_FLIGHT = 4  # updates without a receipt that the network and the coordinator may hold at once
-REJECTED_REST_S = 10.0
+REJECTED_REST_S = 10.0  # the first of them; each rejection since one went into a version doubles it
+PUT_OFF_REST_S = 10.0  # on top of what the coordinator asks for; doubles until it takes one
 REMEMBERED_SETTLED = 64  # accepted updates whose next answer is still believed
 PROMPT_REPAIRS = 3  # missing chunks are sent at once so often; then the update waits its turn
 HEAD_PATIENCE_S = 5.0  # with a broker that keeps the head to itself
@@ -64,7 +65,7 @@ def head_heard(state: EdgeState, at: float) -> EdgeState:
 
 def send_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
     """Send what was never sent while the window has room, newest base first, and offer again what has no receipt."""
-    if not state.connected or at < state.sends_from:
+    if not state.connected or at < max(state.sends_from, state.quiet_until):
         return state, ()
     state, effects = _drop_stale(state, at)
     room = MAX_IN_FLIGHT - sum(update.attempts > 0 for update in state.outbox)
@@ -76,7 +77,8 @@ def send_due(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
         whole = update.is_new and not update.attempts
         effects += (SendUpdate(update.update_id) if whole else OfferUpdate(update.update_id),)
     outbox = tuple(replace(sends[u.update_id], under_way=True) if u.update_id in sends else u for u in state.outbox)
-    return replace(state, outbox=outbox, updates_sent=state.updates_sent + len(first)), effects
+    sent = state.updates_sent + sum(not update.was_put_off for update in first)
+    return replace(state, outbox=outbox, updates_sent=sent), effects
 
 
 def on_handed_over(state: EdgeState, event: HandedOver) -> EdgeState:
@@ -113,6 +115,8 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
         return _on_late_answer(state, at, receipt, name)
     if receipt.status == "incomplete":
         return _repair(state, update, receipt)
+    if receipt.status == "overloaded":
+        return _put_off(state, at, update, receipt)
     rest = replace(state, outbox=tuple(other for other in state.outbox if other is not update))
     if receipt.status in ("stale", "rejected"):
         why = f"{name} {receipt.status}: {receipt.reason or 'no reason given'}"
@@ -123,6 +127,8 @@ def on_receipt(state: EdgeState, at: float, payload: bytes) -> tuple[EdgeState, 
         rest,
         memory=memory,
         updates_accepted=rest.updates_accepted + 1,
+        rejections=0 if receipt.version is not None else rest.rejections,
+        times_put_off=0,
         settled=settled[-REMEMBERED_SETTLED:],
     )
     return rest, (SettleUpdate(update.update_id), Note(f"{name} accepted", update.update_id))
@@ -136,7 +142,9 @@ def _on_late_answer(state: EdgeState, at: float, receipt: Receipt, name: str) ->
         settled = tuple(other for other in state.settled if other != receipt.update_id)
         state = replace(state, settled=settled)
     if receipt.status == "aggregated" and receipt.version is not None:
-        return state, (Note(f"{name} went into version {receipt.version}", receipt.update_id, receipt.version),)
+        return replace(state, rejections=0), (
+            Note(f"{name} went into version {receipt.version}", receipt.update_id, receipt.version),
+        )
     if receipt.status in ("stale", "rejected"):
         why = f"{name} was accepted, and now is {receipt.status}: {receipt.reason or 'no reason given'}"
         return _refused(state, at, receipt), (Warn(why, receipt.update_id),)
@@ -144,13 +152,31 @@ def _on_late_answer(state: EdgeState, at: float, receipt: Receipt, name: str) ->
 
 
 def _refused(state: EdgeState, at: float, receipt: Receipt) -> EdgeState:
-    """Count it. The version a rejected update came from may be trained on again, but not at once."""
+    """Count it. The version a rejected update came from may be trained on again, each time after a longer pause."""
     state = replace(state, updates_rejected=state.updates_rejected + 1)
     if receipt.status == "stale":  # a newer version is there, or on its way
         return state
-    pause_s = wait_s(receipt.update_id, 1, REJECTED_REST_S)
+    rejections = state.rejections + 1
+    pause_s = wait_s(receipt.update_id, rejections, REJECTED_REST_S)
     memory = replace(state.memory, last_base=None)
-    return replace(state, memory=memory, rest_until=max(state.rest_until, at + pause_s))
+    return replace(state, memory=memory, rejections=rejections, rest_until=max(state.rest_until, at + pause_s))
+
+
+def _put_off(state: EdgeState, at: float, update: WaitingUpdate, receipt: Receipt) -> tuple[EdgeState, Effects]:
+    """Keep the update, and neither send nor train for a while; then the newest goes first, which may be another."""
+    kept = replace(update, is_new=False, was_put_off=True, attempts=0, under_way=False)
+    outbox = tuple(kept if other is update else other for other in state.outbox)
+    state = replace(state, outbox=outbox)
+    if at < state.quiet_until:  # an answer to another one that was on its way: the pause is the same
+        return state, ()
+    times = state.times_put_off + 1
+    pause_s = (receipt.retry_after_s or 0.0) + wait_s(state.identity.settings.node, times, PUT_OFF_REST_S)
+    until = at + pause_s
+    state = replace(state, times_put_off=times, quiet_until=until, rest_until=max(state.rest_until, until))
+    why = (
+        f"update {_short(update.update_id)} put off: {receipt.reason or 'no reason given'}. Next try in {pause_s:.0f} s"
+    )
+    return state, (Warn(why, update.update_id),)
 
 
 def coordinator_returned(state: EdgeState, at: float) -> EdgeState:
@@ -163,11 +189,10 @@ def next_due(state: EdgeState) -> float | None:
     """When something is to be sent, again or for the first time on this connection."""
     if not state.connected:
         return None
-    due = [
-        max(update.again_at, state.sends_from) for update in state.outbox if update.attempts and not update.under_way
-    ]
+    sends_from = max(state.sends_from, state.quiet_until)
+    due = [max(update.again_at, sends_from) for update in state.outbox if update.attempts and not update.under_way]
     if any(not update.attempts for update in state.outbox) and _has_room(state):
-        due.append(state.sends_from)
+        due.append(sends_from)
     return min(due, default=None)
 
 

@@ -105,6 +105,7 @@ class WaitingUpdate:
     base_version: int
     is_new: bool = True  # of this process: nobody can have a part of it yet
     attempts: int = 0
+    was_put_off: bool = False  # the coordinator had no room for it, and nothing of it was taken
     under_way: bool = False  # the broker has not taken all yet that was to be sent
     repairs: int = 0  # of chunks that the coordinator missed, since the last attempt
     again_at: float = 0.0
@@ -144,6 +145,9 @@ class EdgeState:
     refused: GlobalPointer | None = None  # a release that was tried and given up
     training: Training | None = None
     failures: int = 0  # trainings in a row that came to nothing
+    rejections: int = 0  # of updates, since one went into a version
+    times_put_off: int = 0  # pauses that the coordinator has asked for, since it took one
+    quiet_until: float = 0.0  # before, nothing is sent: the coordinator has more than it can take
     rest_until: float = 0.0
     last_loss: float | None = None
     conditions: Conditions = field(default_factory=Conditions)  # of the machine, as last read

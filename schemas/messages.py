@@ -18,6 +18,7 @@ MAX_MESSAGE_SIZE = 1 << 20
 MAX_CHUNKS = 10_000
 MAX_INPUTS = 500  # a global manifest of as many is one message of 100 KB
 MAX_SENTENCE = 500
+MAX_PAUSE_S = 600
 MAX_VALUES = 20_000  # the fullest message holds fewer; parsing stays under 128 MB, whatever the bytes
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 hexadecimal digits")]
@@ -49,7 +50,7 @@ IdleReason = Literal[
     "not_at_this_hour",
     "rank_not_taken",
 ]
-ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete"]
+ReceiptStatus = Literal["accepted", "aggregated", "duplicate", "stale", "rejected", "incomplete", "overloaded"]
 Refusal = Literal["bad_request", "too_long", "overloaded", "loading", "timeout", "stopped", "fault"]
 MAX_TURNS, MAX_ANSWER_TOKENS = 256, 4096
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -129,13 +130,22 @@ class Receipt(Message):
     update_id: UpdateId
     status: ReceiptStatus = Field(
         description="accepted: durable, may be forgotten; aggregated: it went into `version`; "
-        "duplicate: known already; stale: too old; rejected: see `reason`; incomplete: send the chunks in `missing`"
+        "duplicate: known already; stale: too old; rejected: see `reason`; incomplete: send the chunks in `missing`; "
+        "overloaded: not taken for now, keep it"
     )
-    reason: Sentence | None = Field(default=None, description="for stale and rejected: what to do about it")
+    reason: Sentence | None = Field(default=None, description="for stale, rejected and overloaded: what to do about it")
     missing: tuple[Annotated[int, Field(ge=0, lt=MAX_CHUNKS)], ...] = Field(
         default=(), max_length=MAX_CHUNKS, description="chunk numbers to send again"
     )
     version: Version | None = Field(default=None, description="the version that the update went into")
+    # left out where it says nothing: a program that does not know it reads every other answer
+    retry_after_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PAUSE_S,
+        exclude_if=lambda pause_s: pause_s is None,
+        description="with overloaded: send nothing sooner than this",
+    )
 
 
 class GlobalPointer(Message):

@@ -38,7 +38,9 @@ from coordinator.strategies import (
     Strategy,
 )
 from schemas.adapter import Adapter
-from schemas.messages import MAX_INPUTS
+from schemas.chunks import describe, split
+from schemas.messages import MAX_INPUTS, UpdateManifest, split_body, update_id
+from schemas.topics import UpdateChunk, UpdateManifestOf, parse, route
 
 MakeAdapter = Callable[..., Adapter]
 MakeConfig = Callable[..., FederationConfig]
@@ -108,6 +110,21 @@ def aligned(*deltas: Adapter) -> AlignedDeltas:
 def opening(message: MakeMessage) -> tuple[Received, Received]:
     """What makes version 1, so that updates from version 0 are stale and have to be aligned."""
     return message("x", 3), message("y", 3)
+
+
+def in_chunks(whole: Received) -> list[Received]:
+    """The same update in two chunks: its manifest, then these."""
+    text, body = split_body(whole.payload)
+    address = parse("test", whole.topic)
+    assert isinstance(address, UpdateManifestOf)
+    entry = describe(body, "fp32", len(body) // 2, inline=0)
+    manifest = UpdateManifest.from_bytes(text).model_copy(update={"body": entry}).to_bytes()
+    node, id_ = address.node, update_id(manifest)
+    parts = enumerate(split(body, len(body) // 2))
+    return [
+        Received(0, route("test", UpdateManifestOf(node, id_)).topic, manifest),
+        *(Received(0, route("test", UpdateChunk(node, id_, index)).topic, part) for index, part in parts),
+    ]
 
 
 def published(effects: tuple[Effect, ...]) -> PublishVersion:
@@ -235,8 +252,8 @@ def test_more_than_a_manifest_can_name_do_not_wait(
         assert told(effects) == ["accepted"]
     state, effects = step(state, message("d", 3))
     [refused] = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
-    assert refused.status == "stale"
-    assert refused.reason == "500 updates wait for the base model on the coordinator: try again later"
+    assert (refused.status, refused.retry_after_s) == ("overloaded", 30)
+    assert refused.reason == "500 updates wait for the base model on the coordinator: keep this one and come again"
     assert len(state.buffer.updates) == MAX_INPUTS
     state, effects = step(state, answer(state))
     assert told(effects)[-1] == "AlignDeltas"
@@ -421,6 +438,39 @@ def test_more_than_a_manifest_can_name_are_never_made_into_one_version(
     named = [len(effect.manifest.inputs) for effect in effects if isinstance(effect, PublishVersion)]
     assert max(named) <= MAX_INPUTS
     assert sum(named) + told(effects).count("stale") + len(state.buffer.updates) == waiting
+
+
+def test_what_there_is_no_room_for_is_put_off_held_against_nobody_and_taken_later(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
+) -> None:
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
+    for sequence in range(MAX_INPUTS):
+        state, _ = step(state, message("c", 3, sequence=sequence))
+    state, effects = step(state, message("d", 3))
+    assert told(effects) == ["overloaded"]
+    assert "d" not in state.nodes and state.dropped == {"overloaded": 1}
+    state, _ = step(state, answer(state))  # the version is made, and all that waits is begun as the next
+    _, effects = step(state, message("d", 3))
+    assert told(effects)[0] == "accepted"
+
+
+def test_the_chunks_of_what_is_put_off_may_stay_and_are_not_asked_for(
+    terms: MakeConfig, adapter: MakeAdapter, message: MakeMessage, opening: tuple[Received, Received]
+) -> None:
+    state, _ = play(terms(ALIGNING), adapter(0), *opening, message("a", 3), message("b", 3))
+    for sequence in range(MAX_INPUTS - 1):
+        state, _ = step(state, message("c", 3, sequence=sequence))
+    manifest, *chunks = in_chunks(message("d", 3))
+    state, _ = step(state, manifest)
+    state, _ = step(state, message("c", 3, sequence=MAX_INPUTS))
+    for chunk in chunks:
+        state, effects = step(state, chunk)
+    assert told(effects) == ["overloaded"]
+    state, effects = step(state, Ticked(60 * SECOND))
+    assert told(effects) == []
+    state, _ = step(state, answer(state))
+    _, effects = step(state, manifest)
+    assert told(effects)[0] == "accepted"
 
 
 # --- what became too old meanwhile ---

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_node.core import next_deadline
+from edge_node.core import next_deadline, node_metrics
 from edge_node.state import (
     BrokerLost,
     DropUpdate,
@@ -146,6 +146,86 @@ def test_at_most_four_updates_are_in_flight(learner: Any) -> None:
     assert [waiting.attempts for waiting in learner.state.outbox] == [1, 1, 1, 1, 0]
     effects = learner.is_told(updates[0], "accepted")
     assert sent(effects) == [updates[4].update_id]
+
+
+# --- a coordinator that has more than it can take ---
+
+
+def test_an_update_that_is_put_off_is_kept_and_sent_again_no_sooner_than_asked(learner: Any) -> None:
+    update = learner.learns(2.0)
+    learner.hands_over(update)
+    effects = learner.is_told(update, "overloaded", reason="come again", retry_after_s=30)
+    assert not any(isinstance(effect, DropUpdate | SettleUpdate) for effect in effects)
+    assert "put off: come again. Next try in " in next(e.text for e in effects if isinstance(e, Warn))
+    assert learner.state.updates_rejected == 0
+    assert sent(learner.waits(30)) == []
+    deadline = next_deadline(learner.state)
+    assert deadline is not None
+    assert sent(learner.waits(deadline - learner.now)) == [update.update_id]
+    assert learner.state.updates_sent == 1
+
+
+def pauses_of(node: Any, times: int) -> list[float]:
+    """How long a node waits each time when it is put off so often in a row."""
+    update, pauses = node.learns(2.0), []
+    for _ in range(times):
+        node.is_told(update, "overloaded", retry_after_s=30)
+        pauses.append(node.state.quiet_until - node.now)
+        assert update.update_id in sent(node.waits(pauses[-1]))
+    return pauses
+
+
+def test_each_pause_is_longer_than_the_last_up_to_a_bound_until_one_is_taken(learner: Any) -> None:
+    pauses = pauses_of(learner, 10)
+    assert pauses[:5] == sorted(pauses[:5]) and pauses[4] > 100
+    assert max(pauses) <= 30 + 600 * 1.25
+    learner.is_told(learner.learns(3.0), "accepted")
+    assert pauses_of(learner, 1) == pauses[:1]
+
+
+def test_two_nodes_that_are_put_off_do_not_come_back_in_step(start_node: Any, coordinator: Any) -> None:
+    pauses = []
+    for name in ("home-1", "home-2"):
+        node = start_node(node=name)
+        node.joins(coordinator.terms())
+        node.receives(coordinator.version(3))
+        pauses.append(pauses_of(node, 3))
+    assert all(one != other for one, other in zip(*pauses, strict=True))
+
+
+def test_answers_to_all_that_was_on_its_way_are_one_pause(learner: Any) -> None:
+    updates = [learner.learns(float(value)) for value in (2, 3, 4)]
+    learner.is_told(updates[0], "overloaded", retry_after_s=30)
+    until = learner.state.quiet_until
+    for update in updates[1:]:
+        assert learner.is_told(update, "overloaded", retry_after_s=30) == ()
+    assert learner.state.quiet_until == until
+
+
+def test_nothing_is_trained_during_a_pause_and_then_the_newest_goes_first(learner: Any, coordinator: Any) -> None:
+    old = [learner.learns(float(value)) for value in (2, 3, 4, 5)]
+    learner.is_told(old[0], "overloaded", retry_after_s=30)
+    for update in old[1:]:
+        learner.is_told(update, "overloaded", retry_after_s=30)
+    learner.receives(coordinator.version(4))
+    new = [learner.learns(6.0)]  # was under way, from version 3
+    assert learner.state.training is None and node_metrics(learner.state, learner.now).idle == "resting"
+    effects = learner.waits(learner.state.quiet_until - learner.now)
+    assert learner.state.training.job.start.pointer.version == 4
+    assert sent(effects) == [update.update_id for update in old]  # as old as the new one, and made before it
+    for update in old:
+        learner.is_told(update, "overloaded", retry_after_s=30)
+    new.append(learner.learns(7.0))
+    first = sent(learner.waits(learner.state.quiet_until - learner.now))[0]
+    assert (first, new[1].base_version) == (new[1].update_id, 4)
+
+
+def test_a_broker_or_a_head_that_comes_back_does_not_end_a_pause(learner: Any, coordinator: Any) -> None:
+    update = learner.learns(2.0)
+    learner.is_told(update, "overloaded", retry_after_s=30)
+    learner.tell(BrokerLost(learner.now, "the broker is away"))
+    assert sent(comes_back(learner, coordinator.version(3))) == []
+    assert sent(learner.receives(coordinator.version(4))) == []
 
 
 def test_nothing_is_sent_while_the_broker_is_away(learner: Any, coordinator: Any) -> None:

@@ -183,6 +183,26 @@ def test_a_version_whose_update_was_rejected_is_trained_on_again_after_a_pause(
     assert any(isinstance(effect, Train) for effect in node.waits(60))
 
 
+def test_a_node_that_is_rejected_again_and_again_rests_longer_each_time_until_one_goes_into_a_version(
+    start_node: Any, coordinator: Any
+) -> None:
+    node = start_node()
+    node.joins(coordinator.terms())
+    node.receives(coordinator.version(3))
+    pauses = []
+    for value in range(10):
+        update = node.learns(float(value))
+        node.is_told(update, "accepted")
+        node.is_told(update, "rejected", reason="it turns against the others")
+        pauses.append(node.state.rest_until - node.now)
+        node.waits(pauses[-1])
+    assert pauses[:5] == sorted(pauses[:5]) and pauses[4] > 100
+    assert max(pauses) <= 600 * 1.25
+    node.is_told(node.learns(20.0), "aggregated", version=4)
+    node.is_told(node.learns(21.0), "rejected", reason="it turns against the others")
+    assert node.state.rest_until - node.now < 13
+
+
 def test_one_update_per_version_holds_after_a_restart_too(start_node: Any, coordinator: Any) -> None:
     held = coordinator.held(3)
     terms = coordinator.terms(one_update_per_version=True)

@@ -1,6 +1,7 @@
 """Messages: what is said is read back to the last bit, and the fullest thing that can be said can be read."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 
 import hypothesis.strategies as st
@@ -59,12 +60,20 @@ MANIFESTS = st.builds(
 RECEIPTS = st.builds(
     Receipt,
     update_id=st.just(ID),
-    status=st.sampled_from(["accepted", "stale", "rejected"]),
+    status=st.sampled_from(["accepted", "stale", "rejected", "overloaded"]),
     reason=st.none() | st.text(st.characters(codec="utf-8"), max_size=50),
     missing=st.lists(st.integers(0, MAX_CHUNKS - 1), max_size=5).map(tuple),
     version=st.none() | VERSIONS,
+    retry_after_s=st.none() | st.floats(0, 600),
 )
 METRICS = st.builds(NodeMetrics, boot_id=st.just(ID), step=COUNTS, loss=st.none() | FLOATS, outbox=COUNTS)
+
+
+def test_a_program_that_knows_no_pauses_reads_every_answer_that_asks_for_none() -> None:
+    known = {"update_id", "status", "reason", "missing", "version"}
+    assert json.loads(Receipt(update_id=ID, status="accepted").to_bytes()).keys() == known
+    asked = Receipt(update_id=ID, status="overloaded", retry_after_s=30)
+    assert json.loads(asked.to_bytes()).keys() == known | {"retry_after_s"}
 
 
 def test_every_message_is_read_back(message: Message) -> None:
