@@ -104,16 +104,27 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of data, speeds and the first adapter.")] = 0,
     strategy: Annotated[DemoStrategy, typer.Option(help="When to aggregate and how.")] = "alignfed",
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report here too, as JSON.")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Show the run there, in a browser.  [default: a free port, printed]"),
+    ] = None,
 ) -> None:
     """Run the whole system on this machine.
 
     A broker, a coordinator and edge nodes of unequal speed teach SmolLM2 smart-home commands, each node from data of
     its own. Ends with what was learned, on commands that no node has seen.
     """
+    from pydantic import ValidationError
+
+    from coordinator.settings import CoordinatorSettings
     from examples.smart_home.demo import DemoOptions, run_demo
     from examples.smart_home.plan import ImpossiblePlan
 
-    options = DemoOptions(nodes=nodes, versions=versions, seed=seed, strategy=strategy, report=report)
+    try:
+        CoordinatorSettings(http=http)
+    except ValidationError:
+        raise typer.BadParameter(f"{http} is not HOST:PORT, such as 127.0.0.1:9100", param_hint="--http") from None
+    options = DemoOptions(nodes=nodes, versions=versions, seed=seed, strategy=strategy, report=report, http=http)
     try:
         raise typer.Exit(run_demo(options))
     except ImpossiblePlan as error:

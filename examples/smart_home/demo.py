@@ -28,7 +28,7 @@ from coordinator.journal import read_updates, read_versions
 from coordinator.registry import Registry, RegistryError
 from coordinator.strategies import AlignFedLiteral
 from examples.smart_home.closing import show_closing
-from examples.smart_home.federation import Ran, Stalled, federate, serving_node
+from examples.smart_home.federation import Ran, Stalled, federate, free_address, serving_node
 from examples.smart_home.fleet import ProcessFailed
 from examples.smart_home.memory import PeakMemory
 from examples.smart_home.outcome import (
@@ -87,6 +87,7 @@ class DemoOptions:
     base_model: BaseModelSettings = field(default_factory=BaseModelSettings)
     runs: Path = Path("runs")
     recipe: Recipe = RECIPE
+    http: str | None = None  # None: a free port of this machine
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
         line(console, "note", "alignfed_literal cannot learn, and is here to show so: docs/paper.md says why")
     with PeakMemory() as memory:
         place = make_workplace(options.runs, datetime.now())
-        data, learned = _learn(plan, options.base_model, place, console)
+        data, learned = _learn(plan, options, place, console)
     updates = read_updates(place.journal)
     registry = Registry(place.adapters)
     versions = version_outcomes(read_versions(place.journal), registry.decisions(), plan.recipe.strategy)
@@ -164,15 +165,15 @@ def _run(plan: Plan, options: DemoOptions, console: Console) -> Report:
     return report
 
 
-def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console: Console) -> tuple[Data, Learned]:
-    resolved = fetch_base_model(base_model, console)
+def _learn(plan: Plan, options: DemoOptions, place: Workplace, console: Console) -> tuple[Data, Learned]:
+    resolved = fetch_base_model(options.base_model, console)
     data = make_data(plan, place, console)
     model = load_model(resolved, console)
     from examples.smart_home.measure import adapters_to_measure, samples_of, served_adapter  # PyTorch is here by now
 
     layout = layout_of(resolved, plan.recipe.lora)
     before, before_score = question("before", model, initial_adapter(layout, plan.seed), data.held_out, console)
-    broker, ran = _federate(plan, base_model, place, data.held_out[: plan.recipe.asked_examples], console)
+    broker, ran = _federate(plan, options, place, data.held_out[: plan.recipe.asked_examples], console)
     registry = Registry(place.adapters)
     served = served_adapter(registry, layout, registry.release())
     save_peft(served, place.root / "adapter", str(resolved.path))
@@ -190,9 +191,9 @@ def _learn(plan: Plan, base_model: BaseModelSettings, place: Workplace, console:
 
 
 def _federate(
-    plan: Plan, base_model: BaseModelSettings, place: Workplace, questions: Sequence[Example], console: Console
+    plan: Plan, options: DemoOptions, place: Workplace, questions: Sequence[Example], console: Console
 ) -> tuple[str, Ran]:
-    keys = make_keys(plan, place, console)
+    keys, http = make_keys(plan, place, console), options.http or free_address()
     with EmbeddedBroker("auto", place.broker, keys=keys) as broker:
         line(console, "broker", f"{broker.kind} on {broker.settings.address}, MQTT 5")
         for limit in broker.limits:
@@ -201,8 +202,9 @@ def _federate(
         trusted = "" if keys is None else f"ALIGNFED_SECURITY__KEYS={keys / 'observer'} "
         chat = f"{trusted}alignfed chat --mqtt {node} --broker {broker.settings.address} --federation {FEDERATION}"
         line(console, "serving", f"{node} answers while it learns: {chat}")
+        line(console, "page", f"http://{http} shows in a browser what goes on")
         console.print()
-        ran = federate(plan, place, base_model, broker, keys, questions, console)
+        ran = federate(plan, place, options.base_model, broker, keys, http, questions, console)
         console.print()
         return broker.kind, ran
 

@@ -4,6 +4,7 @@ It decides nothing about learning; it is a supervisor and a bystander.
 """
 
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from rich.console import Console
 from base_model.examples import Example
 from base_model.settings import BaseModelSettings
 from broker.client import Client
+from broker.config import LOOPBACK
 from broker.embedded import BrokerFailed, EmbeddedBroker
 from broker.events import Message
 from broker.security import SecuritySettings
@@ -65,15 +67,17 @@ def federate(
     base_model: BaseModelSettings,
     broker: EmbeddedBroker,
     keys: Path | None,
+    http: str,
     questions: Sequence[Example],
     console: Console,
 ) -> Ran:
     """Run the federation until its final version is out, then stop every process. With `keys` each has its bundle.
 
-    One home answers all the while, and is asked these questions again and again.
+    The coordinator shows itself at `http`, HOST:PORT. One home answers all the while, and is asked these questions
+    again and again.
     Raises BrokerFailed, NetworkThreadDied, ProcessFailed or Stalled; no process is left in any case.
     """
-    _write_configs(plan, place, base_model, broker.settings.port, keys)
+    _write_configs(plan, place, base_model, broker.settings.port, keys, http)
     first = first_view(FEDERATION, plan.recipe.versions, {node.name: node.slowdown for node in plan.nodes})
     setting = Setting(f"{broker.kind} on {broker.settings.address}", plan.recipe.strategy.name, time.time_ns())
     filters = [topic_filter(FEDERATION, kind) for kind in OBSERVED]
@@ -166,10 +170,19 @@ def program(place: Workplace, name: str) -> Program:
     return Program(name, command, place.log(name))
 
 
-def _write_configs(plan: Plan, place: Workplace, base_model: BaseModelSettings, port: int, keys: Path | None) -> None:
+def free_address() -> str:
+    """A port of this machine that nobody listens on now."""
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        return f"{LOOPBACK}:{taken.getsockname()[1]}"
+
+
+def _write_configs(
+    plan: Plan, place: Workplace, base_model: BaseModelSettings, port: int, keys: Path | None, http: str
+) -> None:
     recipe = plan.recipe
     shared: dict[str, BaseModel] = {"base_model": base_model, "broker": BrokerSettings(port=port)}
-    own = sections(shared | {"coordinator": coordinator_settings(plan, place)}, keys, COORDINATOR)
+    coordinator = coordinator_settings(plan, place).model_copy(update={"http": http})
+    own = sections(shared | {"coordinator": coordinator}, keys, COORDINATOR)
     write_config(place.config(COORDINATOR), FEDERATION, own)
     for node in plan.nodes:
         edge = EdgeSettings(

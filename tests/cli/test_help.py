@@ -131,7 +131,10 @@ def test_the_module_is_the_same_program_as_the_command(alignfed):
     assert module.stdout == alignfed("--help").stdout
 
 
-@pytest.mark.parametrize("words", [("no-such-command",), ("broker", "--no-such-flag"), ("demo", "--nodes", "1")])
+@pytest.mark.parametrize(
+    "words",
+    [("no-such-command",), ("broker", "--no-such-flag"), ("demo", "--nodes", "1"), ("demo", "--http", "nowhere")],
+)
 def test_wrong_usage_exits_with_2_and_points_to_the_help(words, alignfed):
     refused = alignfed(*words)
     assert refused.returncode == 2

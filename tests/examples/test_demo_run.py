@@ -18,6 +18,9 @@ from base_model.examples import load_examples
 from coordinator.journal import fold
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay
+from coordinator.watch.status import Status
+from tests.browser import CHROMIUM, Browser
+from tests.page_figures import SHOWN, on_page
 
 VERSIONS = 6
 DEMO = f"""
@@ -47,6 +50,11 @@ base_model = BaseModelSettings(name=model, cache_dir=folder / "cache")
 sys.exit(run_demo(DemoOptions(2, {VERSIONS}, 0, None, folder / "copy.json", base_model, folder / "runs", recipe)))
 """
 PATIENCE_S = 300
+# Whether the newest status on the page is what the coordinator tells just now, but for what moves with the clock.
+AGREES = """fetch('/api/status').then((answer) => answer.json()).then((told) => {
+    const still = ({at_ns, process, alarms, ...rest}) => JSON.stringify(rest);
+    return still(told) === still(newest);
+})"""
 
 
 @pytest.fixture
@@ -58,6 +66,12 @@ def demo(tiny_model_dir: Path, tmp_path: Path) -> Iterator[subprocess.Popen[byte
             yield process
         finally:
             process.kill()
+
+
+@pytest.fixture
+def onlooker(request: pytest.FixtureRequest) -> Browser | None:
+    """A browser where there is one; all else of the demo is tested without, too."""
+    return request.getfixturevalue("browser") if CHROMIUM else None
 
 
 def wait_until(condition: Callable[[], bool], demo: subprocess.Popen[bytes]) -> None:
@@ -74,6 +88,16 @@ def wait_for(text: str, tmp_path: Path, demo: subprocess.Popen[bytes]) -> None:
 
 def run_of(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "latest"
+
+
+def look(onlooker: Browser, epoch: int, least: int) -> None:
+    """See in the browser what the coordinator tells, all of it, once that many versions are there."""
+    onlooker.until(f"newest.epoch === {epoch} && newest.head >= {least}")
+    onlooker.until(AGREES)
+    onlooker.see("document.querySelector('details').open = true")
+    newest, shown = onlooker.see(f"[JSON.stringify(newest), {SHOWN}]")
+    told = Status.model_validate_json(newest)
+    assert shown == on_page(told, told.at_ns)
 
 
 def anchor_waits(run: Path) -> bool:
@@ -97,7 +121,14 @@ def running(processes: list[psutil.Process], which: Callable[[psutil.Process], b
 
 # PEFT asks for an attribute that transformers has renamed; nothing here can change that
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_model_dir):
+def test_a_coordinator_killed_in_the_middle_costs_nothing_and_a_browser_sees_it_all(
+    onlooker, demo, tmp_path, tiny_model_dir
+):
+    wait_for(f"version 1 of {VERSIONS}", tmp_path, demo)
+    if onlooker:
+        onlooker.open(re.search("http://(\\S+) shows", (tmp_path / "out").read_text())[1])
+        look(onlooker, epoch=1, least=1)
+        assert onlooker.faults == []
     wait_for(f"version 2 of {VERSIONS}", tmp_path, demo)
     [coordinator] = [child for child in children(demo) if "coordinator" in child.cmdline()]
     [node] = [child for child in children(demo) if any(word.endswith("home-1.toml") for word in child.cmdline())]
@@ -105,7 +136,13 @@ def test_a_coordinator_killed_in_the_middle_costs_nothing(demo, tmp_path, tiny_m
     # so small a model's nodes would be done before the coordinator's own model is loaded again
     node.suspend()
     wait_until(lambda: anchor_waits(run_of(tmp_path)), demo)
+    if onlooker:
+        look(onlooker, epoch=2, least=2)
     node.resume()
+    wait_for(f"version 3 of {VERSIONS}", tmp_path, demo)
+    if onlooker:
+        look(onlooker, epoch=2, least=3)
+        assert [fault for fault in onlooker.faults if "net::ERR" not in fault] == []
 
     output = (tmp_path / "out").read_text
     assert demo.wait(PATIENCE_S) == 0, output()
