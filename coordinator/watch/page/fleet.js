@@ -73,7 +73,7 @@ function fillLast(cell, node, nowNs) {
     button.setAttribute("aria-label", `follow ${id.slice(0, 8)}`);
   }
   button.hidden = !last;
-  say(text, last ? ` ${last.status}, ${age(last.at_ns, nowNs)} ago` : "–");
+  say(text, last ? `${last.status}, ${age(last.at_ns, nowNs)} ago` : "–");
 }
 
 function prepareAct(cell, name) {

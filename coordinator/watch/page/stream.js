@@ -33,6 +33,9 @@ $("lock").addEventListener("click", () => {
   tell("Locked.");
   $("token").focus();
 });
+window.addEventListener("resize", () => {
+  if (newest) show(newest);
+});
 lookForOrders();
 
 const stream = new EventSource("/api/events");

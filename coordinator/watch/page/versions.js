@@ -13,7 +13,7 @@ const VERSION_FIGURES = {
 };
 
 function showVersions(status) {
-  if (changed("loss", status.versions)) showLoss(status.versions);
+  showLoss(status.versions);
   const versions = status.versions.slice(-MOST_VERSIONS).reverse();
   const rows = arrange(document.querySelector("#versions tbody"), versions.map((v) => v.version), newVersionRow);
   rows.forEach((row, at) => fillVersionRow(row, versions[at], status.at_ns));

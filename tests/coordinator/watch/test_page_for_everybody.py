@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.strategies import FedBuff
 from tests.browser import DESK, PHONE, Browser
 
-SMALLEST = PHONE | {"width": 320}  # as wide as a desk's screen at 400 %
 OF_TABLES = {"table", "row", "columnheader", "rowheader", "cell"}
 ASKS = {"button", "textbox", "searchbox", "checkbox", "spinbutton", "combobox", "link", "disclosuretriangle"}
 
@@ -140,9 +140,32 @@ def test_every_text_and_every_chart_stands_out_from_what_is_behind_it(page: Brow
     assert page.see("new Set(checked).size") > 100
 
 
-def test_nothing_is_wider_than_the_smallest_screen(page: Browser) -> None:
-    page.on(SMALLEST)
-    assert page.see("document.documentElement.scrollWidth") <= SMALLEST["width"]
+@pytest.mark.parametrize("width", [320, 390, 700, 900, 1250, 1280, 1600])
+@pytest.mark.parametrize("is_locked", [True, False], ids=["locked", "unlocked"])
+def test_nothing_is_cut_off_or_broken_at_any_width(page: Browser, width: int, is_locked: bool) -> None:
+    page.see(f"lock({str(is_locked).lower()})")
+    page.on((PHONE if width < 500 else DESK) | {"width": width})
+    page.until(
+        "[...document.querySelectorAll('svg')].every((c) => c.viewBox.baseVal.width === c.parentElement.clientWidth)"
+    )
+    assert page.see("document.documentElement.scrollWidth") <= width
+    too_full = "[...document.querySelectorAll('#fleet :is(th, td)')].filter((at) => at.scrollWidth > at.clientWidth)"
+    assert page.see(f"{too_full}.map((at) => at.textContent)") == []
+    assert page.see("[...document.querySelectorAll('#fleet .scroll')].every((at) => at.scrollWidth <= at.clientWidth)")
+    assert page.see("[...document.querySelectorAll('#tiles span')].every((at) => at.getClientRects().length === 1)")
+
+
+def test_a_loss_that_was_measured_once_is_a_dot(federation: Any, show: Any, address: str, browser: Browser) -> None:
+    here = federation(FedBuff(buffer_size=1))
+    here.hears("kitchen")
+    show(here.facts())
+    browser.open(address)
+    dot = "[...document.querySelectorAll('#loss circle')].map((at) => at.getAttribute('fill'))"
+    assert browser.see(dot) == ["var(--second)"]
+    here.hears("kitchen")
+    show(here.facts())
+    browser.until("newest.head === 2")
+    assert browser.see(dot) == []
 
 
 def test_columns_are_sorted_by_keyboard_and_say_so(page: Browser) -> None:
