@@ -110,10 +110,11 @@ class Browser:
         self.ask("Emulation.setDeviceMetricsOverride", **screen)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def take_picture(self, path: Path) -> None:
-        """Write the whole page as a picture."""
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def picture(self, name: str) -> None:
+        """Keep the whole page for a person to look at, if somebody wants that: in the folder ALIGNFED_TEST_PICTURES."""
+        if folder := os.environ.get("ALIGNFED_TEST_PICTURES"):
+            shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
+            Path(folder, f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
 
     def end(self) -> None:
         """End the browser."""

@@ -1,7 +1,6 @@
 """The page in a real browser, on a running coordinator: it tells the truth, and hostile text stays text."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,6 @@ from schemas.topics import UpdateManifestOf
 from tests.browser import DESK, PHONE, Browser
 
 FEDERATION = "test"
-
-
-def pictures() -> Path | None:
-    """Where to keep pictures for a person to look at, if somebody wants them."""
-    folder = os.environ.get("ALIGNFED_TEST_PICTURES")
-    return Path(folder) if folder else None
 
 
 def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
@@ -49,11 +42,9 @@ def test_the_page_shows_the_figures_of_the_status_in_light_dark_and_on_a_phone(
     browser.see(f"follow({json.dumps(first)})")
     browser.until("document.querySelectorAll('#trace-result li').length === 5")
     assert "went into version 3" in browser.text("#trace-result")
-    if (folder := pictures()) is not None:
-        for name, screen, scheme in (("light", DESK, "light"), ("dark", DESK, "dark"), ("phone", PHONE, "light")):
-            browser.on(screen, scheme)
-            browser.take_picture(folder / f"{name}.png")
-    browser.on(PHONE)
+    for name, screen, scheme in (("light", DESK, "light"), ("dark", DESK, "dark"), ("phone", PHONE, "light")):
+        browser.on(screen, scheme)
+        browser.picture(name)
     assert browser.see("document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.faults == []
 
@@ -116,9 +107,7 @@ def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confi
     browser.until("$('confirm').open")
     assert browser.text("#confirm-title") == "Shut out kitchen?"
     assert browser.see("document.activeElement.id") == "cancel"
-    if (folder := pictures()) is not None:
-        browser.on(DESK, "dark")
-        browser.take_picture(folder / "confirm.png")
+    browser.picture("confirm")
     browser.press("Escape")
     browser.until("!$('confirm').open")
     assert browser.see(f"document.activeElement === {shut_out}")
@@ -134,8 +123,7 @@ def test_nodes_are_shut_out_and_versions_gone_back_to_with_the_token_and_a_confi
     browser.see("$('rollback-version').value = '7'; $('rollback-form').requestSubmit(); $('go').click()")
     browser.until("$('order-result').innerText.includes('there is no version 7')")
     browser.on(PHONE)
-    if folder is not None:
-        browser.take_picture(folder / "operate-phone.png")
+    browser.picture("operate-phone")
     assert browser.see("document.documentElement.scrollWidth") <= PHONE["width"]
     assert browser.see("document.querySelectorAll('b').length") == 0
     assert [fault for fault in browser.faults if "409" not in fault] == []

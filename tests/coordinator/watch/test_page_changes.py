@@ -84,8 +84,10 @@ def test_nodes_are_found_by_a_part_of_their_name(crowd: Browser) -> None:
     crowd.see("$('filter').value = 'home-19'; $('filter').dispatchEvent(new Event('input'))")
     assert crowd.see("document.querySelectorAll('#fleet-body tr').length") == 11
     assert crowd.text("#fleet-caption").startswith(f"11 of {NODES} nodes.")
+    crowd.picture("eleven-nodes")
     crowd.see("$('filter').value = ''; $('filter').dispatchEvent(new Event('input'))")
     assert crowd.see("[...document.querySelectorAll('#fleet-body tr')].map((row) => row.dataset.key)") == [
         f"home-{number}" for number in range(NODES)
     ]
+    crowd.picture("two-hundred-nodes")
     assert crowd.faults == []

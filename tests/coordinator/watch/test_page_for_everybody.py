@@ -27,6 +27,12 @@ FOCUSED = """(() => {
     return at === document.body ? null : [named(at), isSeen, style.outlineStyle !== 'none'];
 })()"""
 
+ALL_DRAWN_AT_THEIR_SIZE = """[...document.querySelectorAll('svg')].every(
+    (chart) => chart.viewBox.baseVal.width === chart.parentElement.clientWidth)"""
+TOO_FULL = (
+    """[...document.querySelectorAll('#fleet :is(th, td, .scroll)')].filter((at) => at.scrollWidth > at.clientWidth)"""
+)
+
 # Contrast by WCAG's formula, of every text against what is painted behind it, and of every mark and chart.
 FAINT = """(() => {
     const parsed = (color) => color.match(/[0-9.]+/g).map(Number);
@@ -129,30 +135,27 @@ def test_the_tab_key_reaches_all_that_can_be_seen_and_nothing_else(page: Browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-def test_every_text_and_every_chart_stands_out_from_what_is_behind_it(page: Browser, screen: Any, scheme: str) -> None:
-    page.on(screen, scheme)
-    assert page.see(FAINT) == []
-    page.see("confirmNode('kitchen')")
-    assert page.see(FAINT) == []
-    page.see("$('confirm').close(); connection(false); tell('no', true)")
-    assert page.see(FAINT) == []
+def test_every_text_and_every_chart_stands_out_from_what_is_behind_it(page: Browser, scheme: str) -> None:
+    for screen in (DESK, PHONE):
+        page.on(screen, scheme)
+        assert page.see(FAINT) == []
+        page.see("confirmNode('kitchen')")
+        assert page.see(FAINT) == []
+        page.see("$('confirm').close(); connection(false); tell('no', true)")
+        assert page.see(FAINT) == []
     assert page.see("new Set(checked).size") > 100
 
 
-@pytest.mark.parametrize("width", [320, 390, 700, 900, 1250, 1280, 1600])
-@pytest.mark.parametrize("is_locked", [True, False], ids=["locked", "unlocked"])
-def test_nothing_is_cut_off_or_broken_at_any_width(page: Browser, width: int, is_locked: bool) -> None:
-    page.see(f"lock({str(is_locked).lower()})")
-    page.on((PHONE if width < 500 else DESK) | {"width": width})
-    page.until(
-        "[...document.querySelectorAll('svg')].every((c) => c.viewBox.baseVal.width === c.parentElement.clientWidth)"
-    )
-    assert page.see("document.documentElement.scrollWidth") <= width
-    too_full = "[...document.querySelectorAll('#fleet :is(th, td)')].filter((at) => at.scrollWidth > at.clientWidth)"
-    assert page.see(f"{too_full}.map((at) => at.textContent)") == []
-    assert page.see("[...document.querySelectorAll('#fleet .scroll')].every((at) => at.scrollWidth <= at.clientWidth)")
-    assert page.see("[...document.querySelectorAll('#tiles span')].every((at) => at.getClientRects().length === 1)")
+@pytest.mark.parametrize("is_locked", ["true", "false"])
+def test_nothing_is_cut_off_or_broken_at_any_width(page: Browser, is_locked: str) -> None:
+    page.see(f"lock({is_locked})")
+    for width in (320, 390, 700, 900, 1250, 1280, 1600):
+        page.on((PHONE if width < 500 else DESK) | {"width": width})
+        page.until(f"innerWidth === {width} && {ALL_DRAWN_AT_THEIR_SIZE}")
+        page.picture(f"width-{width}")
+        assert page.see("document.documentElement.scrollWidth") <= width
+        assert page.see(f"{TOO_FULL}.map((at) => at.textContent)") == []
+        assert page.see("[...document.querySelectorAll('#tiles span')].every((at) => at.getClientRects().length === 1)")
 
 
 def test_a_loss_that_was_measured_once_is_a_dot(federation: Any, show: Any, address: str, browser: Browser) -> None:
