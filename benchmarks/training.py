@@ -17,10 +17,9 @@ import torch
 
 from base_model.examples import Example
 from base_model.language_model import Dtype, LanguageModel
-from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
+from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, gguf_of, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
-from edge_node.serving.export import gguf_of
 from edge_node.training.block_model import BlockModel
 from edge_node.training.block_training import train_blocks
 from examples.smart_home.commands import make_homes, private_examples

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from base_model.gguf_file import open_gguf
 from base_model.wheel import BaseModelError
 from broker.bundle import Membership, load_ring, read_certificate_of_key, read_membership
 from broker.exchange import ExchangeError, read_json_lines, read_mosquitto_sub, read_mqtt_recorder
@@ -25,7 +26,6 @@ from broker.recording import (
 from coordinator.journal import event_of_row
 from coordinator.replay.recorded import read_row
 from edge_node.held_adapter import DamagedFile, recall, recall_terms
-from edge_node.training.gguf_file import open_gguf
 from fuzz.bodies import layout
 from fuzz.messages import FEDERATION, key
 from fuzz.mutators import in_json, in_lines
@@ -152,7 +152,7 @@ def check_gguf(data: bytes) -> None:
         sayable(refusal)
         return
     for tensor in found.tensors.values():
-        hold(tensor is None or 0 < tensor.rows.size <= len(data), "a tensor that is not in the file")
+        hold(0 < tensor.rows.size <= len(data), "a tensor that is not in the file")
 
 
 def check_held(data: bytes) -> None:

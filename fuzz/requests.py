@@ -6,7 +6,8 @@ from coordinator.calibration import CalibrationSet
 from coordinator.operations.orders import order_from_bytes
 from edge_node.data.example_lines import NotAnExample, parse_line
 from edge_node.data.example_requests import parse_examples
-from edge_node.serving.http_messages import RequestRefused, parse_request
+from edge_node.http_body import RequestRefused
+from edge_node.serving.http_messages import parse_request
 from fuzz.mutators import in_json, in_lines
 from fuzz.target import Target, hold, sayable, written
 from schemas.messages import InvalidMessage

@@ -11,10 +11,10 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from base_model.gguf_blocks import GGUF_NAMES
 from base_model.reference import ResolvedModel, resolve
 from chaos.proxy import FaultProxy
 from chaos.tiny_model import make_tiny_model
-from edge_node.serving.weights import GGUF_NAMES
 from tests.browser import CHROMIUM, Browser
 
 

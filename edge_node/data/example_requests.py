@@ -16,8 +16,7 @@ from starlette.routing import Route
 
 from base_model.examples import Example
 from edge_node.data.local_data import LocalData
-from edge_node.serving.http import read_body
-from edge_node.serving.http_messages import RequestRefused
+from edge_node.http_body import RequestRefused, read_body
 from schemas.faults import first_fault
 
 MOST_EXAMPLES = 1000  # in one request

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from base_model.chat_tokens import ChatRefused, ChatTokens, Turn
 from edge_node.health import Told
 from edge_node.memory import give_back_memory
 from edge_node.metrics import Metrics
-from edge_node.serving.chat_tokens import ChatRefused, ChatTokens, Turn
 from edge_node.serving.generation import Cancelled, Sampling, generate
 from edge_node.serving.inference import AdapterSlot, Inference
 

@@ -1,8 +1,8 @@
 """From a resolved base model to the graph that serves it: made once per base model, kept in the cache under its digest.
 
 Both steps run in child processes that need several times the memory of serving and give it back by ending:
-`python -m edge_node.export graph ...` writes the portable graph; `... prepack ...` lets ONNX Runtime write it once more
-with the weights as this very processor wants them, so that serving maps them from the file.
+`python -m edge_node.serving.export graph ...` writes the portable graph; `... prepack ...` lets ONNX Runtime write it
+once more with the weights as this very processor wants them, so that serving maps them from the file.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Literal
 from base_model.cache import fault_of, locked, work_folder
 from base_model.digest import is_intact, record_files, sha256_of
 from base_model.progress import Progress, silent
-from base_model.reference import ResolvedModel
+from base_model.reference import ResolvedModel, comes_from_gguf, gguf_of
 from base_model.wheel import BaseModelError
 from edge_node.child_process import die_with_the_parent
 
@@ -41,7 +41,7 @@ class ServedModel:
 
 def usual_precision(resolved: ResolvedModel) -> Precision:
     """The precision that serves exactly what the model's own files hold: q41x for a GGUF file, else fp32."""
-    return "q41x" if resolved.name.startswith("pypi:") or resolved.name.endswith(".gguf") else "fp32"
+    return "q41x" if comes_from_gguf(resolved) else "fp32"
 
 
 def export(resolved: ResolvedModel, cache: Path, precision: Precision, progress: Progress = silent) -> ServedModel:
@@ -84,19 +84,6 @@ def _made(folder: Path, cache: Path, progress: Progress, arguments: list[str]) -
             work.rename(folder)  # atomic: readers see no folder, or all of it
 
 
-def gguf_of(resolved: ResolvedModel, cache: Path) -> Path:
-    """The GGUF file that a base model was converted from; BaseModelError where it is gone."""
-    path = Path(resolved.name).expanduser()
-    if not resolved.name.endswith(".gguf"):
-        path = cache / "gguf" / f"{resolved.digest}.gguf"
-    if not path.is_file():
-        raise BaseModelError(
-            f"the GGUF file of {resolved.name} is not at {path}, and q41x serves its blocks. Put it back, remove "
-            f"{resolved.path} so that the model is fetched again, or set the precision fp32"
-        )
-    return path
-
-
 def _processor() -> str:
     """What the order of prepacked weights depends on: the processor's abilities and ONNX Runtime's version."""
     facts = [version("onnxruntime"), platform.machine(), platform.processor()]
@@ -121,7 +108,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def _write_graph(source: Path, folder: Path, digest: str, precision: str, graph: Path) -> None:
-    from edge_node.serving.architecture import read_architecture
+    from base_model.architecture import read_architecture
     from edge_node.serving.graph import write_graph
     from edge_node.serving.weights import dense_weights, gguf_weights
 

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from base_model.architecture import Architecture
+from base_model.gguf_blocks import BLOCK
 from base_model.wheel import BaseModelError
-from edge_node.serving.architecture import Architecture, factor_names
-from edge_node.serving.weights import BLOCK, MIDDLE_8, Q41, Q80, Dense, ReadWeight, Weight
+from edge_node.serving.graph_inputs import factor_names
+from edge_node.serving.weights import MIDDLE_8, Q41, Q80, Dense, ReadWeight, Weight
 
 MICROSOFT = "com.microsoft"
 INLINE_BYTES = 1024

@@ -19,14 +19,13 @@ from starlette.types import ExceptionHandler
 
 from base_model.reference import ResolvedModel
 from edge_node.health import Look
+from edge_node.http_body import RequestRefused, read_body
 from edge_node.serving import http_messages as messages
 from edge_node.serving.answering import Answering, Begun, Ended, Failed, News, Overloaded, Pending, Piece, Question
-from edge_node.serving.http_messages import ADAPTED, BASE, JSON, ChatRequest, RequestRefused
+from edge_node.serving.http_messages import ADAPTED, BASE, JSON, ChatRequest
 from edge_node.serving.inference import Inference
 from edge_node.watching import watching_routes
 
-MOST_BODY_BYTES = 256 << 10
-BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
 VERSION_HEADER = "x-adapter-version"
 STATUS = {"invalid": 400, "too_long": 400, "waited": 503, "timeout": 504, "fault": 500, "stopped": 503}
@@ -181,23 +180,6 @@ async def _events(
                 yield "data: [DONE]\n\n"
             case Failed() as failed:  # the status line is long gone, so clients look for this
                 yield _event(messages.error_body(failed.reason, STATUS[failed.kind], code=_code(failed)))
-
-
-async def read_body(request: Request) -> bytes:
-    """The request's body, no larger and no slower than allowed; RequestRefused otherwise."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        # a web page may send anything else here without asking its user's browser for permission
-        raise RequestRefused(415, "send the request as content-type application/json")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BODY_BYTES:
-                    raise RequestRefused(413, f"a request may have {MOST_BODY_BYTES} bytes", code="request_too_large")
-    except TimeoutError:
-        raise RequestRefused(408, f"the request did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    return bytes(body)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, news_queue: asyncio.Queue[News], news: News) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from base_model.chat_tokens import Turn
+from edge_node.http_body import RequestRefused
 from edge_node.serving.answering import Question
-from edge_node.serving.chat_tokens import Turn
 from edge_node.serving.generation import Sampling
 from edge_node.serving.inference import AdapterSlot
 from schemas.faults import first_fault
@@ -18,14 +19,6 @@ from schemas.faults import first_fault
 ADAPTED, BASE = "alignfed", "base"  # the models that can be asked: with the served adapter, and without
 MOST_MESSAGES, MOST_TOKENS = 256, 4096
 JSON = dict[str, Any]
-
-
-class RequestRefused(ValueError):
-    """A request that cannot be answered as it is: the HTTP status, the field at fault, and what to do."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
 
 
 class TextPart(BaseModel):

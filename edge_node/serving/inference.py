@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_node.serving.adapter_file import ONNX_FAULTS, DamagedAdapterFile, Factor, load_factors, write_factors
-from edge_node.serving.architecture import factor_names
+from edge_node.serving.graph_inputs import factor_names
 from edge_node.serving.session import Session
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from base_model.chat_tokens import ChatTokens
 from base_model.examples import Example
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.inference import AdapterSlot
 from edge_node.serving.session import Session
 from edge_node.settings import ProbeSettings

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edge_node.serving.architecture import read_architecture
+from base_model.architecture import read_architecture
 from edge_node.serving.export import ServedModel
 
 PIECE = 64  # tokens of a prompt that go through the model at once: bounds memory, and how long a stop has to wait

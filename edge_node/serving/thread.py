@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from base_model.chat_tokens import ChatRefused, ChatTokens
 from base_model.examples import Example
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
@@ -21,7 +22,6 @@ from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.metrics import Metrics
 from edge_node.serving.adapter_file import ONNX_FAULTS
 from edge_node.serving.answering import Answering
-from edge_node.serving.chat_tokens import ChatRefused, ChatTokens
 from edge_node.serving.export import ServedModel, export, prepack, usual_precision
 from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
 from edge_node.serving.mqtt import MqttServer
@@ -101,6 +101,7 @@ class Serving:
                 running.callback(self._mqtt.stop)
             share_one_heap()
             chat = ChatTokens(self._resolved.path)
+            give_back_memory()  # reading the tokenizer took more than what is left of it
             settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
             answering = Answering(
                 inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self._metrics

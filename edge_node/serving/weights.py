@@ -7,29 +7,19 @@ PyTorch. Names are those of the safetensors files.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401  it teaches NumPy bfloat16, which safetensors files may hold
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from base_model.wheel import BaseModelError
-from edge_node.serving.architecture import Architecture
+from base_model.architecture import Architecture
+from base_model.gguf_blocks import BLOCK, GgufWeights, Q41Blocks, Q80Blocks, q41_blocks, q80_blocks
+from base_model.gguf_file import BlockTensor, open_gguf
 
-BLOCK = 32  # weights that share a scale
+FLOATS = {"F32": "<f4", "F16": "<f2"}
 MIDDLE_4, MIDDLE_8 = 8, 128  # what MatMulNBits subtracts from 4-bit and 8-bit weights
-GGUF_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
 @dataclass(frozen=True)
@@ -71,23 +61,11 @@ def dense_weights(folder: Path) -> ReadWeight:
 
 def gguf_weights(path: Path, architecture: Architecture) -> ReadWeight:
     """Read tensors of a GGUF file, one at a time; the reader raises BaseModelError for a type that is not served."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    tensors = {str(tensor.name): tensor for tensor in reader.tensors}
-    # llama.cpp wants the two halves of each head's rotary dimensions interleaved for this architecture alone
-    is_interleaved = reader.fields["general.architecture"].contents() == "llama"
+    weights = GgufWeights(open_gguf(path), architecture)
 
     def read(name: str) -> Weight | None:
-        tensor = tensors.get(gguf_name(name))
-        if tensor is None:
-            return None
-        weight = _from_gguf(tensor)
-        if not is_interleaved:
-            return weight
-        if "q_proj" in name:
-            return _halves_apart(weight, architecture.heads)
-        return _halves_apart(weight, architecture.kv_heads) if "k_proj" in name else weight
+        tensor = weights.find(name)
+        return None if tensor is None else _from_gguf(tensor, weights.order(name, tensor.shape[0]))
 
     return read
 
@@ -115,59 +93,20 @@ def _dense(path: Path, name: str) -> NDArray[np.float32]:
         return np.asarray(file.get_tensor(name), dtype=np.float32)
 
 
-def gguf_name(name: str) -> str:
-    """The name that llama.cpp's files have for a tensor of the safetensors files."""
-    renamed = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm")
-    renamed = renamed.replace("lm_head", "output").replace("model.layers.", "blk.")
-    for ours, theirs in GGUF_NAMES.items():
-        renamed = renamed.replace(ours, theirs)
-    return renamed
+def _from_gguf(tensor: BlockTensor, order: NDArray[np.int64] | None) -> Weight:
+    if tensor.kind in FLOATS:
+        values = tensor.rows.view(FLOATS[tensor.kind]).reshape(tensor.shape).astype(np.float32)
+        return Dense(values if order is None else values[order])
+    rows = tensor.rows if order is None else tensor.rows[order]
+    return _q41(q41_blocks(rows)) if tensor.kind == "Q4_1" else _q80(q80_blocks(rows))
 
 
-def _from_gguf(tensor: Any) -> Weight:
-    rows = np.asarray(tensor.data)
-    match tensor.tensor_type.name:
-        case "F32" | "F16":
-            return Dense(rows.astype(np.float32))
-        case "Q4_1":
-            return _q41(rows)
-        case "Q8_0":
-            return _q80(rows)
-    raise BaseModelError(
-        f"{tensor.name} is of type {tensor.tensor_type.name}, and only F32, F16, Q4_1 and Q8_0 are served exactly; "
-        "use the precision fp32, or a Q4_1 file of this model"
-    )
-
-
-def _q41(rows: NDArray[np.uint8]) -> Q41:
-    """Blocks of 20 bytes: scale and minimum in float16, then 16 bytes; weight i is in byte i's low half, 16+i high."""
-    blocks = rows.reshape(rows.shape[0], -1, 20)
-    scale, minimum = (_float16(blocks[..., at : at + 2]) for at in (0, 2))
-    q = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], axis=-1)
+def _q41(blocks: Q41Blocks) -> Q41:
+    scale, minimum = (part[..., 0].astype(np.float32) for part in (blocks.scale, blocks.minimum))
+    q = np.concatenate([blocks.packed & 15, blocks.packed >> 4], axis=-1)
     return Q41(q[..., 0::2] | (q[..., 1::2] << 4), scale, minimum + MIDDLE_4 * scale)
 
 
-def _q80(rows: NDArray[np.uint8]) -> Q80:
-    """Blocks of 34 bytes: scale in float16, then 32 signed bytes."""
-    blocks = rows.reshape(rows.shape[0], -1, 34)
+def _q80(blocks: Q80Blocks) -> Q80:
     # adding 128 to a signed byte is flipping its highest bit
-    return Q80(blocks[..., 2:] ^ np.uint8(MIDDLE_8), _float16(blocks[..., :2]))
-
-
-def _float16(pairs: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(pairs).view("<f2")[..., 0].astype(np.float32)
-
-
-def _halves_apart(weight: Weight, heads: int) -> Weight:
-    """Rows of each head with first the one, then the other half of the rotary dimensions."""
-
-    def reorder(rows: NDArray[Any]) -> NDArray[Any]:
-        return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-    match weight:
-        case Dense(values):
-            return Dense(reorder(values))
-        case Q41():
-            return Q41(*(reorder(part) for part in weight))
-        case Q80():
-            return Q80(*(reorder(part) for part in weight))
+    return Q80(blocks.q.view(np.uint8) ^ np.uint8(MIDDLE_8), blocks.scale[..., 0].astype(np.float32))

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from base_model.architecture import Architecture
 from base_model.layout import PEFT_PREFIX
-from edge_node.serving.architecture import Architecture
 from edge_node.training.blocks import BlockWeight, BlockWeights
 from schemas.adapter import A_SUFFIX, B_SUFFIX, LoraConfig
 
@@ -65,7 +65,7 @@ class Rotation:
 
 
 def layer_blocks(weights: BlockWeights, layer: int) -> LayerBlocks:
-    """Find a layer's tensors. Raises BaseModelError for one that is missing or of a kind that is not read."""
+    """Find a layer's tensors. Raises BaseModelError for one that is missing or of a type that is not read."""
     prefix = f"model.layers.{layer}."
     with_bias = [module for module in MODULES if f"{prefix}{module}.bias" in weights]
     return LayerBlocks(

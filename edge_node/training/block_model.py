@@ -7,14 +7,17 @@ tokens alone, some at a time. It does not know steps, optimisers or text.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from base_model.architecture import read_architecture
+from base_model.gguf_blocks import GgufWeights
+from base_model.gguf_file import open_gguf
 from base_model.layout import LAYER_NUMBER, PEFT_PREFIX
 from base_model.loss import cross_entropies
 from base_model.tokens import Batch, pooled
-from edge_node.serving.architecture import read_architecture
 from edge_node.training.block_layer import (
     MODULES,
     LayerBlocks,
@@ -26,7 +29,6 @@ from edge_node.training.block_layer import (
     rotation,
 )
 from edge_node.training.blocks import BlockWeight, BlockWeights
-from edge_node.training.gguf_file import open_gguf
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter, Layout
 
 LOGIT_ROWS = 64  # answer tokens whose logits are in memory at once: 12 MB, and as much for their gradient
@@ -39,7 +41,7 @@ class BlockModel:
     def __init__(self, gguf: Path, folder: Path, dtype: torch.dtype) -> None:
         """Map the file; `folder` is the converted model's, for its configuration. BaseModelError says what is wrong."""
         self._architecture, self._dtype = read_architecture(folder), dtype
-        weights = BlockWeights(open_gguf(gguf), self._architecture)
+        weights = BlockWeights(GgufWeights(open_gguf(gguf), self._architecture))
         self._embedding = weights.weight("model.embed_tokens.weight")
         self._output: BlockWeight = self._embedding if self._architecture.tied else weights.weight("lm_head.weight")
         self._last_norm = weights.vector("model.norm.weight")
@@ -111,7 +113,7 @@ class BlockModel:
         return min(int(match[1]) for name in self.factors if (match := LAYER_NUMBER.search(name)))
 
     def _embedded(self, batch: Batch) -> Tensor:
-        tokens = torch.tensor([token for example in batch.inputs for token in example])
+        tokens = np.array([token for example in batch.inputs for token in example])
         return self._embedding.dense_rows(tokens, torch.float32)
 
     def _rotation(self, batch: Batch) -> Rotation:

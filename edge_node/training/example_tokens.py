@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from base_model.chat_tokens import ChatRefused, ChatTokens
 from base_model.examples import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, Example
 from base_model.reference import folder_at_hand
 from edge_node.data.quality import QualityWarning
-from edge_node.serving.chat_tokens import ChatRefused, ChatTokens
 
 TEMPLATE_TOKENS = 128  # more than a chat template adds to a prompt
 

@@ -90,14 +90,15 @@ def _prepared(job: Job) -> Prepared:
 def _on_blocks(job: Job, gguf: Path) -> Prepared:
     import torch
 
+    from base_model.chat_tokens import ChatTokens
     from base_model.tokens import encoded
-    from edge_node.serving.chat_tokens import ChatTokens
     from edge_node.training.block_model import BlockModel
     from edge_node.training.block_training import mean_loss, train_blocks
 
     order = job.order
     activations = _activations(order)
     model, tokens = BlockModel(gguf, order.model, getattr(torch, activations)), ChatTokens(order.model)
+    give_back_memory()  # reading the tokenizer took more than what is left of it
     examples, held_out = (
         [
             encoded(tokens.prompt([{"role": "user", "content": one.prompt}]), tokens.answer(one.completion), tokens.end)

@@ -20,10 +20,9 @@ from typing import IO
 
 from base_model.digest import record_files
 from base_model.examples import InvalidExamples
-from base_model.reference import ResolvedModel
+from base_model.reference import ResolvedModel, comes_from_gguf, gguf_of
 from base_model.wheel import BaseModelError
 from edge_node.data.local_data import LocalData
-from edge_node.serving.export import gguf_of, usual_precision
 from edge_node.settings import EdgeSettings
 from edge_node.state import (
     HeldOutMeasured,
@@ -211,8 +210,8 @@ class Trainer:
         )
 
     def _blocks(self) -> Path | None:
-        """The GGUF file whose blocks are served, if it is there and what it should be."""
-        if usual_precision(self._resolved) != "q41x":
+        """The GGUF file whose blocks are the weights, if it is there and what it should be."""
+        if not comes_from_gguf(self._resolved):
             return None
         path = gguf_of(self._resolved, self._cache)
         record = self._cache / "digests" / f"{self._resolved.digest}.gguf.json"

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
+from base_model.chat_tokens import ChatTokens
 from base_model.reference import resolve
 from edge_node.serving.answering import Answering
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import export
 from edge_node.serving.http import application
 from edge_node.serving.inference import Inference

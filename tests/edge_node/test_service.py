@@ -20,13 +20,13 @@ import pytest
 
 from base_model.examples import Example, save_examples
 from base_model.layout import initial_adapter, layout_of
-from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
+from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, gguf_of, resolve
 from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Message, Publication
 from edge_node.data.local_data import LocalData
 from edge_node.data.settings import LocalDataSettings
-from edge_node.serving.export import export, gguf_of, prepack
+from edge_node.serving.export import export, prepack
 from schemas import topics
 from schemas.adapter import Adapter, LoraConfig
 from schemas.chunks import describe, split

@@ -18,10 +18,10 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from base_model.chat_tokens import ChatTokens
 from base_model.layout import layout_of
 from base_model.reference import resolve
 from coordinator.registry import Registry
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import export
 from edge_node.serving.generation import Sampling, generate
 from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion

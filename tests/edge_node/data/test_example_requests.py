@@ -14,8 +14,8 @@ from base_model.examples import Example
 from edge_node.data.example_requests import MOST_EXAMPLES, check_sender, example_routes
 from edge_node.data.local_data import LocalData
 from edge_node.data.settings import LocalDataSettings
-from edge_node.serving.http import MOST_BODY_BYTES, handlers
-from edge_node.serving.http_messages import RequestRefused
+from edge_node.http_body import MOST_BODY_BYTES, RequestRefused
+from edge_node.serving.http import handlers
 from edge_node.watching import HttpServer
 
 LAMP = {"prompt": "lamp on", "completion": "TurnOn"}

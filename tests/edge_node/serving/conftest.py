@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from base_model.chat_tokens import ChatTokens
 from base_model.layout import layout_of
 from base_model.reference import ResolvedModel, resolve
 from edge_node.serving.answering import Answering, Ended, Question
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.export import ServedModel, export
 from edge_node.serving.generation import Sampling
 from edge_node.serving.inference import Inference

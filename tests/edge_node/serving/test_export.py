@@ -10,10 +10,10 @@ import torch
 from safetensors.numpy import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from base_model.architecture import read_architecture
 from base_model.language_model import LanguageModel
 from base_model.reference import resolve
 from base_model.wheel import BaseModelError
-from edge_node.serving.architecture import read_architecture
 from edge_node.serving.export import export, prepack, usual_precision
 from edge_node.serving.inference import ServedVersion
 from edge_node.serving.session import Session

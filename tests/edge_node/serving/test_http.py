@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from base_model.chat_tokens import ChatTokens
 from edge_node.health import Told
+from edge_node.http_body import MOST_BODY_BYTES
 from edge_node.serving.answering import Answering, Question
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.generation import Sampling
-from edge_node.serving.http import MOST_BODY_BYTES, application
+from edge_node.serving.http import application
 from edge_node.serving.inference import Inference, ServedVersion
 from edge_node.watching import HttpServer
 

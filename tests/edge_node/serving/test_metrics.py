@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from base_model.chat_tokens import ChatTokens
 from base_model.reference import ResolvedModel
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
 from edge_node.policy import TrainingPolicy
 from edge_node.serving.answering import Answering, Ended, News, Question
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.generation import Sampling
 from edge_node.serving.http import application
 from edge_node.serving.inference import Inference

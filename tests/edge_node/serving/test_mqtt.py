@@ -14,9 +14,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from base_model.chat_tokens import ChatTokens
 from broker.embedded import EmbeddedBroker
 from edge_node.serving.answering import Answering
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.inference import Inference, ServedVersion
 from edge_node.serving.mqtt import MOST_CORRELATION_BYTES, MOST_REQUEST_BYTES, MqttServer
 

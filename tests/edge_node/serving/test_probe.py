@@ -10,12 +10,12 @@ from contextlib import closing
 
 import pytest
 
+from base_model.chat_tokens import ChatTokens
 from base_model.evaluation import losses
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
 from base_model.settings import TrainingConfig
 from base_model.training import train
-from edge_node.serving.chat_tokens import ChatTokens
 from edge_node.serving.inference import ServedVersion
 from edge_node.serving.probe import PIECE, Probe
 from edge_node.serving.thread import Serving

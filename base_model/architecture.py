@@ -1,4 +1,4 @@
-"""What config.json says of a base model, for the graph that serves it: sizes, or why it cannot be served.
+"""What config.json says of a base model: sizes, or why it can be neither served nor trained on its blocks.
 
 It knows Llama and the models that differ from it only by sizes and biases. It reads no weights.
 """
@@ -51,11 +51,6 @@ def read_architecture(folder: Path) -> Architecture:
         rope_theta=_rope(config).get("rope_theta", config.get("rope_theta", 10_000.0)),
         tied=config.get("tie_word_embeddings", False),
     )
-
-
-def factor_names(module: str) -> tuple[str, str]:
-    """Inputs for a module's LoRA factors: A transposed, (in, rank), and scaled B transposed, (rank, out)."""
-    return f"{module}.lora_A", f"{module}.lora_B"
 
 
 def _unlike_llama(config: dict[str, Any]) -> str | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from base_model.wheel import BaseModelError
-from edge_node.memory import give_back_memory
 
 if TYPE_CHECKING:  # a node without a model needs none of their memory
     from jinja2 import Template
@@ -127,9 +126,7 @@ def _tokenizer(folder: Path) -> "Tokenizer":
             f"{folder} has no tokenizer.json, and serving reads no other kind of tokenizer. Save it once with "
             "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    tokenizer = Tokenizer.from_file(str(path))
-    give_back_memory()  # reading the file took more than what is left of it
-    return tokenizer
+    return Tokenizer.from_file(str(path))
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> "Template | None":

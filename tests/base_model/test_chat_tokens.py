@@ -5,10 +5,10 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from base_model.chat_tokens import ChatRefused, ChatTokens, until_stop
 from base_model.reference import DEFAULT_NAME, default_cache, resolve
 from base_model.tokens import prompt_tokens
 from base_model.wheel import BaseModelError
-from edge_node.serving.chat_tokens import ChatRefused, ChatTokens, until_stop
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<s>You are kind</s>' }}{% endif %}"

@@ -1,13 +1,12 @@
 """A GGUF file's tensors where they lie: mapped into memory, as the bytes of their blocks, in milliseconds.
 
-The format is that of ggml's docs/gguf.md. Only what training needs is read: the architecture's name and the tensors;
-other metadata, vocabulary included, are stepped over. It does not know what the tensors are for.
+The format is that of ggml's docs/gguf.md. Only the architecture's name and the tensors are read; other metadata,
+vocabulary included, are stepped over. It does not know what the tensors are for.
 """
 
 import math
 import mmap
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,23 +31,26 @@ class Kind(NamedTuple):
 
 
 KINDS = {0: Kind("F32", 1, 4), 1: Kind("F16", 1, 2), 3: Kind("Q4_1", 32, 20), 8: Kind("Q8_0", 32, 34)}
+OTHER_KINDS = {2: "Q4_0", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16"}
 
 
 @dataclass(frozen=True)
 class BlockTensor:
-    """A tensor as its rows' bytes, (rows, bytes of a row); `kind` says how to read them."""
+    """A tensor as its rows' bytes, (rows, bytes of a row); `kind` says how to read them. A vector is one row."""
 
     name: str
     kind: str
+    shape: tuple[int, ...]  # of its weights: (size,), or (out, in)
     rows: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The name of the architecture, and every tensor by its name in the file; None for a kind that is not read."""
+    """The name of the architecture, and every tensor by its name in the file."""
 
     architecture: str
-    tensors: dict[str, BlockTensor | None]
+    tensors: dict[str, BlockTensor]
+    unread: dict[str, str]  # the kinds of those that are of a kind that is not read
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -90,7 +92,13 @@ class _File:
         if alignment < 1:
             raise ValueError("alignment 0")
         data = -(-self._at // alignment) * alignment
-        return GgufFile(architecture, dict(self._mapped(found, data)))
+        tensors, unread = dict[str, BlockTensor](), dict[str, str]()
+        for name, sizes, kind, offset in found:
+            if kind in KINDS:
+                tensors[name] = self._mapped(name, sizes, KINDS[kind], data + offset)
+            else:
+                unread[name] = OTHER_KINDS.get(kind, f"number {kind}")
+        return GgufFile(architecture, tensors, unread)
 
     def _next(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(form, self._content, self._at)
@@ -128,20 +136,14 @@ class _File:
         kind, offset = self._next("<IQ")
         return name, shape, kind, offset
 
-    def _mapped(
-        self, found: list[tuple[str, list[int], int, int]], data: int
-    ) -> Iterator[tuple[str, BlockTensor | None]]:
-        for name, (width, *others), number, offset in found:
-            kind = KINDS.get(number)
-            if kind is None:
-                yield name, None
-                continue
-            row_bytes, rest = divmod(width * kind.size, kind.weights)
-            rows, start = math.prod(others), data + offset
-            if rest or not rows * row_bytes or start + rows * row_bytes > len(self._content):
-                raise ValueError(f"the weights of {name[:200]!a} are not all there")
-            flat = np.frombuffer(self._content, np.uint8, rows * row_bytes, start)
-            yield name, BlockTensor(name, kind.name, flat.reshape(rows, row_bytes))
+    def _mapped(self, name: str, sizes: list[int], kind: Kind, start: int) -> BlockTensor:
+        width, *others = sizes
+        row_bytes, rest = divmod(width * kind.size, kind.weights)
+        rows = math.prod(others)
+        if rest or not rows * row_bytes or start + rows * row_bytes > len(self._content):
+            raise ValueError(f"the weights of {name[:200]!a} are not all there")
+        flat = np.frombuffer(self._content, np.uint8, rows * row_bytes, start)
+        return BlockTensor(name, kind.name, tuple(reversed(sizes)), flat.reshape(rows, row_bytes))
 
 
 def _size(kind: int) -> int:
