@@ -304,7 +304,7 @@ def health(node):
 
 def until_health(node, wanted):
     """Look until the status is this; what keeps it from its work then."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (told := health(node))[0] != wanted:
         assert time.monotonic() < deadline, told
         time.sleep(0.05)
@@ -350,10 +350,10 @@ def test_an_answering_thread_that_died_and_one_that_does_not_come_back_are_fault
         node.answering.ask(question, hold_up)
         begun.wait()
         assert node.answering.look().faults == ()
-        (late,) = node.answering.look(time.monotonic() + 1000).faults
+        [late] = node.answering.look(time.monotonic() + 1000).faults
         assert "should have been given up" in late
         node.answering.ask(question, end_the_thread)
-        assert until_health(node, 503) == ["1 of 2 answering threads died; the node's log says why"]
+        assert "1 of 2 answering threads died; the node's log says why" in until_health(node, 503)
         released.set()
 
 
