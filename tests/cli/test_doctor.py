@@ -309,7 +309,7 @@ def test_a_node_that_has_held_newer_versions_than_there_are_would_take_none(tmp_
         ("broker.prot = 1\n", (), "settings", "did you mean port?"),
         ("broker = [\n", (), "settings", "is not valid TOML"),
         ("", ("--config", "none.toml"), "settings", "cannot read none.toml"),
-        ("", ("--broker", "nonsense"), "settings", "give HOST:PORT"),
+        ("", ("--broker", "gateway:port"), "settings", "give HOST or HOST:PORT"),
         ('security.keys = "nowhere"\n', (), "keys", "cannot read nowhere/federation.json"),
     ],
 )
