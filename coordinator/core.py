@@ -69,11 +69,11 @@ def step(state: FederationState, event: Event) -> Step:
         case Poisoned():
             state, effects = set_aside(state, event)
         case Ticked():
-            state, effects = ask_again(state, event.at_ns)
+            state, effects = ask_again(_no_later_than(state, event.at_ns), event.at_ns)
         case Answered():
             state, effects = take_answer(state, event)
         case Started():
-            state, effects = ask_anew(replace(state, epoch=state.epoch + 1))
+            state, effects = ask_anew(_no_later_than(replace(state, epoch=state.epoch + 1), event.at_ns))
         case Configured():
             state, effects = _configure(state, event)
         case KeysChanged(ring=ring):
@@ -93,6 +93,16 @@ def next_deadline(state: FederationState) -> int | None:
     """When the next tick is due, in ns since 1970; None if time alone changes nothing."""
     due = (next_question(state), flush_deadline(state))
     return min((at_ns for at_ns in due if at_ns is not None), default=None)
+
+
+def _no_later_than(state: FederationState, at_ns: int) -> FederationState:
+    """The state on a clock that shows this time: what came when it was ahead would wait until it is there again."""
+    nodes = {node: ledger.no_later_than(at_ns) for node, ledger in state.nodes.items()}
+    pending = state.pending
+    if pending is not None:
+        flush = replace(pending.flush, buffer=pending.flush.buffer.no_later_than(at_ns))
+        pending = replace(pending, flush=flush)
+    return replace(state, nodes=nodes, buffer=state.buffer.no_later_than(at_ns), pending=pending)
 
 
 def _obey(state: FederationState, event: Ordered) -> Step:

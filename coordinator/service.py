@@ -106,7 +106,8 @@ class Service:
         self.history = restored.history
         self.fleet: Fleet = {}
         self.board = board
-        self.started_at_ns, self.is_connected = self.now_ns(), False
+        self.started_at_ns = self.seen_ns = self.now_ns()
+        self.is_connected = False
         self.keys = keys
         self.pointer_lifetime_ns = int(settings.pointer_lifetime_s * NS_PER_S)
         self.renew_at_ns = 0
@@ -170,12 +171,19 @@ class Service:
         self._listen_to_model()
         self._look_at_keys()
         self._listen_to_operator()
-        deadline = next_deadline(self.state)
-        if deadline is not None and self.now_ns() >= deadline:
-            self._happen(Ticked(self.now_ns()))
+        self._look_at_clock()
         self._hear_of_broker(event)
         if self.keeper.is_due:
             self.keeper.keep(self.state, self.history)
+
+    def _look_at_clock(self) -> None:
+        """Tick when time is due, or the clock was set back: what waits for a time must not wait for it anew."""
+        now_ns, deadline = self.now_ns(), next_deadline(self.state)
+        fell_ns, self.seen_ns = self.seen_ns - now_ns, now_ns
+        if fell_ns > NS_PER_S:
+            log.warning("the clock of this machine was set back by %.0f s", fell_ns / NS_PER_S)
+        if fell_ns > NS_PER_S or (deadline is not None and now_ns >= deadline):
+            self._happen(Ticked(now_ns))
 
     def _hear_of_broker(self, event: ClientEvent | None) -> None:
         """Deal with what is no message: the connection, the subscriptions, the publications."""

@@ -200,7 +200,7 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Ticked:
-    """Time has passed. The shell ticks when `next_deadline` says so."""
+    """Time has passed, or was set back. The shell ticks when `next_deadline` says so, and when its clock falls."""
 
     at_ns: int
 

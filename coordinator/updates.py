@@ -1,7 +1,7 @@
 """The values that strategies work on: a node's update, a group of one base version, the global adapter."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Self
@@ -76,6 +76,10 @@ class Buffer:
     def with_update(self, update: AdapterUpdate) -> Self:
         """The buffer with one more update in its place."""
         return self.of(*self.updates, update)
+
+    def no_later_than(self, at_ns: int) -> Self:
+        """The buffer on a clock that shows this time: nothing in it arrived later."""
+        return self.of(*(replace(u, received_at_ns=min(u.received_at_ns, at_ns)) for u in self.updates))
 
 
 @dataclass(frozen=True)

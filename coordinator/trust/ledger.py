@@ -41,6 +41,10 @@ class PartialUpdate:
         announced = len(self.manifest.body.chunks) if self.manifest else 0
         return self.assembly.held + _CHUNK_OVERHEAD * (1 + announced + len(self.assembly.parts))
 
+    def no_later_than(self, at_ns: int) -> "PartialUpdate":
+        """The same on a clock that shows this time."""
+        return replace(self, started_at_ns=min(self.started_at_ns, at_ns), touched_at_ns=min(self.touched_at_ns, at_ns))
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -103,6 +107,11 @@ class NodeLedger:
     def with_decoded(self, at_ns: int) -> "NodeLedger":
         """One more update that was decoded at this time."""
         return replace(self, hour=max(self.hour, at_ns // HOUR_NS), decoded=self.decoded_in(at_ns) + 1)
+
+    def no_later_than(self, at_ns: int) -> "NodeLedger":
+        """The same on a clock that shows this time: nothing in it happened later."""
+        partial = {update: arriving.no_later_than(at_ns) for update, arriving in self.partial.items()}
+        return replace(self, partial=partial, hour=min(self.hour, at_ns // HOUR_NS))
 
     def forgiven(self) -> "NodeLedger":
         """Without what speaks against the node; what it has contributed stays counted."""

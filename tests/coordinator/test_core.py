@@ -162,6 +162,21 @@ def test_nothing_is_due_while_nothing_waits(config: MakeConfig, adapter: MakeAda
     assert next_deadline(state) == 65 * SECOND
 
 
+@pytest.mark.parametrize("notices", [Ticked, Started])
+def test_what_came_while_the_clock_was_ahead_waits_no_longer_than_the_rest(
+    config: MakeConfig, adapter: MakeAdapter, message: MakeMessage, notices: type[Ticked | Started]
+) -> None:
+    year = 365 * 24 * 3600 * SECOND
+    state, _ = play(config(FedBuff(buffer_size=2, timeout_s=60)), adapter(0), [message("a", 1, at_ns=year)])
+    state, effects = step(state, notices(5 * SECOND))
+    assert versions([*effects]) == []
+    assert next_deadline(state) == 65 * SECOND
+    assert state.nodes["a"].decoded_in(5 * SECOND) == 1
+    assert state.nodes["a"].decoded_in(2 * 3600 * SECOND) == 0
+    _, effects = step(state, Ticked(65 * SECOND))
+    assert versions([*effects]) == [1]
+
+
 def test_ids_are_forgotten_long_after_their_updates_would_be_stale(
     config: MakeConfig, adapter: MakeAdapter, message: MakeMessage
 ) -> None:

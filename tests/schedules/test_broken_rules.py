@@ -19,7 +19,7 @@ from tests.schedules import sqlite_files
 from tests.schedules.world import Report, play
 
 pytestmark = pytest.mark.skipif(not sqlite_files.can_watch(), reason=sqlite_files.NEEDS_A_LIBRARY)
-MOST = 60  # schedules until a broken rule has to be noticed
+MOST = 200  # schedules until a broken rule has to be noticed
 
 Break = Callable[[pytest.MonkeyPatch], None]
 

@@ -31,7 +31,7 @@ from coordinator.watch.status import Facts, GroupStatus, ProcessStatus, Status, 
 from edge_node.core import initial_state
 from edge_node.metrics import Metrics
 from edge_node.settings import EdgeSettings
-from edge_node.state import GlobalAdapter, Identity, Memory, Training, TrainingJob
+from edge_node.state import GlobalAdapter, HeldOutLoss, Identity, Memory, Training, TrainingJob
 from schemas.messages import GlobalPointer, NodeMetrics, NodeState
 from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
 
@@ -219,7 +219,17 @@ def coordinator_page(config: Any, adapter: Any) -> bytes:
         "attic": NodeHeard(
             1,
             NodeState(online=True, boot_id=boot, base_model="0" * 64, version=0, serving=0),
-            NodeMetrics(boot_id=boot, base_version=0, step=1, steps=8, loss=1.0, outbox=4),
+            NodeMetrics(
+                boot_id=boot,
+                base_version=0,
+                step=1,
+                steps=8,
+                loss=1.0,
+                outbox=4,
+                held_out_loss=1.0,
+                held_out_version=0,
+                held_out_examples=4,
+            ),
         )
     }
     history = replace(
@@ -263,7 +273,9 @@ def node_page(adapter: Any) -> bytes:
     state, _ = initial_state(Identity("home", "b" * 32, "0" * 64, settings), Memory(), 0.0)
     training = Training(TrainingJob(held, sequence=0, seed=0))
     metrics = Metrics()
-    metrics.show(replace(state, held=held, served=pointer, training=training, last_loss=1.0))
+    loss = HeldOutLoss(version=0, loss=1.0, examples=4)
+    state = replace(state, held=held, served=pointer, held_out=loss, served_held_out=loss)
+    metrics.show(replace(state, training=training, last_loss=1.0))
     metrics.tokens.labels("answer").inc()
     metrics.answers.labels("whole").inc()
     for histogram in (metrics.swap_seconds, metrics.first_token_seconds, metrics.answer_seconds):

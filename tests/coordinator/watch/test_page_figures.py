@@ -105,7 +105,7 @@ def in_metrics(told: Status) -> dict[tuple[str, ...], float]:
         ("head_timestamp_seconds",): told.head_at_ns / 1e9,
         ("calibration_loss", "gate_before"): told.versions[-1].gate_before,
         ("calibration_loss", "gate_after"): told.versions[-1].gate_after,
-        ("node_loss",): told.versions[-1].node_loss,
+        ("head_training_loss",): told.versions[-1].node_loss,
         ("update_staleness_versions_count",): sum(told.staleness.values()),
         ("update_staleness_versions_sum",): sum(value * count for value, count in told.staleness.items()),
         **{("gate_decisions_total", decision): count for decision, count in told.gate.items()},
