@@ -19,7 +19,7 @@ from schemas.messages import GlobalPointer, NodeState, Receipt
 from schemas.topics import GlobalHead, NodeStateOf, ReceiptFor, parse
 
 FEDERATION = "home"
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 @dataclass

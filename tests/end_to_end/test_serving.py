@@ -32,6 +32,7 @@ PROMPTS = ("turn on the desk lamp", "set the volume to 20 percent", "turn off th
 LEARNING_RATE = 0.02  # each version answers otherwise
 TOKENS = 16
 PATIENCE_S = 60
+REST_S = 0.02  # between two questions; without it they leave no core to the training
 
 
 class Answer(NamedTuple):
@@ -63,6 +64,7 @@ class Asker:
                 self.answers.append(self._ask(prompt))
             except Exception as fault:  # whatever it is, the test fails with it
                 self.faults.append(fault)
+            self._ended.wait(REST_S)
 
 
 def ask_as_openais_client(port: int) -> Callable[[str], Answer]:
