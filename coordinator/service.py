@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from broker.client import MAX_IN_FLIGHT
 from broker.connection import Connect
@@ -230,6 +231,8 @@ class Service:
 
     def _event_of(self, message: Message) -> tuple[Received | Poisoned, Row]:
         """What a message is to the core, and its row: as it came, or set aside because the process dies of it."""
+        if message.received_at_ns > (now_ns := self.now_ns()):  # it came before the clock was set back
+            message = replace(message, received_at_ns=now_ns)
         about = message.received_at_ns, message.topic, message.payload
         if self.poison.is_poison(message.topic):
             return (poisoned := Poisoned(*about)), row_of_event(poisoned)
