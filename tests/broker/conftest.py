@@ -16,8 +16,7 @@ from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Connected, Event, Message, Subscribed
 from broker.settings import BrokerSettings
-
-PATIENCE_S = 20.0  # how long a test waits for what must come; none waits for it to be late
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from broker.events import Message, MessageProperties, Publication, Published
 from broker.recorder import Progress, RecorderError, RotatingRecording, capture, numbered
 from broker.recording import Row, open_recording, read_rows
 from broker.settings import BrokerSettings
+from tests.patience import PATIENCE_S
 
 LARGE = 1 << 30
-PATIENCE_S = 30.0
 
 
 class Recording:

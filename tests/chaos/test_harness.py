@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from broker.embedded import find_mosquitto
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.mosquitto
 ROOT = Path(__file__).parents[2]
 KILLS = 30
 ZERO = ("lost", "used_twice", "gaps", "forks", "chain_faults", "replay_faults", "poisoned", "published_frozen")
-PATIENCE_S = 60.0
 
 
 def start(folder: Path, *options: str) -> "subprocess.Popen[str]":

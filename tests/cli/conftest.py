@@ -15,9 +15,9 @@ from broker.embedded import EmbeddedBroker
 from broker.settings import BrokerSettings
 from coordinator.journal import fold
 from coordinator.registry import Registry
+from tests.patience import PATIENCE_S
 
 ALIGNFED = str(Path(sys.executable).with_name("alignfed"))
-PATIENCE_S = 120
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

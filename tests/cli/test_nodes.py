@@ -7,8 +7,7 @@ import time
 import pytest
 
 from coordinator.journal import read_nodes
-
-PATIENCE_S = 120
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture

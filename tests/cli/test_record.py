@@ -10,8 +10,7 @@ from broker.client import Client
 from broker.embedded import EmbeddedBroker
 from broker.events import Connected, Publication, Published
 from broker.recording import read_rows
-
-PATIENCE_S = 30
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture

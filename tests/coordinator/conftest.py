@@ -51,6 +51,7 @@ from schemas.topics import (
     parse,
     route,
 )
+from tests.patience import PATIENCE_S
 
 # two busy cores make any single example slow; under CI hypothesis itself derandomizes, and that stays as it is
 settings.register_profile("no-deadline", settings(), deadline=None)
@@ -171,7 +172,6 @@ def message() -> MakeMessage:
 # --- a process, a broker, a node played by hand ---
 
 FEDERATION = "test"
-PATIENCE_S = 60.0
 LORA = LoraConfig(rank=2)
 USUAL = """
 strategy = {name = "fedbuff", buffer_size = 2}

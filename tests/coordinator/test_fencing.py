@@ -14,8 +14,7 @@ from broker.recording import transaction
 from coordinator.journal import open_journal, read_updates, read_versions
 from coordinator.lease import Lease, LeaseLost
 from coordinator.replay.inside import replay
-
-PATIENCE_S = 60
+from tests.patience import PATIENCE_S
 
 
 class Standby:

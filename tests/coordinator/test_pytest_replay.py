@@ -22,9 +22,9 @@ from coordinator.stages import AnchorStage
 from coordinator.state import Answered, CalibrationTerms, FederationConfig, FederationState, Received
 from coordinator.strategies import FedBuff
 from schemas.adapter import Adapter
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120
 
 
 @pytest.fixture

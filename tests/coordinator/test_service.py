@@ -17,9 +17,9 @@ from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.messages import Body, CoordinatorState, join_body, update_id
 from schemas.topics import CoordinatorStateOf, GlobalChunk, GlobalManifestOf, UpdateChunk, UpdateManifestOf
+from tests.patience import PATIENCE_S
 
 FEDERATION = "test"
-PATIENCE_S = 30.0
 
 
 def test_a_new_federation_publishes_its_terms_and_version_0(coordinator: Any, node: Any) -> None:

@@ -26,10 +26,10 @@ from coordinator.watch.trace import Trace
 from schemas.messages import GlobalPointer
 from schemas.topics import GlobalKeys, parse
 from schemas.trust import Trust
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.mosquitto
 FEDERATION = "test"
-PATIENCE_S = 60
 SETTINGS = """
 strategy = {{name = "fedbuff", buffer_size = 2}}
 keep_versions = 2

@@ -17,8 +17,8 @@ from coordinator.replay.inside import replay
 from schemas.adapter import Adapter
 from schemas.messages import CoordinatorState
 from schemas.topics import CoordinatorStateOf, GlobalAverageChunk, GlobalChunk, GlobalManifestOf
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 ROOMS = ("kitchen", "office", "hall", "garage", "attic", "cellar", "garden", "bath")
 EXAMPLES = tuple(
     Example(prompt=f"turn {state} the lamp in the {room}", completion=f'{{"intent":"Turn{state}","area":"{room}"}}')

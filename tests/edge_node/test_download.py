@@ -32,8 +32,8 @@ from schemas.topics import (
     parse,
     route,
 )
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 CHUNK = 8 * 1024
 LAYOUT = Layout(lora=LoraConfig(rank=1), tensors=(("x.lora_A.weight", (1, 40_000)), ("x.lora_B.weight", (40_000, 1))))
 BASE_MODEL = "ba5e" * 16

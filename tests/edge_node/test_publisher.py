@@ -20,9 +20,9 @@ from edge_node.state import Update
 from schemas.chunks import Assembly, describe, split
 from schemas.messages import UpdateManifest, split_body, update_id
 from schemas.topics import UpdateChunk, UpdateManifestOf, parse, topic_filter
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.mosquitto
-PATIENCE_S = 60.0
 CHUNK = 16 * 1024
 BODY = b"".join(hashlib.sha256(bytes([number % 256, number // 256])).digest() for number in range(5 * CHUNK // 32))
 OVERHEAD = 1000  # bytes of a packet that are no chunk, and of connecting again

@@ -43,8 +43,8 @@ from schemas.messages import (
     split_body,
     update_id,
 )
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0  # how long a test waits for what must come; none waits for it to be late
 LORA = LoraConfig(rank=2)
 EXAMPLES = tuple(Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(6))
 

@@ -17,9 +17,9 @@ from broker.embedded import EmbeddedBroker
 from broker.events import Message
 from schemas.messages import GlobalPointer, NodeState, Receipt
 from schemas.topics import GlobalHead, NodeStateOf, ReceiptFor, parse
+from tests.patience import PATIENCE_S
 
 FEDERATION = "home"
-PATIENCE_S = 240.0
 
 
 @dataclass

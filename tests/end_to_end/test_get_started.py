@@ -15,9 +15,9 @@ import pytest
 from broker.embedded import find_mosquitto
 from coordinator.journal import read_updates
 from coordinator.registry import Registry
+from tests.patience import PATIENCE_S
 
 PAGE = Path(__file__).parents[2] / "docs" / "index.md"
-PATIENCE_S = 120.0
 
 
 def documented() -> list[str]:

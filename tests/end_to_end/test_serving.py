@@ -27,11 +27,11 @@ from edge_node.serving.generation import Sampling, generate
 from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion
 from edge_node.serving.session import Session
 from schemas.adapter import LoraConfig
+from tests.patience import PATIENCE_S
 
 PROMPTS = ("turn on the desk lamp", "set the volume to 20 percent", "turn off the lights in the office")
 LEARNING_RATE = 0.02  # each version answers otherwise
 TOKENS = 16
-PATIENCE_S = 60
 REST_S = 0.02  # between two questions; without it they leave no core to the training
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from examples.smart_home.fleet import MAX_RESTARTS, Fleet, ProcessFailed, Program, tail
 from examples.smart_home.memory import memory_of
+from tests.patience import PATIENCE_S
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 )
-PATIENCE_S = 30
 
 
 def program(tmp_path: Path, code: str, name: str = "worker") -> Program:

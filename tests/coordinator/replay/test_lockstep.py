@@ -24,9 +24,9 @@ from coordinator.registry import Registry
 from coordinator.replay.lockstep import OutOfStep, replay_in_step
 from coordinator.replay.outside import replay_topics
 from coordinator.replay.source import open_source
+from tests.patience import PATIENCE_S
 
 DEMO = Path(__file__).parents[2] / "golden" / "demo.rec"
-PATIENCE_S = 60.0
 ROOMS = ("kitchen", "office", "hall", "garage", "attic", "cellar", "garden", "bath")
 EXAMPLES = tuple(Example(prompt=f"turn on the lamp in the {room}", completion=f'{{"area":"{room}"}}') for room in ROOMS)
 TERMS = """

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 60.0
+from tests.patience import PATIENCE_S
+
 ENTER, LEAVE, HOME, DIMMED_NAME = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H", "\x1b[1;2mtest"
 COMMAND = [sys.executable, "-m", "alignfed", "status", "--watch"]
 

@@ -24,8 +24,9 @@ from coordinator.watch.alarms import with_alarms
 from coordinator.watch.status import Facts, Status, status_of
 from schemas.messages import NodeState
 from schemas.topics import NodeMetricsOf, NodeStateOf
+from tests.patience import PATIENCE_S
 
-FEDERATION, PATIENCE_S = "test", 60
+FEDERATION = "test"
 
 Says = Callable[..., None]
 NOT_OF_THE_FOLDER = {"at_ns", "process", "nodes", "alarms"}

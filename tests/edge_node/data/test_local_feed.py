@@ -20,8 +20,8 @@ from edge_node.data import local_feed
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.data.settings import LocalBrokerSettings, LocalDataSettings
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 LAMP = Example(prompt="lamp on", completion="TurnOn")
 FAN = Example(prompt="fan off", completion="TurnOff")
 

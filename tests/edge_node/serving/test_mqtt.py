@@ -19,10 +19,10 @@ from broker.embedded import EmbeddedBroker
 from edge_node.serving.answering import Answering
 from edge_node.serving.inference import Inference, ServedVersion
 from edge_node.serving.mqtt import MOST_CORRELATION_BYTES, MOST_REQUEST_BYTES, MqttServer
+from tests.patience import PATIENCE_S
 
 USER = [{"role": "user", "content": "turn on the desk lamp"}]
 ASKED, ANSWERS = "alignfed/v1/home/infer/kitchen", "alignfed/v1/home/answer/kitchen/lamp"
-PATIENCE_S = 30
 
 
 class Device:

@@ -22,8 +22,8 @@ from edge_node.serving.thread import Serving
 from edge_node.settings import ProbeSettings, ServingSettings
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 120
 EXAMPLES = (
     Example(prompt="turn on the desk lamp", completion='{"intent": "HassTurnOn", "name": "desk lamp"}'),
     Example(prompt="open the blinds " * 9, completion="yes"),

@@ -34,9 +34,9 @@ from edge_node.state import (
 from edge_node.training.trainer import Trainer
 from schemas.adapter import LoraConfig
 from schemas.messages import GlobalPointer
+from tests.patience import PATIENCE_S
 
 EXAMPLES = tuple(Example(prompt=f"turn on lamp {number}", completion="TurnOn") for number in range(3))
-PATIENCE_S = 240
 NODE = """
 import sys, queue
 from pathlib import Path
