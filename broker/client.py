@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -78,6 +79,8 @@ class Client:
         self._subscribing: dict[int, dict[str, int]] = {}  # by packet id, until the broker answers
         self._unsubscribing: dict[int, list[str]] = {}
         self._connected = False
+        self._is_paused = False  # nothing is read: the caller has too much to take
+        self._unwritten: deque[tuple[paho.MQTTMessageInfo, Outgoing]] = deque()  # of QoS 0, handed to paho
         self._answered_at: float | None = None  # when the broker took this connection
         self._traffic = Traffic()  # written by the network thread alone
         self._last_words: str | None = None  # why the connection ends, when the broker or paho said so
@@ -116,7 +119,7 @@ class Client:
         self._stopping.set()
         self._wake()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s + _TURN_S)
+            self._thread.join(timeout_s + 2 * _TURN_S)  # the farewell to a broker that reads nothing takes one
         if not self._thread.is_alive():
             self._wake_receiver.close()
             self._wake_sender.close()
@@ -135,6 +138,8 @@ class Client:
             running = self._check_alive()
             left_s = max(0.0, deadline - time.monotonic()) if running else 0.0
             event = self._inbox.get(min(left_s, _TURN_S))
+            if self._is_paused:
+                self._wake()  # there is room again, perhaps
             if event is not None or not running or time.monotonic() >= deadline:
                 return event
 
@@ -247,8 +252,9 @@ class Client:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection, selectors.DefaultSelector() as selector:
             selector.register(self._wake_receiver, selectors.EVENT_READ)
-            selector.register(connection, selectors.EVENT_READ)
             self._serve(selector, connection)
+        while self._unwritten:
+            self._outgoing.done(self._unwritten.popleft()[1])
         answered, self._connected = self._connected, False
         return self._last_words or reasons.lost(self._settings, answered)
 
@@ -265,10 +271,12 @@ class Client:
 
     def _turn(self, selector: selectors.BaseSelector, connection: socket.socket) -> MQTTErrorCode:
         """Wait for the network or a caller, then read, write and see to the keepalive."""
-        write = selectors.EVENT_WRITE if self._paho.want_write() else 0
-        selector.modify(connection, selectors.EVENT_READ | write)
+        # first set, then looked at: a caller who makes room in between wakes us
+        self._is_paused = True
+        self._is_paused = self._connected and self._inbox.is_full
+        _watch(selector, connection, read=not self._is_paused, write=self._paho.want_write())
         # TLS may hold decrypted bytes that no select sees.
-        decrypted = isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+        decrypted = not self._is_paused and isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
         ready = {key.fileobj: mask for key, mask in selector.select(0 if decrypted else _TURN_S)}
         if self._wake_receiver in ready:
             self._wake_receiver.recv(4096)
@@ -291,7 +299,11 @@ class Client:
         if filters:
             wanted = [(f, SubscribeOptions(1, retainAsPublished=True, retainHandling=r)) for f, r in filters.items()]
             self._subscribing[self._paho.subscribe(wanted)[1] or 0] = filters
-        while (ready := self._outgoing.next_to_send(time.monotonic())) is not None:
+        while self._unwritten and self._unwritten[0][0].is_published():
+            self._outgoing.done(self._unwritten.popleft()[1])
+        while len(self._unwritten) < MAX_IN_FLIGHT:  # of QoS 0 no window but this bounds what paho holds
+            if (ready := self._outgoing.next_to_send(time.monotonic())) is None:
+                return
             if isinstance(ready, Published):
                 self._inbox.put(ready)
             else:
@@ -307,8 +319,10 @@ class Client:
         self._traffic = replace(before, messages_out=before.messages_out + 1, bytes_out=before.bytes_out + size)
         if p.qos:
             self._outgoing.sent(outgoing, info.mid)
-        else:
+        elif info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:  # lost with the connection
             self._outgoing.done(outgoing)
+        else:
+            self._unwritten.append((info, outgoing))
 
     def _say_farewell(self, connection: socket.socket) -> None:
         if self._connected:
@@ -356,7 +370,7 @@ class Client:
         if self._last_words is None and flags.is_disconnect_packet_from_server:
             self._last_words = reasons.closed(self._settings, reason.value, reason.getName())
         elif self._last_words is None and reason.value == _KEEPALIVE_TIMEOUT:
-            self._last_words = reasons.silent(self._settings)
+            self._last_words = (reasons.unread if self._is_paused else reasons.silent)(self._settings)
 
     def _on_subscribe(self, _client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
         for topic_filter, reason in zip(self._subscribing.pop(mid, {}), reasons, strict=False):
@@ -383,6 +397,18 @@ def next_wait_s(last_s: float, served_s: float) -> float:
     A broker that dies again and again is soon tried again; one that throws us out at once is left alone ever longer.
     """
     return max(_RETRY_FIRST_S, min(2 * last_s, _RETRY_LONGEST_S) * math.exp2(-served_s))
+
+
+def _watch(selector: selectors.BaseSelector, connection: socket.socket, *, read: bool, write: bool) -> None:
+    """Have the selector look at the connection for these, or not at all."""
+    wanted = (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if write else 0)
+    if connection not in selector.get_map():
+        if wanted:
+            selector.register(connection, wanted)
+    elif wanted:
+        selector.modify(connection, wanted)
+    else:
+        selector.unregister(connection)
 
 
 def _new_paho(settings: BrokerSettings, client_id: str, clean_start: bool) -> paho.Client:

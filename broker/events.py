@@ -5,6 +5,7 @@ A caller hands over a `Publication`; a client hands back events. What a payload 
 
 from dataclasses import dataclass
 
+_OBJECTS = 1024  # bytes of the objects that a message is, without its payload
 _MAX_STRING = 65_535  # MQTT writes the length of a string in two bytes
 
 
@@ -92,6 +93,12 @@ class Message:
     received_at_ns: int
     generation: int
     mid: int
+
+    @property
+    def held(self) -> int:
+        """About the bytes of memory that it takes, its objects included, so that many empty ones count too."""
+        user = sum(len(key) + len(value) for key, value in self.properties.user)
+        return _OBJECTS + len(self.topic) + len(self.payload) + user
 
 
 @dataclass(frozen=True)

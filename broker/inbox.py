@@ -1,7 +1,8 @@
 """Events on their way from the network thread to the caller, and which messages are still to be acknowledged.
 
-Pure but for a lock and a wait; knows nothing of sockets. QoS 1 messages are bounded by the window of unacknowledged
-messages that the broker keeps to; QoS 0 messages are dropped and counted when the caller falls behind.
+Pure but for a lock and a wait; knows nothing of sockets. QoS 0 messages are dropped and counted when the caller falls
+behind. QoS 1 messages never are: the broker keeps to a window of unacknowledged ones, and whatever a broker does, an
+inbox `is_full` of bytes asks its owner to read no more from the network until the caller has taken some.
 """
 
 import threading
@@ -9,16 +10,18 @@ from collections import deque
 
 from broker.events import Event, Message, NetworkThreadDied
 
-MAX_WAITING = 1_000
+MAX_WAITING = 1_000  # QoS 0 messages find no room behind so many events
+MAX_WAITING_BYTES = 32 * 1024 * 1024  # above a whole window of the largest messages; QoS 0 has half of it
 
 
 class Inbox:
     """A queue of events with the acknowledgements that the caller owes. Safe to use from any thread."""
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_WAITING_BYTES) -> None:
         self.dropped = 0  # QoS 0 messages that found the inbox full
         self.generation = 0
-        self._max_waiting = max_waiting
+        self._max_waiting, self._max_bytes = max_waiting, max_bytes
+        self._bytes = 0  # of the messages that wait
         self._events: deque[Event] = deque()
         self._unacknowledged: deque[int] = deque()  # packet ids of this generation, in the order received
         self._acknowledged: list[int] = []
@@ -37,6 +40,7 @@ class Inbox:
             self._acknowledged.clear()
             if session_present:
                 self._events = deque(e for e in self._events if not (isinstance(e, Message) and e.qos > 0))
+                self._bytes = sum(map(_held, self._events))
 
     def put(self, event: Event) -> None:
         """Append an event for the caller."""
@@ -44,10 +48,11 @@ class Inbox:
             if isinstance(event, Message):
                 if event.qos > 0:
                     self._unacknowledged.append(event.mid)
-                elif len(self._events) >= self._max_waiting:
+                elif len(self._events) >= self._max_waiting or self._bytes + _held(event) > self._max_bytes // 2:
                     self.dropped += 1
                     return
             self._events.append(event)
+            self._bytes += _held(event)
             self._changed.notify()
 
     def fail(self, failure: BaseException) -> None:
@@ -62,7 +67,17 @@ class Inbox:
             self._changed.wait_for(lambda: bool(self._events) or self._failure is not None, timeout_s)
             if self._failure is not None:
                 raise NetworkThreadDied(f"the MQTT network thread stopped: {self._failure!r}") from self._failure
-            return self._events.popleft() if self._events else None
+            if not self._events:
+                return None
+            event = self._events.popleft()
+            self._bytes -= _held(event)
+            return event
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should be read from the network: so many bytes wait for the caller."""
+        with self._changed:
+            return self._bytes >= self._max_bytes
 
     def acknowledge(self, message: Message) -> None:
         """Note that the caller is done with a message. Raises ValueError when an earlier one is still open."""
@@ -81,3 +96,8 @@ class Inbox:
         with self._changed:
             taken, self._acknowledged = self._acknowledged, []
             return taken
+
+
+def _held(event: Event) -> int:
+    """The memory that an event takes while it waits; events that are no messages are few and small."""
+    return event.held if isinstance(event, Message) else 0

@@ -31,6 +31,11 @@ def silent(settings: BrokerSettings) -> str:
     return f"the broker at {settings.address} has stopped answering for more than {settings.keepalive_s} s"
 
 
+def unread(settings: BrokerSettings) -> str:
+    """We have not read what it sent for too long: the inbox was full."""
+    return f"the connection to the broker at {settings.address} was given up: this process takes nothing from it"
+
+
 def lost(settings: BrokerSettings, answered: bool) -> str:
     """The connection ended without a word."""
     if answered:

@@ -7,9 +7,10 @@ over is always safe: every publication may be repeated.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, Protocol
 
-from broker.events import Publication, Published
+from broker.events import Publication, Published, QueueFull
 from coordinator.registry import Registry
 from schemas import chunks
 from schemas.messages import GlobalManifest, GlobalPointer, ReleaseReport, Variant
@@ -81,7 +82,11 @@ class PhasedPublisher:
         while self._phases and len(self._unacknowledged) < WINDOW:
             publication = next(self._phases[0], None)
             if publication is not None:
-                self._unacknowledged[self._client.publish(publication)] = publication.topic
+                try:
+                    self._unacknowledged[self._client.publish(publication)] = publication.topic
+                except QueueFull:  # the broker takes others' first: again when it has, as `on_published` hears
+                    self._phases[0] = chain((publication,), self._phases[0])
+                    return
             elif self._unacknowledged:
                 return
             else:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from broker.client import MAX_IN_FLIGHT
 from broker.connection import Connect
@@ -20,6 +21,7 @@ from broker.events import (
     Message,
     Publication,
     Published,
+    QueueFull,
     Subscribed,
 )
 from broker.events import (
@@ -62,7 +64,7 @@ from coordinator.watch.fleet import Fleet, hear, is_of_nodes
 from coordinator.watch.history import observe
 from coordinator.watch.status import Facts, ProcessStatus
 from coordinator.watch.teller import Teller
-from schemas.messages import CoordinatorState, GlobalManifest, ReleaseReport
+from schemas.messages import CoordinatorState, GlobalManifest, Receipt, ReleaseReport
 from schemas.topics import (
     CoordinatorStateOf,
     GlobalKeys,
@@ -84,6 +86,7 @@ SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
+MOST_WAITING = 10_000  # publications before receipts are let go: a node that hears nothing offers its update again
 
 
 class Service:
@@ -151,7 +154,7 @@ class Service:
                 if self.lease.is_lost:  # another one is there: what waits here must not go out any more
                     self.client.stop(0)
                 else:
-                    self._announce(online=False)
+                    self._say(self._own_state(online=False))
 
     def begin(self, questions: Iterable[Effect]) -> None:
         """Do what a crash has left undone, and ask the base model what is open."""
@@ -307,7 +310,7 @@ class Service:
         for effect in effects:
             match effect:
                 case SendReceipt(node, receipt):
-                    self._send(ReceiptFor(node), receipt.to_bytes())
+                    self._answer(node, receipt)
                     level = logging.WARNING if receipt.reason else logging.DEBUG
                     about: dict[str, str | int] = {"node": node, "update": receipt.update_id}
                     about |= {} if receipt.version is None else {"version": receipt.version}
@@ -347,7 +350,7 @@ class Service:
         self._delete_what_is_not_kept(manifest.version, self.released)
         if manifest.version == self.state.config.final_version:
             log.info("version %d is the last one", manifest.version)
-            self._announce(online=True)
+            self.publisher.add(self._say(self._own_state(online=True)))
 
     def _publish_release(self, report: ReleaseReport) -> None:
         taken = "" if report.is_taken else f"; version {report.judged} was turned down"
@@ -401,11 +404,11 @@ class Service:
         recent = self._recent()
         served = (self.registry.manifest(version).release.version for version in recent)
         gone = self.deleting = {*recent, *served, *self.deleting} - kept
-        if self.keys is not None:
-            self._send(GlobalKeys(), self.keys.online.payload)
-        self._announce(online=True)
+        keys = [] if self.keys is None else [self._unsigned(GlobalKeys(), self.keys.online.payload)]
+        unsaid = self._say(*keys, self._own_state(online=True))
+        bodies = publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept)))
         self.publisher.start_over(
-            publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept))),
+            chain(unsaid, bodies),
             publisher.average_of(self.federation, self.registry, release),
             self._pointers(),
             publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
@@ -416,8 +419,25 @@ class Service:
         newest = self.state.head.version
         return range(max(0, newest - 3 * self.keep - MAX_IN_FLIGHT), newest)
 
-    def _announce(self, *, online: bool) -> None:
-        self._send(CoordinatorStateOf(), self._birth(online=online))
+    def _answer(self, node: str, receipt: Receipt) -> None:
+        """Tell a node, unless the broker takes nothing any more: then what is queued must not grow for ever."""
+        if self.client.traffic.waiting >= MOST_WAITING:
+            self._log_drop("receipt that the broker has no room for", f"{receipt.update_id[:8]} of {node}")
+        else:
+            self._say(self._unsigned(ReceiptFor(node), receipt.to_bytes()))
+
+    def _say(self, *publications: Publication) -> list[Publication]:
+        """Publish, and give back what found no room: what must be said goes to the publisher, which waits for it."""
+        for number, publication in enumerate(publications):
+            try:
+                self.voice.publish(publication)
+            except QueueFull as fault:
+                self._log_drop("publication that the broker has no room for", str(fault))
+                return list(publications[number:])
+        return []
+
+    def _own_state(self, *, online: bool) -> Publication:
+        return self._unsigned(CoordinatorStateOf(), self._birth(online=online))
 
     def _birth(self, *, online: bool) -> bytes:
         config = self.state.config
@@ -439,8 +459,8 @@ class Service:
             finished=self.state.finished,
         ).to_bytes()
 
-    def _send(self, address: CoordinatorStateOf | GlobalKeys | ReceiptFor, payload: bytes) -> None:
-        self.voice.publish(publisher.publication(self.federation, address, payload))
+    def _unsigned(self, address: CoordinatorStateOf | GlobalKeys | ReceiptFor, payload: bytes) -> Publication:
+        return publisher.publication(self.federation, address, payload)
 
     @property
     def deadline(self) -> int | None:

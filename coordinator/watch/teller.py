@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from broker.connection import Connection
-from broker.events import Published
+from broker.events import Published, QueueFull
 from coordinator.settings import HomeAssistantSettings
 from coordinator.trust.voice import Voice
 from coordinator.watch.home_assistant import publications
@@ -35,8 +35,11 @@ class Teller:
             if self._connection.traffic.waiting > MOST_WAITING:
                 return  # the rest when the broker has taken these
             if self._told.get(publication.topic) != publication.payload:
+                try:
+                    self._unacknowledged[self._voice.publish(publication)] = publication.topic
+                except QueueFull:
+                    return
                 self._told[publication.topic] = publication.payload
-                self._unacknowledged[self._voice.publish(publication)] = publication.topic
 
     def on_published(self, event: Published) -> None:
         """Say so where the broker refuses it; an acknowledgement of somebody else's publication is ignored."""

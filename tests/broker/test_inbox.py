@@ -10,12 +10,15 @@ from broker.inbox import Inbox
 CONNECTED = Connected(session_present=True, max_packet_size=None, receive_maximum=None)
 
 
-def message(mid: int, generation: int = 1, qos: int = 1) -> Message:
-    return Message("t", b"", qos, False, False, MessageProperties(), 0, generation, mid)
+KIB = 1024
 
 
-def connected_inbox(max_waiting: int = 10) -> Inbox:
-    inbox = Inbox(max_waiting)
+def message(mid: int, generation: int = 1, qos: int = 1, size: int = 0) -> Message:
+    return Message("t", bytes(size), qos, False, False, MessageProperties(), 0, generation, mid)
+
+
+def connected_inbox(max_waiting: int = 10, max_bytes: int = 1024 * KIB) -> Inbox:
+    inbox = Inbox(max_waiting, max_bytes)
     inbox.begin_generation(session_present=False)
     return inbox
 
@@ -71,6 +74,42 @@ def test_unreliable_messages_are_dropped_and_counted_when_the_inbox_is_full() ->
     inbox.put(message(9, qos=1))
     assert [e.mid for e in (inbox.get(0), inbox.get(0), inbox.get(0)) if isinstance(e, Message)] == [0, 1, 9]
     assert inbox.dropped == 3
+
+
+def test_unreliable_messages_have_half_of_the_bytes_and_never_make_it_full() -> None:
+    inbox = connected_inbox(max_waiting=1000, max_bytes=100 * KIB)
+    for mid in range(10):
+        inbox.put(message(mid, qos=0, size=15 * KIB))
+    assert inbox.dropped == 7
+    assert not inbox.is_full
+    for _ in range(3):
+        inbox.get(0)
+    inbox.put(message(10, qos=0, size=15 * KIB))
+    assert inbox.dropped == 7
+
+
+def test_reliable_messages_are_never_dropped_and_make_it_full_until_some_are_taken() -> None:
+    inbox = connected_inbox(max_bytes=100 * KIB)
+    for mid in range(3):
+        inbox.put(message(mid, size=40 * KIB))
+    assert inbox.is_full
+    assert inbox.get(0) == message(0, size=40 * KIB)
+    assert not inbox.is_full
+    assert [inbox.get(0), inbox.get(0)] == [message(mid, size=40 * KIB) for mid in (1, 2)]
+
+
+def test_many_empty_messages_make_it_full_as_well() -> None:
+    inbox = connected_inbox(max_bytes=100 * KIB)
+    for mid in range(100):
+        inbox.put(message(mid))
+    assert inbox.is_full
+
+
+def test_what_the_broker_will_send_again_takes_no_room() -> None:
+    inbox = connected_inbox(max_bytes=100 * KIB)
+    inbox.put(message(1, size=100 * KIB))
+    inbox.begin_generation(session_present=True)
+    assert not inbox.is_full
 
 
 def test_a_failure_wakes_the_one_who_waits() -> None:

@@ -84,3 +84,13 @@ def test_the_queue_has_an_end_and_has_room_again_when_something_was_taken() -> N
     send_next(outgoing, 11)
     outgoing.acknowledged(11)
     outgoing.add(half, 0)
+
+
+def test_what_may_be_lost_leaves_half_of_the_room_to_what_may_not() -> None:
+    outgoing = queue(max_packet_size=MAX_QUEUED_BYTES)
+    quarter = bytes(MAX_QUEUED_BYTES // 4 - 100)
+    for _ in range(2):
+        outgoing.add(Publication("t", quarter, qos=0), 0)
+    with pytest.raises(QueueFull):
+        outgoing.add(Publication("t", quarter, qos=0), 0)
+    outgoing.add(Publication("t", quarter), 0)

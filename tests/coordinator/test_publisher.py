@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.events import Publication
+from broker.events import Publication, QueueFull
 from broker.events import Published as Answer
 from coordinator.core import found, step
 from coordinator.publisher import (
@@ -154,8 +154,11 @@ class Wire:
 
     def __init__(self) -> None:
         self.topics: list[str] = []
+        self.is_full = False
 
     def publish(self, publication: Publication) -> int:
+        if self.is_full:
+            raise QueueFull("others wait for the broker")
         self.topics.append(publication.topic)
         return len(self.topics)
 
@@ -181,3 +184,17 @@ def test_after_a_lost_connection_it_waits_with_all_that_is_new_until_it_starts_o
     assert wire.topics == ["body"]
     publisher.start_over([Publication("body", b"")])
     assert wire.topics == ["body", "body"]
+
+
+def test_what_finds_no_room_goes_out_in_its_order_when_the_broker_has_taken_something() -> None:
+    wire = Wire()
+    publisher = PhasedPublisher(wire)
+    wire.is_full = True
+    publisher.start_over([Publication("body", b""), Publication("manifest", b"")], [Publication("pointer", b"")])
+    assert wire.topics == [] and not publisher.is_done
+    wire.is_full = False
+    publisher.on_published(Answer(99, None))  # somebody else's
+    assert wire.topics == ["body", "manifest"]
+    publisher.on_published(Answer(1, None))
+    publisher.on_published(Answer(2, None))
+    assert wire.topics == ["body", "manifest", "pointer"]

@@ -10,16 +10,19 @@ import pytest
 from broker.events import Publication
 from coordinator.operations import order_file
 from coordinator.operations.orders import RollBack
+from coordinator.publisher import WINDOW
 from coordinator.state import FederationConfig
 from coordinator.strategies import FedAsync
 from schemas.adapter import Adapter, Layout, LoraConfig
-from schemas.topics import GlobalManifestOf, parse
+from schemas.messages import GlobalPointer
+from schemas.topics import GlobalHead, GlobalManifestOf, parse, route
 from tests.crash_points.lives import message_of
 from tests.schedules.actors import BASE_MODEL, FEDERATION, CoordinatorActor
 from tests.schedules.clock import Clock
 from tests.schedules.network import Network
 
 LAYOUT = Layout(lora=LoraConfig(rank=1), tensors=(("x.lora_A.weight", (1, 4)), ("x.lora_B.weight", (4, 1))))
+HEAD = route(FEDERATION, GlobalHead()).topic
 
 
 @pytest.fixture
@@ -94,3 +97,22 @@ def test_a_rollback_before_the_first_connection_sends_no_pointer_ahead_of_its_bo
     assert topics.index(f"alignfed/v1/{FEDERATION}/global/v/0/manifest") < topics.index(
         f"alignfed/v1/{FEDERATION}/global/release"
     )
+
+
+@pytest.mark.parametrize("limit", ["broker.outgoing.MAX_QUEUED_BYTES", "coordinator.service.MOST_WAITING"])
+def test_a_broker_that_takes_nothing_stops_nothing_and_has_the_newest_when_it_takes_again(
+    network: Network, start: Callable[[], CoordinatorActor], monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(
+        limit, {"broker.outgoing.MAX_QUEUED_BYTES": 8_000, "coordinator.service.MOST_WAITING": 20}[limit]
+    )
+    actor = start()
+    network.connect(actor.client)
+    for sequence in range(1, 61):  # two receipts and a version each
+        actor.client.take(message_of(actor, sequence))
+        actor.turn()
+    assert actor.state.head.version == 60
+    assert len(actor.client.outgoing) <= 20 + WINDOW
+    let_it_talk(network, actor)
+    assert versions_on(network) == [60]
+    assert GlobalPointer.from_bytes(network.kept.retained[HEAD].payload).version == 60
