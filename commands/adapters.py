@@ -124,8 +124,8 @@ def verify_adapters(
 ) -> None:
     """Check the whole chain of versions.
 
-    Every manifest's signature from the federation's root down, its place in the order, and every adapter's bytes. Needs
-    no broker. Without keys only order and bytes are checked, which is said.
+    The signature of every manifest and of the decision on it from the federation's root down, its place in the order,
+    and every adapter's bytes. Needs no broker. Without keys only order and bytes are checked, which is said.
     """
     from coordinator.trust.verification import read_certified, verify_chain
 

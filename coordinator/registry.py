@@ -4,6 +4,7 @@
     manifests/<version>.json        the manifest of one version
     decisions/<version>.json        whether nodes serve it, and why; the newest says what they serve
     signatures/<version>.signed     the manifest as it was published, with its signature, in a federation with keys
+    signatures/decisions/<version>.signed    the same of the decision
 
 A file appears under its name only when it is whole and on disk, so whatever is found can be used after a crash.
 """
@@ -72,21 +73,33 @@ class Registry:
 
     def seal(self, version: int, signed: bytes) -> None:
         """Keep a version's manifest as it was signed."""
-        write_whole(self.folder / "signatures" / f"{version}.signed", signed)
+        write_whole(self._seal("", version), signed)
+
+    def seal_decision(self, version: int, signed: bytes) -> None:
+        """Keep the decision on a version as it was signed."""
+        write_whole(self._seal("decisions", version), signed)
 
     def seal_of(self, version: int) -> bytes | None:
         """A version's manifest as it was signed; None if it never was."""
-        path = self.folder / "signatures" / f"{version}.signed"
-        return path.read_bytes() if path.exists() else None
+        return _content(self._seal("", version))
+
+    def seal_of_decision(self, version: int) -> bytes | None:
+        """The decision on a version as it was signed; None if it never was."""
+        return _content(self._seal("decisions", version))
 
     def unsealed(self) -> list[GlobalManifest]:
         """The manifests that were not signed as they are, oldest first."""
-        return [self.manifest(version) for version in self.numbers() if not self._is_sealed(version)]
-
-    def _is_sealed(self, version: int) -> bool:
         # bytes are compared, not parsed: every start looks at every version there has ever been
-        signed, path = self.seal_of(version), self.folder / "manifests" / f"{version}.json"
-        return signed is not None and unsigned(signed) == path.read_bytes()
+        manifests = self.folder / "manifests"
+        return [self.manifest(v) for v in self.numbers() if not _is_sealed(self.seal_of(v), manifests / f"{v}.json")]
+
+    def unsealed_decisions(self) -> list[ReleaseReport]:
+        """The decisions that were not signed as they are, oldest first."""
+        decided = [v for v in self.decided() if not _is_sealed(self.seal_of_decision(v), self._decision(v))]
+        return [self._read_decision(version) for version in decided]
+
+    def _seal(self, kind: str, version: int) -> Path:
+        return self.folder / "signatures" / kind / f"{version}.signed"
 
     def has(self, manifest: GlobalManifest) -> bool:
         """Whether this very version is kept already."""
@@ -136,6 +149,14 @@ class Registry:
         if hashlib.sha256(body).hexdigest() != digest:
             raise RegistryError(f"the adapter {digest[:12]} of version {version} in {self.folder} is damaged")
         return body
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _is_sealed(signed: bytes | None, path: Path) -> bool:
+    return signed is not None and unsigned(signed) == path.read_bytes()
 
 
 def _numbered(folder: Path) -> list[int]:

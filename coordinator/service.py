@@ -58,6 +58,7 @@ from coordinator.state import (
     SendReceipt,
     Ticked,
 )
+from coordinator.trust.seals import Seals
 from coordinator.trust.voice import CoordinatorKeys, Voice
 from coordinator.watch.board import Board
 from coordinator.watch.fleet import Fleet, hear, is_of_nodes
@@ -68,7 +69,6 @@ from schemas.messages import CoordinatorState, GlobalManifest, Receipt, ReleaseR
 from schemas.topics import (
     CoordinatorStateOf,
     GlobalKeys,
-    GlobalManifestOf,
     NodeMetricsOf,
     NodeStateOf,
     ReceiptFor,
@@ -121,7 +121,7 @@ class Service:
         self.lease = lease
         self.keeper = Keeper(journal, lease, registry, restored.folding_s)
         self.poison = PoisonGuard(settings.data_dir)
-        self.registry = registry
+        self.registry, self.seals = registry, Seals(registry, keys, self.federation)
         self.model = model
         self.boot_id = secrets.token_hex(16)
         self.drops = Counter[str]()
@@ -158,8 +158,7 @@ class Service:
 
     def begin(self, questions: Iterable[Effect]) -> None:
         """Do what a crash has left undone, and ask the base model what is open."""
-        for manifest in self.registry.unsealed() if self.keys is not None else ():
-            self._seal(manifest)
+        self.seals.seal_what_is_open(self.state)
         self._carry_out(questions)
 
     def turn(self) -> None:
@@ -318,10 +317,11 @@ class Service:
                     log.log(level, text, receipt.status, receipt.update_id[:8], node, receipt.reason, extra=about)
                 case PublishVersion(manifest, adapter):
                     self.registry.add(manifest, adapter)
-                    self._seal(manifest)
+                    self.seals.seal(manifest)
                     self._publish_version(manifest)
                 case PublishRelease(report, adapter):
                     self.registry.set_release(report, adapter)
+                    self.seals.seal_decision(report)
                     self._publish_release(report)
                 case AskModel(question_id, question):
                     assert self.model is not None  # strategies ask only where the terms have a calibration set
@@ -381,12 +381,6 @@ class Service:
     def _stamp(self) -> Stamp:
         expires_at_ns = self.now_ns() + self.pointer_lifetime_ns if self.keys is not None else None
         return Stamp(self.state.epoch, expires_at_ns)
-
-    def _seal(self, manifest: GlobalManifest) -> None:
-        """Keep the signature of a manifest beside it, so that the chain can be verified without a broker."""
-        if self.keys is not None:
-            unsigned = publisher.publication(self.federation, GlobalManifestOf(manifest.version), manifest.to_bytes())
-            self.registry.seal(manifest.version, self.keys.signed(unsigned).payload)
 
     def _delete_what_is_not_kept(self, head: int, released: int) -> None:
         """Take from the broker what was kept until now and no longer is."""

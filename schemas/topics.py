@@ -236,6 +236,11 @@ def topic_filter(federation: str, kind: type[Address], **fixed: str | int) -> st
     return f"{ROOT}/{federation}/{kind.spec.pattern.format(**(dict.fromkeys(names, '+') | given))}"
 
 
+def decision_name(federation: str, version: int) -> str:
+    """What a decision on a version is signed for. No topic: it lies beside the adapters and is never published."""
+    return f"{ROOT}/{_checked({'federation': federation})['federation']}/decision/{version}"
+
+
 def home_assistant_topic(prefix: str, object_id: str) -> str:
     """Where Home Assistant looks for a device's discovery message; ValueError for an id that it would not take."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", object_id) or not re.fullmatch(NAME_PATTERN, prefix):

@@ -13,7 +13,7 @@ from broker.key_files import KeyFileError
 from coordinator.registry import Registry, RegistryError
 from schemas.messages import GlobalManifest, InvalidMessage, KeyCertificate
 from schemas.signing import key_id, take_apart, verified
-from schemas.topics import GlobalManifestOf, route
+from schemas.topics import GlobalManifestOf, decision_name, route
 
 NO_DIGEST = None
 
@@ -55,7 +55,9 @@ def verify_chain(registry: Registry, certified: Certified | None) -> Iterator[Ve
         signed_by = None
         try:
             manifest = registry.manifest(version)
-            signed_by = None if certified is None else _signer(registry, manifest, certified)
+            if certified is not None:
+                signed_by = _signer(registry, manifest, certified)
+                _check_decision(registry, version, certified)
             fault = _fault(registry, manifest, version, expected, parent, epoch, used)
         except (RegistryError, InvalidMessage) as error:
             fault = str(error)
@@ -64,6 +66,8 @@ def verify_chain(registry: Registry, certified: Certified | None) -> Iterator[Ve
         if manifest is not None:
             parent, epoch = manifest.digest, max(epoch, manifest.epoch)
             used |= {given.update_id: version for given in manifest.inputs}
+    for version in sorted(set(registry.decided()) - set(registry.numbers())):
+        yield VerifiedVersion(version, None, None, "something was decided on it, and there is no such version")
 
 
 def _fault(
@@ -98,12 +102,33 @@ def _signer(registry: Registry, manifest: GlobalManifest, certified: Certified) 
     payload = registry.seal_of(manifest.version)
     if payload is None:
         raise RegistryError(f"version {manifest.version} was never signed; starting the coordinator with keys signs it")
-    name = take_apart(payload).key_id
-    if (certificate := certified.certificates.get(name)) is None:
-        raise InvalidMessage(f"key {name} signed it, which the root has not certified")
     topic = route(certified.member.federation, GlobalManifestOf(manifest.version)).topic
-    if verified(certificate.key, topic, payload) != manifest.to_bytes():
+    certificate, message = _opened(topic, payload, certified)
+    if message != manifest.to_bytes():
         raise InvalidMessage("what was signed is another manifest")
+    name = key_id(certificate.key)
     if manifest.created_at_ns > certificate.expires_at_ns:
         raise InvalidMessage(f"it was made after the certificate of key {name} had expired")
     return name
+
+
+def _check_decision(registry: Registry, version: int, certified: Certified) -> None:
+    """Raise InvalidMessage or RegistryError unless the decision on a version, if there is one, is as it was signed."""
+    decision, payload = registry.decision(version), registry.seal_of_decision(version)
+    if decision is None and payload is None:  # it was passed over
+        return
+    if payload is None:
+        raise RegistryError("the decision on it was never signed; starting the coordinator with keys signs it")
+    _, message = _opened(decision_name(certified.member.federation, version), payload, certified)
+    if decision is None:
+        raise RegistryError("the decision on it is missing; its signature is there")
+    if message != decision.to_bytes():
+        raise InvalidMessage("what was signed is another decision on it")
+
+
+def _opened(name: str, payload: bytes, certified: Certified) -> tuple[KeyCertificate, bytes]:
+    """What a certified key has signed for this name, with the key's certificate. Raises InvalidMessage."""
+    signer = take_apart(payload).key_id
+    if (certificate := certified.certificates.get(signer)) is None:
+        raise InvalidMessage(f"key {signer} signed it, which the root has not certified")
+    return certificate, verified(certificate.key, name, payload)

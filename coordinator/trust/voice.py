@@ -23,6 +23,7 @@ from broker.key_files import KeyFileError
 from broker.settings import BrokerSettings
 from coordinator.lease import Lease
 from schemas.messages import PublicKey
+from schemas.signing import sign
 from schemas.trust import KeyRing
 
 log = logging.getLogger("coordinator")
@@ -54,6 +55,10 @@ class CoordinatorKeys:
     def signed(self, publication: Publication) -> Publication:
         """The publication with the coordinator's signature, if its topic asks for one."""
         return self._bundle.signed(publication)
+
+    def sealed(self, name: str, message: bytes) -> bytes:
+        """A message with the coordinator's signature for this name, a topic or that of something kept."""
+        return sign(self.online.key, name, message)
 
     def reread_ring(self) -> KeyRing:
         """The ring of now: a standby may have waited for long."""

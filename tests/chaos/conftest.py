@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.bundle import Bundle, load_coordinator_bundle
 from broker.federation_keys import init
 from broker.recording import Row, transaction
 from chaos.checker import Findings, check
@@ -18,17 +17,18 @@ from chaos.ledgers import read_ledgers
 from chaos.witness import Witness
 from coordinator.core import found, step
 from coordinator.journal import open_journal, record, record_founding
-from coordinator.publisher import publication
 from coordinator.registry import Registry
 from coordinator.state import Effect, FederationConfig, FederationState, PublishRelease, PublishVersion, Received
 from coordinator.strategies import FedBuff
+from coordinator.trust.seals import Seals
+from coordinator.trust.voice import CoordinatorKeys
 from edge_node.outbox import Outbox
 from edge_node.state import Update
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe
 from schemas.codec import encode
 from schemas.messages import UpdateManifest, join_body, update_id
-from schemas.topics import GlobalManifestOf, UpdateManifestOf, route
+from schemas.topics import UpdateManifestOf, route
 
 FEDERATION, BASE_MODEL, BUFFER = "chaos", "ba5e" * 16, 2
 LAYOUT = Layout(lora=LoraConfig(rank=1), tensors=(("x.lora_A.weight", (1, 1)), ("x.lora_B.weight", (1, 1))))
@@ -77,8 +77,8 @@ class LeftBehind:
 @pytest.fixture
 def left_behind(tmp_path: Path, keys: Path) -> LeftBehind:
     """The nodes a and b have sent three updates each; one more of a waits in its outbox."""
-    bundle, _ = load_coordinator_bundle(keys / "coordinator", FEDERATION)
     registry = Registry(tmp_path / "coordinator" / "adapters")
+    seals = Seals(registry, CoordinatorKeys(keys / "coordinator", FEDERATION), FEDERATION)
     config = FederationConfig(
         federation=FEDERATION,
         base_model=BASE_MODEL,
@@ -92,7 +92,7 @@ def left_behind(tmp_path: Path, keys: Path) -> LeftBehind:
         with transaction(journal):
             record_founding(journal, config, adapter, 0)
         state, effects = found(config, adapter, 0)
-        _keep(registry, bundle, effects)
+        _keep(registry, seals, effects)
         for sequence in range(3):
             ids = []
             for node in ("a", "b"):
@@ -102,7 +102,7 @@ def left_behind(tmp_path: Path, keys: Path) -> LeftBehind:
                 state, effects = step(state, Received(sequence, topic, payload))
                 with transaction(journal):
                     record(journal, Row(sequence, topic, payload), effects)
-                _keep(registry, bundle, effects)
+                _keep(registry, seals, effects)
                 _sends(tmp_path, node, update)
                 ids.append(update.update_id)
             versions[sequence + 1] = tuple(ids)
@@ -124,15 +124,14 @@ def _sends(folder: Path, node: str, update: Update) -> None:
         outbox.settle(update.update_id)
 
 
-def _keep(registry: Registry, bundle: Bundle, effects: tuple[Effect, ...]) -> None:
+def _keep(registry: Registry, seals: Seals, effects: tuple[Effect, ...]) -> None:
     for effect in effects:
         if isinstance(effect, PublishVersion):
-            manifest = effect.manifest
-            registry.add(manifest, effect.adapter)
-            unsigned = publication(FEDERATION, GlobalManifestOf(manifest.version), manifest.to_bytes())
-            registry.seal(manifest.version, bundle.signed(unsigned).payload)
+            registry.add(effect.manifest, effect.adapter)
+            seals.seal(effect.manifest)
         elif isinstance(effect, PublishRelease):
             registry.set_release(effect.report, effect.adapter)
+            seals.seal_decision(effect.report)
 
 
 def _update(state: FederationState, node: str, sequence: int) -> Update:

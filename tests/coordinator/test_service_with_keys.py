@@ -22,6 +22,7 @@ from broker.federation_keys import enrol, init, revoke, rotate
 from coordinator.journal import read_updates
 from coordinator.registry import Registry
 from coordinator.replay.inside import replay
+from coordinator.trust.verification import read_certified, verify_chain
 from coordinator.watch.trace import Trace
 from schemas.messages import GlobalPointer
 from schemas.topics import GlobalKeys, parse
@@ -120,7 +121,7 @@ def launch(start_coordinator: Callable[..., Any], keys: Path, base_model: Path) 
 
 
 def test_a_federation_with_keys_makes_versions_and_all_that_it_says_is_signed(
-    play: Callable[[str], Any], launch: Callable[..., Any]
+    play: Callable[[str], Any], launch: Callable[..., Any], keys: Path
 ) -> None:
     a, b = play("a"), play("b")
     running = launch()
@@ -134,11 +135,14 @@ def test_a_federation_with_keys_makes_versions_and_all_that_it_says_is_signed(
     assert all(receipt.update_id == ids[0] for receipt in a.receipts)  # each hears of its own
 
     running.kill()  # and everything is signed again after a start
+    (running.data_dir / "adapters" / "signatures" / "decisions" / "1.signed").unlink()
     running.start()
     a.until(lambda: a.head.epoch == 2 and a.release.epoch == 2)
     assert a.client.false == []
     registry = Registry(running.data_dir / "adapters")
     assert registry.unsealed() == [] and len(registry.versions()) == 2
+    chain = verify_chain(registry, read_certified(keys / "coordinator"))
+    assert [version.fault for version in chain] == [None, None]
     assert all(version.agrees for version in replay(running.data_dir / "journal.db"))
 
 

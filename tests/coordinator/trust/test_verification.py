@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from broker.bundle import CERTIFICATES, load_coordinator_bundle
+from broker.bundle import CERTIFICATES
 from broker.federation_keys import init, rotate
 from broker.key_files import KeyFileError
 from coordinator.core import found, step
-from coordinator.publisher import publication
 from coordinator.registry import Registry
 from coordinator.state import PublishRelease, PublishVersion
 from coordinator.strategies import FedBuff
+from coordinator.trust.seals import Seals
 from coordinator.trust.verification import Certified, read_certified, verify_chain
+from coordinator.trust.voice import CoordinatorKeys
+from schemas.messages import ReleaseReport
 from schemas.signing import SigningKey, sign
-from schemas.topics import GlobalManifestOf, route
+from schemas.topics import GlobalManifestOf, decision_name, route
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +36,18 @@ def certified(keys: Path) -> Certified:
 
 @pytest.fixture
 def registry(tmp_path: Path, keys: Path, config, adapter, message) -> Registry:
-    """Four signed versions; after the second the coordinator got a new key."""
+    """Four signed versions, each with a signed decision; after the second the coordinator got a new key."""
     registry = Registry(tmp_path / "adapters")
     state, effects = found(config(FedBuff(buffer_size=1)), adapter(0), 0)
     for number in range(4):
-        bundle, _ = load_coordinator_bundle(keys / "coordinator", "test")
+        seals = Seals(registry, CoordinatorKeys(keys / "coordinator", "test"), "test")
         for effect in effects:
             if isinstance(effect, PublishVersion):
-                manifest = effect.manifest
-                registry.add(manifest, effect.adapter)
-                unsigned = publication("test", GlobalManifestOf(manifest.version), manifest.to_bytes())
-                registry.seal(manifest.version, bundle.signed(unsigned).payload)
+                registry.add(effect.manifest, effect.adapter)
+                seals.seal(effect.manifest)
             elif isinstance(effect, PublishRelease):
                 registry.set_release(effect.report, effect.adapter)
+                seals.seal_decision(effect.report)
         if number == 1:
             rotate(keys, days=100)
         state, effects = step(state, message("a", 1, number, state.digests[number], sequence=number))
@@ -107,3 +109,59 @@ def test_a_false_certificate_is_not_read_over(keys: Path, tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes().replace(b'"number":1', b'"number":3'))
     with pytest.raises(KeyFileError, match="not the root's"):
         read_certified(bundle)
+
+
+def test_a_decision_that_was_changed_is_named(registry: Registry, keys: Path) -> None:
+    path = registry.folder / "decisions" / "2.json"
+    path.write_text(path.read_text().replace('"version":2', '"version":1'))
+    assert "another decision" in faults(registry, read_certified(keys / "coordinator"))[2]
+    assert faults(registry, None) == {}  # without keys nobody can tell
+
+
+def test_a_decision_without_its_signature_a_signature_without_its_decision_and_one_on_nothing_are_named(
+    registry: Registry, keys: Path
+) -> None:
+    known = read_certified(keys / "coordinator")
+    decisions, signatures = registry.folder / "decisions", registry.folder / "signatures" / "decisions"
+    shutil.copy(decisions / "3.json", decisions / "9.json")
+    (decisions / "1.json").unlink()
+    (signatures / "2.signed").unlink()
+    found = faults(registry, known)
+    assert found.keys() == {1, 2, 9}
+    assert "missing" in found[1] and "never signed" in found[2] and "no such version" in found[9]
+    (signatures / "1.signed").unlink()
+    assert 1 not in faults(registry, known)  # so is a version that was passed over
+
+
+def test_a_decision_is_not_that_on_another_version(registry: Registry, keys: Path) -> None:
+    shutil.copy(registry.folder / "decisions" / "1.json", registry.folder / "decisions" / "2.json")
+    signatures = registry.folder / "signatures" / "decisions"
+    shutil.copy(signatures / "1.signed", signatures / "2.signed")
+    assert decision_name("test", 2) in faults(registry, read_certified(keys / "coordinator"))[2]
+
+
+def test_a_start_seals_what_was_never_sealed_and_nothing_that_was_changed(
+    registry: Registry, keys: Path, config, adapter
+) -> None:
+    known = read_certified(keys / "coordinator")
+    seals = Seals(registry, CoordinatorKeys(keys / "coordinator", "test"), "test")
+    state, _ = found(config(FedBuff(buffer_size=1)), adapter(0), 0)
+    state = replace(state, head=replace(state.head, version=3), release=registry.release())
+    for kind, number in (("", 3), ("", 1), ("decisions", 3), ("decisions", 0)):
+        (registry.folder / "signatures" / kind / f"{number}.signed").unlink()
+    changed = registry.folder / "decisions" / "2.json"
+    changed.write_text(changed.read_text().replace('"version":2', '"version":1'))
+    seals.seal_what_is_open(state)
+    assert faults(registry, known).keys() == {2}
+
+
+def test_a_start_seals_anew_what_a_rollback_decided_before_it_was_cut_short(
+    registry: Registry, keys: Path, config, adapter
+) -> None:
+    back = ReleaseReport(version=1, variant="head", judged=3)
+    state, _ = found(config(FedBuff(buffer_size=1)), adapter(0), 0)
+    registry.set_release(back, adapter(1))
+    Seals(registry, CoordinatorKeys(keys / "coordinator", "test"), "test").seal_what_is_open(
+        replace(state, release=back)
+    )
+    assert faults(registry, read_certified(keys / "coordinator")) == {}
