@@ -10,6 +10,7 @@ import typer
 from commands.console import (
     FAILED,
     FAILURE,
+    UNANSWERED,
     USAGE,
     Config,
     DataDir,
@@ -150,7 +151,10 @@ def verify_adapters(
         fail(f"{len(faults)} of {len(versions)} versions are not as they should be", FAILED)
 
 
-@app.command("rollback", epilog=ending("alignfed adapters rollback 3", "1  it was refused, or nobody answered"))
+@app.command(
+    "rollback",
+    epilog=ending("alignfed adapters rollback 3", "1  it was refused", "3  nobody has answered; the order waits"),
+)
 def roll_back_adapters(
     version: Version,
     head: Annotated[bool, typer.Option("--head", help="Have nodes train from it too, as a new version.")] = False,
@@ -162,20 +166,22 @@ def roll_back_adapters(
     """Go back to an earlier version.
 
     Nodes serve what that version was served as, from the next moment on. It is a new entry with a higher epoch, never
-    an old one again, and is recorded. A coordinator that does not run does it when it starts.
+    an old one again, and is recorded. A coordinator that does not run does it when it starts; with --json `answered` is
+    false then.
     """
     from coordinator.operations.order_file import answer_of, give
-    from coordinator.operations.orders import RollBack
+    from coordinator.operations.orders import OrderAnswer, RollBack
 
     registry = _registry(config, data_dir)
     manifest = registry.manifest(_number(registry, version))
     folder = registry.folder.parent
     order = give(folder, RollBack(version=manifest.version, scope="head" if head else "release"))
     answer = answer_of(folder, order, wait)
-    if answer is None:
-        fail(f"no answer in {wait:g} s: a coordinator of {folder} does it as soon as it runs", FAILED)
     if as_json:
-        print(json.dumps({"order": order, **answer.model_dump()}, indent=2))
+        said = dict.fromkeys(OrderAnswer.model_fields) if answer is None else answer.model_dump()
+        print(json.dumps({"order": order, "answered": answer is not None, **said}, indent=2))
+    if answer is None:
+        fail(f"no answer in {wait:g} s: a coordinator of {folder} does it as soon as it runs", UNANSWERED)
     if answer.refused is not None:
         fail(answer.refused, FAILED)
     if not as_json:

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from configuration import Configuration
 
-FAILED, USAGE = 1, 2
+FAILED, USAGE, UNANSWERED = 1, 2, 3
 FAILURE = "1  failed; the last line says why"
 UNCUT = 1_000  # columns
 

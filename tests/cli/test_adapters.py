@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from coordinator.journal import fold, read_versions
+from coordinator.operations import order_file
 from coordinator.registry import Registry
 from schemas.messages import GroupReport, ReleaseReport
 
@@ -168,6 +169,17 @@ def test_a_word_that_is_no_version_is_wrong_usage(federated, alignfed):
     refused = alignfed("adapters", "export", "newest", "exported", "--data-dir", federated.data_dir)
     assert refused.returncode == 2
     assert "give a number, or `latest`" in refused.stderr
+
+
+def test_a_rollback_that_nobody_answers_says_so_to_people_and_to_programs_and_waits(registry, alignfed):
+    data_dir = registry.folder.parent
+    ran = alignfed("adapters", "rollback", 1, "--data-dir", data_dir, "--wait", 0, "--json")
+    assert ran.returncode == 3
+    said = json.loads(ran.stdout)
+    [given] = order_file.waiting(data_dir, 0)
+    assert said["order"] == given.number and said["answered"] is False
+    assert said["release"] is said["epoch"] is None
+    assert "does it as soon as it runs" in ran.stderr and "Traceback" not in ran.stderr
 
 
 def test_replay_of_an_honest_journal_agrees_on_every_version(federated, alignfed):
