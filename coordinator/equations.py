@@ -126,9 +126,16 @@ def cap_shares(nodes: Sequence[str], weights: Sequence[float], cap: float) -> tu
     for node, weight in zip(nodes, weights, strict=True):
         if weight > 0:
             totals[node] += weight
-    level = _highest_level(sorted(totals.values(), reverse=True), max(cap, 1 / len(totals)))
+    return cap_totals(nodes, weights, _highest_level(sorted(totals.values(), reverse=True), max(cap, 1 / len(totals))))
+
+
+def cap_totals(nodes: Sequence[str], weights: Sequence[float], most: float) -> tuple[float, ...]:
+    """The weights, a node's lowered alike where together they are more than `most`, however few nodes there are."""
+    totals = dict.fromkeys(nodes, 0.0)
+    for node, weight in zip(nodes, weights, strict=True):
+        totals[node] += max(weight, 0.0)
     return tuple(
-        weight if weight <= 0 or totals[node] <= level else weight * level / totals[node]
+        weight if weight <= 0 or totals[node] <= most else weight * most / totals[node]
         for node, weight in zip(nodes, weights, strict=True)
     )
 

@@ -1,5 +1,6 @@
 """The values that strategies work on: a node's update, a group of one base version, the global adapter."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -67,6 +68,10 @@ class Buffer:
     def updates(self) -> tuple[AdapterUpdate, ...]:
         """Every update in canonical order."""
         return tuple(update for group in self.groups for update in group.updates)
+
+    def counted(self, most: int) -> int:
+        """How many updates there are, of one node no more than `most` counted."""
+        return sum(min(count, most) for count in Counter(update.node for update in self.updates).values())
 
     @property
     def oldest_ns(self) -> int | None:

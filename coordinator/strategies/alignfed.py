@@ -160,8 +160,9 @@ class AlignFed(Buffered):
         weights = tuple(w * factor for w, factor in zip(weights, self._trusted(flush, measured), strict=True))
         if self.largest_share is not None:
             weights = cap_shares([update.node for update in updates], weights, self.largest_share)
+        capped = self.within_share(flush, weights)
         # last: an overlong delta must not make its node look light, and the others' shares look large
-        return tuple(weight * clip for weight, clip in zip(weights, self._clips(flush, measured), strict=True))
+        return tuple(weight * clip for weight, clip in zip(capped, self._clips(flush, measured), strict=True))
 
     def _clips(self, flush: Flush, measured: Sequence[Measured]) -> list[float]:
         """What to shorten each delta to."""

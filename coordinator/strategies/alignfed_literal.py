@@ -35,6 +35,7 @@ class AlignFedLiteral(Buffered):
             [flush.participation.get(update.node, 1) for update in updates],
             self.gamma,
         )
+        weights = tuple(self.within_share(flush, weights))
         aligned = list(self._aligned(flush, centred, ask))
         return self.conclude(flush, weighted_sum(aligned, weights), weights)
 

@@ -1,10 +1,11 @@
 """What all strategies share that make a version of every K updates: their settings, and when they are ready."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.equations import freshness
+from coordinator.equations import cap_totals, freshness
 from coordinator.updates import Buffer, Flush
 from schemas.messages import MAX_INPUTS, Factors
 
@@ -20,6 +21,13 @@ class BufferOfK(BaseModel):
     timeout_s: float | None = Field(
         default=600, gt=0, description="aggregate fewer than K updates once one has waited this long"
     )
+    node_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        exclude_if=lambda share: share is None,  # journals of before read as they did
+        description="the most of one node: of the K, and of a version's weight, however few have a part in it",
+    )
 
     one_update_per_version: ClassVar[bool] = False
     needs_base_adapters: ClassVar[bool] = False
@@ -28,10 +36,17 @@ class BufferOfK(BaseModel):
     shared_factors: ClassVar[Factors] = "both"
 
     def is_ready(self, buffer: Buffer) -> bool:
-        """Whether K updates wait."""
-        return len(buffer.updates) >= self.buffer_size
+        """Whether K updates wait, of one node no more than its share counted."""
+        share = 1.0 if self.node_share is None else self.node_share
+        return buffer.counted(max(1, int(share * self.buffer_size + 1e-9))) >= self.buffer_size
 
     def fresh_weights(self, flush: Flush) -> list[float]:
-        """freshness(tau_i) / n for each of n updates: absolute, not normalised to one."""
+        """freshness(tau_i) / n for each of n updates: absolute, not normalised to one, and no node over its share."""
         updates = flush.buffer.updates
-        return [freshness(flush.staleness(u), self.staleness_exponent) / len(updates) for u in updates]
+        fresh = [freshness(flush.staleness(u), self.staleness_exponent) / len(updates) for u in updates]
+        return self.within_share(flush, fresh)
+
+    def within_share(self, flush: Flush, weights: Sequence[float]) -> list[float]:
+        """The weights, where those of a full and fresh buffer are one, with no node's over its share of that."""
+        nodes = [update.node for update in flush.buffer.updates]
+        return list(weights if self.node_share is None else cap_totals(nodes, weights, self.node_share))

@@ -13,7 +13,7 @@ from coordinator.strategies import Strategy
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ROOT / "coordinator" / "strategies"
-ALIGNFED_AND_WHAT_IS_SHARED = {"__init__.py", "alignfed.py", "buffered.py"}
+ALIGNFED_AND_WHAT_IS_SHARED = {"__init__.py", "alignfed.py", "buffer_of_k.py", "buffered.py"}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import given
 from coordinator.equations import (
     absolute_weights,
     cap_shares,
+    cap_totals,
     exponential_freshness,
     freshness,
     participation_factor,
@@ -95,6 +96,11 @@ def test_a_node_that_sends_twice_has_one_share() -> None:
 def test_too_few_nodes_for_the_cap_weigh_as_much_as_the_least() -> None:
     assert cap_shares("ab", [0.5, 0.1], cap=0.2) == (0.1, 0.1)
     assert cap_shares("a", [0.5], cap=0.2) == (0.5,)
+
+
+def test_a_total_above_the_most_is_lowered_and_no_other_is() -> None:
+    assert cap_totals("aab", [0.3, 0.1, 0.2], 0.2) == pytest.approx((0.15, 0.05, 0.2))
+    assert cap_totals("a", [0.5], 0.2) == (0.2,)
 
 
 def test_a_node_without_weight_takes_none_from_those_that_keep_to_the_cap() -> None:
