@@ -143,7 +143,7 @@ def measured(folder: Path, progress: Callable[[str], None]) -> dict[str, Any]:
     with Federation(folder) as federation:
         progress(f"training {VERSIONS} versions")
         federation.wait_until_served(VERSIONS)
-        runs = []
+        runs: list[dict[str, Any]] = []
         for version in range(VERSIONS - 1, VERSIONS - 1 - TIMES, -1):
             begun = time.monotonic()
             watching = _Watching(federation, version)
