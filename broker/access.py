@@ -38,6 +38,12 @@ def federation_rules(federation: str) -> tuple[AclRule, ...]:
         # what people ask their homes is none of the coordinator's business
         *(_for_coordinator(federation, kind) for kind in ADDRESSES if kind not in QUESTIONS),
         AclRule("read", f"{ROOT}/{federation}/#", OBSERVER),
+        # a rule for everybody would let it speak as a node of its name
+        *(
+            AclRule("deny", _pattern(federation, kind, node=OBSERVER), OBSERVER)
+            for kind in ADDRESSES
+            if _is_of_node(kind)
+        ),
         AclRule("readwrite", _pattern(federation, InferenceRequestTo, node="+"), OBSERVER),
         AclRule("read", "$SYS/#", OBSERVER),
         AclRule("read", "$SYS/#", COORDINATOR),
@@ -68,8 +74,11 @@ def denied(users: Iterable[str]) -> str:
 
 def _for_nodes(federation: str, kind: type[Address]) -> AclRule:
     # its own topics a node may also read: preflight checks look whether what is published there arrives
-    is_own = kind.spec.sender == "node"
-    return AclRule("readwrite" if is_own else "read", _pattern(federation, kind, node="%u"))
+    return AclRule("readwrite" if _is_of_node(kind) else "read", _pattern(federation, kind, node="%u"))
+
+
+def _is_of_node(kind: type[Address]) -> bool:
+    return kind.spec.sender == "node"
 
 
 def _for_coordinator(federation: str, kind: type[Address]) -> AclRule:

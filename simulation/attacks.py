@@ -15,6 +15,7 @@ import numpy as np
 from base_model.descent import TrainingResult
 from base_model.evaluation import losses
 from base_model.examples import Example
+from coordinator.trust.robust import HeadGuard
 from schemas.adapter import Adapter, weighted_sum
 from simulation.learner import Job, Learner
 from simulation.seeds import generator_of
@@ -39,7 +40,7 @@ class LyingLearner(Learner):
 
     attack: Attack = "sign-flip"
     liars: frozenset[str] = frozenset()
-    tolerance: Callable[[float], float] = lambda loss: 1.05 * loss + 0.01  # what the guard lets pass
+    tolerance: Callable[[float], float] = HeadGuard().tolerated
     honest: dict[str, Adapter] = field(default_factory=dict)  # the latest delta of every honest node
 
     def learn(self, job: Job, examples: tuple[Example, ...]) -> tuple[Adapter, TrainingResult]:

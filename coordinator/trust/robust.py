@@ -103,7 +103,11 @@ class HeadGuard(BaseModel):
 
     def alarms(self, before: float, candidate: float) -> bool:
         """Whether a candidate is so much worse than what is served that the head cannot be trusted."""
-        return math.isfinite(before) and not candidate <= (1 + self.rise) * before + self.slack
+        return math.isfinite(before) and not candidate <= self.tolerated(before)
+
+    def tolerated(self, before: float) -> float:
+        """The highest loss that raises no alarm, after this one."""
+        return (1 + self.rise) * before + self.slack
 
     def probation_after(self, returns: int) -> int:
         """Versions of probation after so many returns: it doubles each time, up to 64 times."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,7 @@ def test_a_revoked_node_can_be_enrolled_again_with_new_keys(keys: Path) -> None:
     revoke(keys, "kitchen")
     bundle = enrol(keys, "kitchen", days=100)
     assert read_signing_key(bundle / "signing.key").public != before
-    assert "deny" not in (keys / "broker" / "acl").read_text()
+    assert "deny #" not in (keys / "broker" / "acl").read_text()
     crl = x509.load_pem_x509_crl((keys / "broker" / "revoked.crl").read_bytes())
     assert read_certificate(bundle / "client.crt").serial_number not in {entry.serial_number for entry in crl}
     assert [(m.name, m.revoked) for m in look(keys).nodes] == [("kitchen", True), ("office", False), ("kitchen", False)]
@@ -404,10 +405,22 @@ def test_whoever_is_enrolled_asks_any_node_and_reads_its_own_answers_only(
 
 
 @pytest.mark.mosquitto
-def test_the_observer_publishes_nothing(keys: Path, secured: EmbeddedBroker, expect: Callable[..., Any]) -> None:
-    with client_of(keys, secured, "observer") as observer:
-        observer.publish(Publication(route("plant", GlobalHead()).topic, b"x"))
-        assert expect(observer, Published).reason == "Not authorized"
+def test_the_observer_asks_nodes_and_publishes_nothing_else_not_even_as_a_node_of_its_name(
+    keys: Path, secured: EmbeddedBroker, expect: Callable[..., Any]
+) -> None:
+    denied = [kind(**_anything(kind, node="observer")) for kind in ADDRESSES if kind is not InferenceRequestTo]
+    question = InferenceRequestTo("kitchen")
+    with client_of(keys, secured, "observer", "alignfed/#") as observer:
+        assert expect(observer, Subscribed).reason is None
+        said = {observer.publish(Publication(route("plant", one).topic, b"x")): one for one in (*denied, question)}
+        answers = [expect(observer, Published) for _ in said]
+        assert [said[answer.token] for answer in answers if answer.reason != "Not authorized"] == [question]
+
+
+def _anything(kind: type[Any], **fixed: Any) -> dict[str, Any]:
+    """A value for every field of an address."""
+    any_ = {"node": "kitchen", "device": "lamp", "update_id": "a" * 32, "version": 1, "index": 0}
+    return {field.name: (any_ | fixed)[field.name] for field in fields(kind)}
 
 
 @pytest.mark.mosquitto

@@ -70,7 +70,9 @@ def test_an_update_that_its_node_has_not_signed_is_counted_and_nobody_is_told(st
     assert [type(effect) for effect in effects] == [Drop]
 
 
-def test_four_names_on_four_topics_are_one_acceptance_and_fifteen_refusals(config, adapter, message) -> None:
+def test_impersonation_of_sixteen_pairs_of_key_and_name_only_the_four_that_are_one_node_s_own_are_taken(
+    config, adapter, message
+) -> None:
     keys = {name: SigningKey.from_bytes(name.encode() * 32) for name in "abcd"}
     ring = KeyRing()
     for name, key in keys.items():
