@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/attacks.py --quick --json attacks.json --write docs/attacks.md
 
 Every run is a simulated federation of real nodes around the production core (simulation/), in which some nodes lie
-(simulation/attacks.py). FILE is written after each run; a run that is in it already is not done again. `kept` is the
+(simulation/attacks.py). FILE is written after each run, which names the commit that it was made with; a run that is in
+it already is not done again. attack_bars.py says what must hold, and the exit code is 1 where it did not. `kept` is the
 share of the loss improvement that the plain mean reaches without any attack; `rise` is the worst step between two
 versions of the gate fold's loss, beyond 5 % + 0.01, of what nodes serve; `head_rise` the same of what they train from.
 """
@@ -18,9 +19,10 @@ from functools import cache, partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
+from attack_bars import NONE, verdicts
+from attack_page import page
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from robust_rules import rules
@@ -32,6 +34,7 @@ from broker.whole_file import write_whole
 from coordinator.calibration import CalibrationSet
 from coordinator.state import FederationState
 from coordinator.strategies import AlignFed
+from coordinator.trust.robust import HeadGuard
 from examples.smart_home.tasks import make_simulated_task
 from schemas.adapter import Adapter, LoraConfig
 from schemas.messages import GlobalManifest
@@ -40,14 +43,12 @@ from simulation.comparison.regimes import TaskSpec
 from simulation.federation import Released, Version
 from simulation.judge import Judge
 from simulation.methods import OLDEST, TIMEOUT
-from simulation.run import make_federation
+from simulation.run import commit, make_federation
 from simulation.seeds import generator_of
 from simulation.settings import Measuring, SimulationConfig
 from simulation.task import Task
 
-NONE = "none"
 NODES = 20
-TOLERANCE = 1.05, 0.01  # a loss may become so many times larger, and this on top
 
 
 class Size(NamedTuple):
@@ -71,32 +72,6 @@ class Case(NamedTuple):
     seed: int
 
 
-HEAD = """# Attacks, and rules against them
-
-Written by `benchmarks/attacks.py --write` from {runs} runs: {nodes} nodes of the {task} task, LoRA on the last {layers}
-layers, {updates} updates, seeds {seeds}; medians over seeds. Liars are the same nodes for every rule. All rules but
-`ours` are published ones in the same pipeline, with anchor and averaged release but without gate, guard and cap
-([simulation.md](simulation.md#attacks)); `ours` is the product as it comes ([trust.md](trust.md)).
-"""
-FIGURES = (
-    ("What is kept", "kept", ".0%", "The share of the loss improvement that the plain mean has without attack."),
-    (
-        "Worst step of what nodes serve",
-        "rise",
-        ".2f",
-        "The largest rise of the gate fold's loss from one release to the next, beyond 5 % + 0.01 nats.",
-    ),
-    (
-        "Worst step of what nodes train from",
-        "head_rise",
-        ".2f",
-        "The same of the head, from version to version. Nobody serves it; a guard takes it back.",
-    ),
-    ("Honest updates refused", "honest_rejected", ".0%", "Or given no weight, of all that were decided."),
-    ("The same of the honest node that fares worst", "honest_rejected_worst", ".0%", "Of its own updates."),
-    ("Updates of liars refused", "liars_rejected", ".0%", "Or given no weight."),
-)
-
 QUICK = Size("narrow", layers=2, updates=48, anchor=16, gate=24, held_out=32, generated=16)
 FULL = Size("wide", layers=6, updates=120, anchor=32, gate=64, held_out=128, generated=128)
 
@@ -117,14 +92,21 @@ def main() -> None:
     with get_context("spawn").Pool(options.workers) as workers, progress:
         task = progress.add_task("runs", total=len(cases))
         for case, found in workers.imap_unordered(partial(_run, size), cases):
-            done.append({**case._asdict(), **found})
+            done.append({**case._asdict(), **found, "commit": commit()})
             _add_kept(done)
-            figures = {"size": size._asdict(), "attacks": ATTACKS, "runs": done}
+            said = [
+                {**v.bar._asdict(), "found": v.found, "attack": v.attack, "verdict": v.word} for v in verdicts(done)
+            ]
+            figures = {"size": size._asdict(), "attacks": ATTACKS, "bars": said, "runs": done}
             write_whole(options.json, json.dumps(figures, indent=1).encode())
             progress.console.print(_line(done[-1]), soft_wrap=True, highlight=False)
             progress.advance(task)
     if options.write is not None:
-        options.write.write_text(page(size, done), encoding="utf-8")
+        options.write.write_text(page(size._asdict(), NODES, size.updates < FULL.updates, done), encoding="utf-8")
+    for one in verdicts(done):
+        print(f"{one.word:<13}{one.bar.what}, {one.bar.share:.0%} liars: {one.said(one.found)}"
+              f" ({one.attack or 'no run'}; at most {one.said(one.bar.most)})")  # fmt: skip
+    sys.exit(any(one.word == "missed" for one in verdicts(done)))
 
 
 @cache
@@ -230,8 +212,8 @@ def _share(counts: Sequence[tuple[int, int]]) -> float:
 
 def _worst_rise(measured: Sequence[float]) -> float:
     """The largest rise of a loss in one step beyond what is tolerated; 0 where there is none."""
-    times, slack = TOLERANCE
-    return max((max(0.0, after - times * before - slack) for before, after in pairwise(measured)), default=0.0)
+    tolerated = HeadGuard().tolerated
+    return max((max(0.0, after - tolerated(before)) for before, after in pairwise(measured)), default=0.0)
 
 
 def _sayable(figure: float) -> float | None:
@@ -257,50 +239,6 @@ def _line(one: dict[str, Any]) -> str:
                ("returns", "d"))  # fmt: skip
     figures = "  ".join(f"{name} {said(name, form)}" for name, form in columns)
     return f"{one['attack']:<11}{one['share']:>4.0%}  {one['rule']:<13}seed {one['seed']}  {figures}"
-
-
-def page(size: Size, done: list[dict[str, Any]]) -> str:
-    """The tables, from the runs and nothing else: medians over seeds."""
-    seeds = sorted({one["seed"] for one in done})
-    parts = [
-        HEAD.format(
-            runs=len(done),
-            task=size.task,
-            layers=size.layers,
-            updates=size.updates,
-            nodes=NODES,
-            seeds=", ".join(map(str, seeds)),
-        )
-    ]
-    for title, name, form, why in FIGURES:
-        parts.append(f"\n## {title}\n\n{why}\n\n" + _table(done, name, form))
-    parts.append("\n## What the attacks are\n\n| attack | what a liar sends |\n|---|---|\n")
-    parts.append("".join(f"| {attack} | {what} |\n" for attack, what in ATTACKS.items()))
-    return "".join(parts)
-
-
-def _table(done: list[dict[str, Any]], name: str, form: str) -> str:
-    """One figure: a row for each attack and share, a column for each rule, in the order of the runs' table."""
-    columns = [rule for rule in rules() if any(one["rule"] == rule for one in done)]
-    lines = [f"| attack | liars | {' | '.join(columns)} |\n", f"|---|---|{'---|' * len(columns)}\n"]
-    shares = sorted({one["share"] for one in done} - {0.0})
-    rows = [(NONE, 0.0), *((attack, share) for share in shares for attack in ATTACKS)]
-    for attack, share in rows:
-        cells = [_cell(done, (attack, share, rule), name, form) for rule in columns]
-        if any(cells):
-            lines.append(f"| {attack} | {share:.0%} | {' | '.join(cells)} |\n")
-    return "".join(lines)
-
-
-def _cell(done: list[dict[str, Any]], of: tuple[str, float, str], name: str, form: str) -> str:
-    """The median over seeds; a run whose figure is no finite number counts as endlessly bad."""
-    worst = -math.inf if name == "kept" else math.inf
-    runs = [one for one in done if (one["attack"], one["share"], one["rule"]) == of]
-    values = [worst if one[name] is None else one[name] for one in runs if name in one]
-    if not values:
-        return ""
-    middle = median(values)
-    return format(middle, form) if math.isfinite(middle) else "lost"
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
