@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 
 from broker.events import PayloadTooLarge, Publication, Published, QueueFull
 
-MAX_QUEUED_BYTES = (
-    64 * 1024 * 1024
-)  # QoS 0 finds no room above half of it: what may be lost leaves room for what may not
+MAX_QUEUED_BYTES = 64 * 1024 * 1024  # for QoS 0 half of it: what may be lost leaves room for what may not
 
 
 @dataclass(frozen=True)
