@@ -9,26 +9,22 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import chain
 
-from broker.client import MAX_IN_FLIGHT
 from broker.connection import Connect
 from broker.events import (
     Connected,
     Disconnected,
     Message,
-    Publication,
     Published,
-    QueueFull,
     Subscribed,
 )
 from broker.events import (
     Event as ClientEvent,
 )
 from broker.recording import Row, path_of, row_of
-from coordinator import publisher
+from coordinator.announcer import Announcer, own_state
 from coordinator.checkpoint import Keeper
 from coordinator.core import next_deadline, step
 from coordinator.journal import record, record_nodes, row_of_event
@@ -37,7 +33,7 @@ from coordinator.model_process import ModelProcess
 from coordinator.operations import order_file
 from coordinator.operations.obeying import answer_to, event_of_order
 from coordinator.poison import PoisonGuard
-from coordinator.publisher import PhasedPublisher, PublishRefused, Stamp, kept_versions
+from coordinator.publisher import PublishRefused
 from coordinator.recovery import Restored
 from coordinator.registry import Registry
 from coordinator.settings import CoordinatorSettings
@@ -65,13 +61,10 @@ from coordinator.watch.fleet import Fleet, hear, is_of_nodes
 from coordinator.watch.history import observe
 from coordinator.watch.status import Facts, ProcessStatus
 from coordinator.watch.teller import Teller
-from schemas.messages import CoordinatorState, GlobalManifest, Receipt, ReleaseReport
+from schemas.messages import GlobalManifest, ReleaseReport
 from schemas.topics import (
-    CoordinatorStateOf,
-    GlobalKeys,
     NodeMetricsOf,
     NodeStateOf,
-    ReceiptFor,
     UpdateChunk,
     UpdateManifestOf,
     parse,
@@ -86,7 +79,6 @@ SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
 NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
-MOST_WAITING = 10_000  # publications before receipts are let go: a node that hears nothing offers its update again
 
 
 class Service:
@@ -104,6 +96,7 @@ class Service:
         board: Board,
         keys: CoordinatorKeys | None,
         now_ns: Callable[[], int] = time.time_ns,
+        boot_id: str | None = None,
     ) -> None:
         self.now_ns = now_ns
         state = self.state = restored.state
@@ -113,31 +106,27 @@ class Service:
         self.started_at_ns = self.seen_ns = self.now_ns()
         self.is_connected = False
         self.keys = keys
-        self.pointer_lifetime_ns = int(settings.pointer_lifetime_s * NS_PER_S)
-        self.renew_at_ns = 0
         self.federation = state.config.federation
-        self.keep, self.data_dir = settings.keep_versions, settings.data_dir
+        self.data_dir = settings.data_dir
         self.journal, self.journal_file = journal, path_of(journal)
         self.lease = lease
         self.keeper = Keeper(journal, lease, registry, restored.folding_s)
         self.poison = PoisonGuard(settings.data_dir)
         self.registry, self.seals = registry, Seals(registry, keys, self.federation)
         self.model = model
-        self.boot_id = secrets.token_hex(16)
+        self.boot_id = boot_id or secrets.token_hex(16)
         self.drops = Counter[str]()
         self.looked_at_ns = 0  # for orders
         order_file.begin(self.data_dir, state.orders)
-        self.head, self.released = state.head.version, state.release.version  # versions, as last handed to the broker
-        will = publisher.publication(self.federation, CoordinatorStateOf(), self._birth(online=False))
-        if keys is not None:
-            will = keys.signed(will)
+        will = own_state(state, self.boot_id, online=False)
         heard = (*UPDATES, *((NodeStateOf, NodeMetricsOf) if settings.listens_to_nodes else ()))
         filters = [topic_filter(self.federation, kind) for kind in heard]
-        self.client = connect(will, filters)
-        self.voice = Voice(self.client, keys, lease)
-        self.publisher = PhasedPublisher(self.voice)
-        self.teller = Teller(settings.home_assistant, self.client, self.voice)
-        self.deleting = {*self._recent(), self.head}  # versions that the broker may still have and should not
+        self.client = connect(keys.signed(will) if keys is not None else will, filters)
+        voice = Voice(self.client, keys, lease)
+        self.announcer = Announcer(
+            self.client, voice, registry, keys, settings, state, self.boot_id, now_ns, self._log_drop
+        )
+        self.teller = Teller(settings.home_assistant, self.client, voice)
 
     def run_until(self, stopping: "StopFlag", questions: Iterable[Effect]) -> None:
         """Serve until asked to stop, beginning with these questions; the farewell marks this coordinator as away."""
@@ -154,7 +143,7 @@ class Service:
                 if self.lease.is_lost:  # another one is there: what waits here must not go out any more
                     self.client.stop(0)
                 else:
-                    self._say(self._own_state(online=False))
+                    self.announcer.farewell(self.state)
 
     def begin(self, questions: Iterable[Effect]) -> None:
         """Do what a crash has left undone, and ask the base model what is open."""
@@ -167,7 +156,7 @@ class Service:
         event = self.client.next_event(self._patience_s())
         batch = []
         while isinstance(event, Message):
-            batch.append(event)
+            batch.append(self._not_of_later(event))
             event = self.client.next_event(0) if len(batch) < BATCH else None
         if batch:
             self._take(batch)
@@ -185,6 +174,7 @@ class Service:
         fell_ns, self.seen_ns = self.seen_ns - now_ns, now_ns
         if fell_ns > NS_PER_S:
             log.warning("the clock of this machine was set back by %.0f s", fell_ns / NS_PER_S)
+            self.announcer.on_clock_set_back()
         if fell_ns > NS_PER_S or (deadline is not None and now_ns >= deadline):
             self._happen(Ticked(now_ns))
 
@@ -199,18 +189,16 @@ class Service:
             case Connected():
                 self.is_connected = True
                 log.info("connected to the broker; publishing version %d", self.state.head.version)
-                self._reassert()
+                self._say_everything()
             case Disconnected(reason):
                 self.is_connected = False
-                self.publisher.pause()
+                self.announcer.pause()
                 log.warning("%s", reason)
             case Subscribed(refused, reason) if reason is not None:
                 log.error("the broker refused the subscription to %s: %s; check the access rights", refused, reason)
             case Published():
-                self.publisher.on_published(event)
+                self.announcer.on_published(event)
                 self.teller.on_published(event)
-                if self.publisher.is_done:
-                    self.deleting.clear()
 
     def _take(self, messages: list[Message]) -> None:
         """Journal and decide on a batch in one transaction, then act, then acknowledge."""
@@ -231,10 +219,12 @@ class Service:
         for message in messages:
             self.client.ack(message)
 
+    def _not_of_later(self, message: Message) -> Message:
+        """The message; one that came before the clock was set back, as of now."""
+        return replace(message, received_at_ns=min(message.received_at_ns, self.now_ns()))
+
     def _event_of(self, message: Message) -> tuple[Received | Poisoned, Row]:
         """What a message is to the core, and its row: as it came, or set aside because the process dies of it."""
-        if message.received_at_ns > (now_ns := self.now_ns()):  # it came before the clock was set back
-            message = replace(message, received_at_ns=now_ns)
         about = message.received_at_ns, message.topic, message.payload
         if self.poison.is_poison(message.topic):
             return (poisoned := Poisoned(*about)), row_of_event(poisoned)
@@ -257,9 +247,9 @@ class Service:
             self._happen(KeysChanged(self.now_ns(), ring))
         if rotated is not None:
             log.info("signing with a new key from now on: certificate %d", rotated.certificate.number)
-            self._reassert()
-        elif self.now_ns() >= self.renew_at_ns > 0:
-            self.publisher.add(self._pointers())
+            self._say_everything()
+        else:
+            self.announcer.renew(self.state)
 
     def _listen_to_model(self) -> None:
         """Take in the base model's answer, if there is one."""
@@ -309,7 +299,7 @@ class Service:
         for effect in effects:
             match effect:
                 case SendReceipt(node, receipt):
-                    self._answer(node, receipt)
+                    self.announcer.answer(node, receipt)
                     level = logging.WARNING if receipt.reason else logging.DEBUG
                     about: dict[str, str | int] = {"node": node, "update": receipt.update_id}
                     about |= {} if receipt.version is None else {"version": receipt.version}
@@ -318,11 +308,13 @@ class Service:
                 case PublishVersion(manifest, adapter):
                     self.registry.add(manifest, adapter)
                     self.seals.seal(manifest)
-                    self._publish_version(manifest)
+                    _log_version(manifest, self.state.config.final_version)
+                    self.announcer.version(self.state, manifest)
                 case PublishRelease(report, adapter):
                     self.registry.set_release(report, adapter)
                     self.seals.seal_decision(report)
-                    self._publish_release(report)
+                    _log_release(report)
+                    self.announcer.release(self.state, report)
                 case AskModel(question_id, question):
                     assert self.model is not None  # strategies ask only where the terms have a calibration set
                     self.model.ask(question_id, question)
@@ -340,133 +332,35 @@ class Service:
         level = logging.WARNING if count & (count - 1) == 0 else logging.DEBUG
         log.log(level, "dropped: %s, %d so far (%s)", reason, count, detail)
 
-    def _publish_version(self, manifest: GlobalManifest) -> None:
-        text, about = "version %d (%s) from %d updates", {"version": manifest.version}
-        log.info(text, manifest.version, manifest.digest[:12], len(manifest.inputs), extra=about)
-        self.publisher.add(
-            publisher.bodies(self.federation, self.registry, [manifest]),
-            [publisher.head_pointer(self.federation, manifest, self._stamp())],
-        )
-        self._delete_what_is_not_kept(manifest.version, self.released)
-        if manifest.version == self.state.config.final_version:
-            log.info("version %d is the last one", manifest.version)
-            self.publisher.add(self._say(self._own_state(online=True)))
-
-    def _publish_release(self, report: ReleaseReport) -> None:
-        taken = "" if report.is_taken else f"; version {report.judged} was turned down"
-        if report.is_overruled:
-            taken = "; the gate finds it worse, and most nodes better: is the calibration set unlike the fleet?"
-        about = {"version": report.version}
-        log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken, extra=about)
-        bodies: list[Iterator[Publication]] = []
-        if report.is_taken or report.version != self.released:
-            bodies.append(publisher.average_of(self.federation, self.registry, report))
-        if report.version not in kept_versions(self.head, self.released, self.keep):  # it was judged for long
-            manifest = self.registry.manifest(report.version)
-            bodies.append(publisher.bodies(self.federation, self.registry, [manifest]))
-        self.publisher.add(*bodies, [self._release_pointer(report)])
-        self._delete_what_is_not_kept(self.head, report.version)
-
-    def _release_pointer(self, report: ReleaseReport) -> Publication:
-        served = self.registry.manifest(report.version)
-        return publisher.release_pointer(self.federation, served, report, self._stamp())
-
-    def _pointers(self) -> list[Publication]:
-        """Both pointers as they are now, with the whole of their lifetime before them."""
-        self.renew_at_ns = self.now_ns() + self.pointer_lifetime_ns // 2
-        newest = self.registry.manifest(self.state.head.version)
-        head = publisher.head_pointer(self.federation, newest, self._stamp())
-        return [head, self._release_pointer(self.state.release)]
-
-    def _stamp(self) -> Stamp:
-        expires_at_ns = self.now_ns() + self.pointer_lifetime_ns if self.keys is not None else None
-        return Stamp(self.state.epoch, expires_at_ns)
-
-    def _delete_what_is_not_kept(self, head: int, released: int) -> None:
-        """Take from the broker what was kept until now and no longer is."""
-        before = kept_versions(self.head, self.released, self.keep)
-        self.head, self.released = head, released
-        gone = sorted(before - kept_versions(head, released, self.keep))
-        self.deleting.update(gone)
-        self.publisher.add(publisher.deletions(self.federation, map(self.registry.manifest, gone)))
-
-    def _reassert(self) -> None:
-        """Publish everything that is retained again: the broker may have lost any of it."""
+    def _say_everything(self) -> None:
         self.teller.start_over()
-        newest, release = self.state.head.version, self.state.release
-        kept = kept_versions(newest, release.version, self.keep)
-        recent = self._recent()
-        served = (self.registry.manifest(version).release.version for version in recent)
-        gone = self.deleting = {*recent, *served, *self.deleting} - kept
-        keys = [] if self.keys is None else [self._unsigned(GlobalKeys(), self.keys.online.payload)]
-        unsaid = self._say(*keys, self._own_state(online=True))
-        bodies = publisher.bodies(self.federation, self.registry, map(self.registry.manifest, sorted(kept)))
-        self.publisher.start_over(
-            chain(unsaid, bodies),
-            publisher.average_of(self.federation, self.registry, release),
-            self._pointers(),
-            publisher.deletions(self.federation, map(self.registry.manifest, sorted(gone))),
-        )
-
-    def _recent(self) -> range:
-        """The versions before the head whose deletion a crash may have cut short; a turn can make a window of them."""
-        newest = self.state.head.version
-        return range(max(0, newest - 3 * self.keep - MAX_IN_FLIGHT), newest)
-
-    def _answer(self, node: str, receipt: Receipt) -> None:
-        """Tell a node, unless the broker takes nothing any more: then what is queued must not grow for ever."""
-        if self.client.traffic.waiting >= MOST_WAITING:
-            self._log_drop("receipt that the broker has no room for", f"{receipt.update_id[:8]} of {node}")
-        else:
-            self._say(self._unsigned(ReceiptFor(node), receipt.to_bytes()))
-
-    def _say(self, *publications: Publication) -> list[Publication]:
-        """Publish, and give back what found no room: what must be said goes to the publisher, which waits for it."""
-        for number, publication in enumerate(publications):
-            try:
-                self.voice.publish(publication)
-            except QueueFull as fault:
-                self._log_drop("publication that the broker has no room for", str(fault))
-                return list(publications[number:])
-        return []
-
-    def _own_state(self, *, online: bool) -> Publication:
-        return self._unsigned(CoordinatorStateOf(), self._birth(online=online))
-
-    def _birth(self, *, online: bool) -> bytes:
-        config = self.state.config
-        return CoordinatorState(
-            online=online,
-            boot_id=self.boot_id,
-            epoch=self.state.epoch,
-            base_model=config.base_model,
-            base_model_name=config.base_model_name,
-            lora=config.layout.lora,
-            layout=config.layout.digest,
-            strategy=config.strategy.name,
-            one_update_per_version=config.strategy.one_update_per_version,
-            trained_factors=config.strategy.trained_factors,
-            codecs=config.codecs,
-            node_ranks=config.node_ranks,
-            max_staleness=config.strategy.max_staleness,
-            clip_norm=config.privacy.clip_norm if config.privacy else None,
-            finished=self.state.finished,
-        ).to_bytes()
-
-    def _unsigned(self, address: CoordinatorStateOf | GlobalKeys | ReceiptFor, payload: bytes) -> Publication:
-        return publisher.publication(self.federation, address, payload)
+        self.announcer.everything(self.state)
 
     @property
     def deadline(self) -> int | None:
         """When time alone gives it something to do, in ns since 1970; None while nothing waits for time."""
-        renewal = self.renew_at_ns if self.keys is not None and self.renew_at_ns > 0 else None
-        due = (next_deadline(self.state), renewal)
+        due = (next_deadline(self.state), self.announcer.renewal_ns)
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def _patience_s(self) -> float:
         longest = ANSWER_S if self.state.open_questions else WAKE_S
         deadline = self.deadline
         return longest if deadline is None else min(longest, max(0.0, (deadline - self.now_ns()) / 1e9))
+
+
+def _log_version(manifest: GlobalManifest, last: int | None) -> None:
+    text, about = "version %d (%s) from %d updates", {"version": manifest.version}
+    log.info(text, manifest.version, manifest.digest[:12], len(manifest.inputs), extra=about)
+    if manifest.version == last:
+        log.info("version %d is the last one", last)
+
+
+def _log_release(report: ReleaseReport) -> None:
+    taken = "" if report.is_taken else f"; version {report.judged} was turned down"
+    if report.is_overruled:
+        taken = "; the gate finds it worse, and most nodes better: is the calibration set unlike the fleet?"
+    about = {"version": report.version}
+    log.info("nodes serve the %s of version %d%s", report.variant, report.version, taken, extra=about)
 
 
 class StopFlag:

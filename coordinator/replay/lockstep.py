@@ -139,7 +139,7 @@ class _InStep(Service):
     def _finish(self) -> None:
         """Let everything go out that was published, then stop."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self.publisher.is_done and time.monotonic() < deadline:
+        while not self.announcer.is_done and time.monotonic() < deadline:
             self._hear_of_broker(self.client.next_event(_WAKE_S))
         self.stopping.is_set = True
 

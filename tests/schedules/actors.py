@@ -166,12 +166,12 @@ class CoordinatorActor:
         settings = CoordinatorSettings(data_dir=self.folder, keep_versions=self.keep_versions, pointer_lifetime_s=7200)
         lease: Any = SoleLease(self.journal)
         model: Any = self.model
+        boot_id = f"{self.chance.getrandbits(128):032x}"
         self.service = Service(
-            restored, self._connect, settings, self.journal, lease, registry, model, Board(), keys, now_ns
+            restored, self._connect, settings, self.journal, lease, registry, model, Board(), keys, now_ns, boot_id
         )
         self.service.keeper = keeper = KeeperOfNoClock(self.journal, lease, registry, restored.folding_s)
         keeper.is_eager = self.is_eager
-        self.service.boot_id = f"{self.chance.getrandbits(128):032x}"
         self.service.begin(restored.questions)
 
     def turn(self) -> None:

@@ -99,12 +99,12 @@ def test_a_rollback_before_the_first_connection_sends_no_pointer_ahead_of_its_bo
     )
 
 
-@pytest.mark.parametrize("limit", ["broker.outgoing.MAX_QUEUED_BYTES", "coordinator.service.MOST_WAITING"])
+@pytest.mark.parametrize("limit", ["broker.outgoing.MAX_QUEUED_BYTES", "coordinator.announcer.MOST_WAITING"])
 def test_a_broker_that_takes_nothing_stops_nothing_and_has_the_newest_when_it_takes_again(
     network: Network, start: Callable[[], CoordinatorActor], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(
-        limit, {"broker.outgoing.MAX_QUEUED_BYTES": 8_000, "coordinator.service.MOST_WAITING": 20}[limit]
+        limit, {"broker.outgoing.MAX_QUEUED_BYTES": 8_000, "coordinator.announcer.MOST_WAITING": 20}[limit]
     )
     actor = start()
     network.connect(actor.client)

@@ -368,7 +368,7 @@ class World:
     def _check_whole(self) -> None:
         """The broker has all again once the coordinator has said all again."""
         service = self.coordinator.service
-        if service is not None and self.network.told_again and service.publisher.is_done:
+        if service is not None and self.network.told_again and service.announcer.is_done:
             self.network.is_whole = True
 
     # The calm.
