@@ -50,6 +50,10 @@ class RecordingError(Exception):
     """A recording cannot be used; says which file, why, and what to do."""
 
 
+class RecordingBusy(RecordingError):
+    """Another program is in the midst of a transaction, and was for longer than one waits."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One recorded message. `seq` is its place in the order of arrival, from 1; 0 until it is appended."""
@@ -251,11 +255,12 @@ def _typed(path: Path, *failures: type[Exception]) -> Iterator[None]:
     except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError):
         raise  # the statement is at fault, not the file
     except failures as failure:
-        raise RecordingError(f"{path}: {_explain(failure)}") from failure
+        kind = RecordingBusy if _code(failure) == sqlite3.SQLITE_BUSY else RecordingError
+        raise kind(f"{path}: {_explain(failure)}") from failure
 
 
 def _explain(failure: Exception) -> str:
-    code = getattr(failure, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest its detail
+    code = _code(failure)
     if code == sqlite3.SQLITE_NOTADB:
         return "not a recording, or its first bytes are damaged"
     if code == sqlite3.SQLITE_CORRUPT:
@@ -265,6 +270,11 @@ def _explain(failure: Exception) -> str:
     if code == sqlite3.SQLITE_BUSY:
         return "another program is writing to it"
     return str(failure)
+
+
+def _code(failure: Exception) -> int:
+    code: int = getattr(failure, "sqlite_errorcode", 0)
+    return code & 0xFF  # the low byte is the kind, the rest its detail
 
 
 def path_of(connection: sqlite3.Connection) -> Path:

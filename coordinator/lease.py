@@ -4,7 +4,8 @@ The holder renews the lease once a second; a standby takes it when it was not re
 standby's own clock, so clocks need not agree. A holder that was frozen and wakes up finds the lease lost before it
 writes or publishes anything, and ends. Whatever slips out has a lower epoch, which nodes refuse.
 
-On one machine a holder that is dead is known at once, by the folder's lock, which the operating system lets go.
+On one machine a holder that is dead is known at once, by the folder's lock, which the operating system lets go. One
+that froze in the midst of a transaction keeps the database locked: when its lease has run out, the standby ends it.
 """
 
 import logging
@@ -20,7 +21,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from broker.recording import path_of, transaction
+from broker.recording import RecordingBusy, path_of, transaction
+from coordinator.frozen_writer import ProcessId, end, this_process, writer_of
 
 log = logging.getLogger("coordinator")
 
@@ -46,6 +48,12 @@ class _Row(NamedTuple):
     is_locked: int
     renewals: int
 
+    @property
+    def process(self) -> ProcessId | None:
+        """The holder's, as its own machine numbers it."""
+        _, *numbers = self.holder.split()
+        return ProcessId(*map(int, numbers)) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else None
+
 
 class LeaseLost(RuntimeError):
     """Another coordinator has taken over; says that this one has to end."""
@@ -58,14 +66,15 @@ class Lease:
         self.is_lost = False
         self._journal, self._folder = journal, folder
         self._path = path_of(journal)
-        self._holder = uuid.uuid4().hex
+        self._holder = f"{uuid.uuid4().hex} {this_process()}"
         self._host = f"{platform.node()} {uuid.getnode():x}"
         self._lock = FileLock(folder / "lock", thread_local=False)
         self._ended = threading.Event()
         self._renewed_at = 0.0
         self._thread = threading.Thread(target=self._renew_for_ever, name="lease", daemon=True)
-        with transaction(journal):
-            journal.execute(_SCHEMA)
+        if not _has_table(journal):  # a look that waits for no writer
+            with transaction(journal):
+                journal.execute(_SCHEMA)
 
     def take(self) -> None:
         """Wait until nobody else holds the lease, then hold it."""
@@ -110,15 +119,33 @@ class Lease:
         return time.monotonic() - since > LEASE_S
 
     def _take_from(self, seen: _Row | None) -> bool:
-        """Put ourselves in the place of this holder, unless somebody else was quicker."""
+        """Put ourselves in the place of this holder, unless somebody else was quicker, or nobody can write now."""
         renewals = 0 if seen is None else seen.renewals + 1
-        with transaction(self._journal):
-            if self._row() != seen:
-                return False
-            values = (self._holder, self._host, int(self._lock.is_locked), renewals)
-            self._journal.execute("INSERT OR REPLACE INTO lease VALUES (0, ?, ?, ?, ?)", values)
+        try:
+            with transaction(self._journal):
+                if self._row() != seen:
+                    return False
+                values = (self._holder, self._host, int(self._lock.is_locked), renewals)
+                self._journal.execute("INSERT OR REPLACE INTO lease VALUES (0, ?, ?, ?, ?)", values)
+        except RecordingBusy:
+            self._end_writer(seen)
+            return False
         self._renewed_at = time.monotonic()
         return True
+
+    def _end_writer(self, seen: _Row | None) -> None:
+        """End the holder if it is the one that writes and does not go on; of anybody else only say so."""
+        writer, holder = writer_of(self._path), None if seen is None else seen.process
+        try:
+            if seen is not None and seen.host == self._host and holder is not None and writer == holder.pid:
+                if end(holder):
+                    log.warning("process %d had stopped in the midst of a transaction, and was ended", writer)
+                return
+            fault = "it is not the coordinator that decided last"
+        except OSError as refused:
+            fault = str(refused)
+        log.error("%s is locked by %s: %s. This standby can only wait: end it", self._path,
+                  f"process {writer}" if writer else "a process of another container or machine", fault)  # fmt: skip
 
     def _try_lock(self) -> bool:
         if self._lock.is_locked:
@@ -157,3 +184,7 @@ class Lease:
                     self.is_lost = True
                     return
                 self._renewed_at = begun
+
+
+def _has_table(journal: sqlite3.Connection) -> bool:
+    return journal.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone() is not None

@@ -1,8 +1,11 @@
 """Two coordinators on one database: real processes, of which one decides, one waits, and one is frozen and wakes up."""
 
+import os
 import signal
 import sqlite3
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from broker.recording import transaction
+from coordinator.frozen_writer import LOCKS, ProcessId, end, writer_of
 from coordinator.journal import open_journal, read_updates, read_versions
 from coordinator.lease import Lease, LeaseLost
 from coordinator.replay.inside import replay
@@ -141,3 +145,75 @@ def test_a_holder_of_another_machine_that_is_silent_loses_the_lease(
     lease.take()
     assert journal.execute("SELECT renewals FROM lease").fetchone()[0] >= 8
     lease.let_go()
+
+
+# --- a holder that was frozen in the midst of a transaction ---
+
+FROZEN = """
+import os, signal, sys
+from pathlib import Path
+from coordinator.frozen_writer import LOCKS, ProcessId, end, writer_of
+from coordinator.journal import open_journal
+from coordinator.lease import Lease
+
+folder = Path(sys.argv[1])
+journal = open_journal(folder / "journal.db")
+lease = Lease(journal, folder)
+lease.take()
+with lease.transaction():
+    journal.execute("UPDATE lease SET renewals = 1000000")
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture
+def frozen(journal: sqlite3.Connection, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has the lease and stopped while it wrote."""
+    process = subprocess.Popen([sys.executable, "-c", FROZEN, str(tmp_path)])
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(not LOCKS.exists(), reason="this system does not tell who has a lock")
+def test_a_coordinator_that_froze_in_the_midst_of_a_transaction_is_ended_by_its_standby(
+    journal: sqlite3.Connection, tmp_path: Path, frozen: "subprocess.Popen[bytes]"
+) -> None:
+    assert writer_of(tmp_path / "journal.db") == frozen.pid
+    standby = Lease(journal, tmp_path)
+    standby.take()
+    assert frozen.wait(PATIENCE_S) == -signal.SIGKILL
+    assert writer_of(tmp_path / "journal.db") is None
+    with standby.transaction():
+        assert journal.execute("SELECT renewals < 1000000 FROM lease").fetchall() == [(1,)]  # it had not committed
+    standby.let_go()
+
+
+def test_nobody_else_is_ended(journal: sqlite3.Connection, tmp_path: Path, frozen: "subprocess.Popen[bytes]") -> None:
+    later = ProcessId(frozen.pid, 1)  # of the same number, started at another time
+    assert not end(later)
+    assert not end(ProcessId(frozen.pid, 0))  # nobody knows
+    assert os.waitpid(frozen.pid, os.WNOHANG | os.WUNTRACED) == (0, 0)
+    frozen.kill()
+    frozen.wait()
+    assert not end(ProcessId(frozen.pid, 1))
+
+
+def test_a_standby_waits_for_a_writer_that_is_not_the_holder(
+    journal: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with transaction(journal):
+        journal.execute("CREATE TABLE IF NOT EXISTS mine (x INTEGER) STRICT")
+    standby = Lease(journal, tmp_path)
+    other = sqlite3.connect(tmp_path / "journal.db", isolation_level=None, check_same_thread=False)
+    with closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        ends = threading.Timer(7, lambda: other.execute("ROLLBACK"))  # longer than a transaction waits for another
+        ends.start()
+        standby.take()
+        ends.join()
+    assert "is not the coordinator that decided last" in caplog.text
+    standby.let_go()
