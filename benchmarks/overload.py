@@ -1,12 +1,13 @@
 """Ten times the load that a coordinator can take: is its memory flat, and is anything lost that had a receipt?
 
-    .venv/bin/python benchmarks/overload.py --minutes 10 --json overload.json
+    .venv/bin/python benchmarks/overload.py --minutes 10 --json overload.json --write PROMISES.md
 
 A real coordinator on a real mosquitto, without keys, and updates of 65,536 parameters from fifty nodes that a client of
 another make plays. First each node sends its next update when the last is answered: what is answered in a second is the
 load that the coordinator can take. Then ten times as many are sent whatever is answered. The broker's queue overflows,
-as it would; nothing is sent twice. At the end every update that was told `accepted` is looked up in the journal and in
-the versions. Memory is resident memory, by minute; the bar is 10 % between the second minute and the last.
+as it would, and the coordinator drops what it has no room for; nothing is sent twice, as nodes would do. At the end
+every update that was told `accepted` is looked up in the journal and in the versions. Memory is resident memory, by minute;
+the bar is 10 % between the second minute and the last.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from generated import put
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from rich.progress import Progress
@@ -49,6 +51,7 @@ QUIET_S, LONGEST_WAIT_S = 5.0, 300.0
 SLICE_S = 0.01
 MOST_UNDER_WAY = 20_000  # publications that the broker has not acknowledged: more would fill this process instead
 MIB = 2**20
+BAR = 0.1  # memory in the last minute, beside the second
 
 
 @dataclass
@@ -171,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the sentence there, between its markers")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="alignfed-overload-"))
     try:
@@ -179,7 +183,26 @@ def main() -> None:
         shutil.rmtree(folder)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.write is not None:
+        put(options.write, "overload", sentence(figures))
     print("\n".join(f"{name:<24}{value}" for name, value in figures.items()))
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """What PROMISES.md says of it."""
+    memory, told, growth = figures["rss_mib_by_minute"], figures["told"], figures["rss_growth"]
+    verdict = "not measured" if growth is None else "held" if abs(growth) <= BAR else "**missed**"
+    per_s = {name: f"{figures[f'{name}_per_s']:,.0f}" for name in ("accepted", "decided", "offered")}
+    lost = f"{figures['lost']} are lost and {figures['used_twice']} used twice"
+    lines = (
+        f"- {figures['times_capacity']:.1f} times the load that it can take, for {figures['minutes']:.0f} minutes",
+        f"(`benchmarks/overload.py`): of {per_s['offered']} updates a second {per_s['decided']} answered, "
+        f"{per_s['accepted']} of these accepted;",
+        f"{min(memory):.1f} to {max(memory):.1f} MiB resident, minute by minute; "
+        f"the bar, {BAR:.0%} between the second and the last, is {verdict}.",
+        f"Of {told['accepted']:,} that were told `accepted`, {lost}",
+    )
+    return "\n  ".join(lines)
 
 
 def measured(folder: Path, minutes: float) -> dict[str, Any]:

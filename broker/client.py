@@ -54,8 +54,10 @@ class Client:
     """A connection to the broker that is kept up in the background; events come out of `next_event`.
 
     `will` is published by the broker `will_delay_s` after the connection is lost without a farewell. With `clean_start`
-    the broker forgets the earlier session of `client_id` at the first connect; reconnects always resume. Raises
-    ValueError for a client id that not every broker accepts, and when the TLS files cannot be loaded.
+    the broker forgets the earlier session of `client_id` at the first connect; reconnects always resume. What comes
+    faster than the caller takes it waits in the broker, or with `drops_when_behind` is dropped and counted, QoS 1 too,
+    so that the caller can answer all the while; see `Inbox`. Raises ValueError for a client id that not every broker
+    accepts, and when the TLS files cannot be loaded.
     """
 
     def __init__(
@@ -66,11 +68,12 @@ class Client:
         will_delay_s: int = 30,
         subscriptions: Sequence[str] = (),
         clean_start: bool = False,
+        drops_when_behind: bool = False,
     ) -> None:
         if not client_id or any(mark in client_id for mark in "$+#/"):  # iotcore does not survive such a client
             raise ValueError(f"a client id must not be empty or contain $ + # or /, got {client_id!r}")
         self._settings = settings
-        self._inbox = Inbox()
+        self._inbox = Inbox(drops_all=drops_when_behind)
         self._outgoing = OutgoingQueue(settings.max_packet_size, MAX_IN_FLIGHT)
         self._lock = threading.Lock()  # guards the three below
         self._filters: set[str] = set()
@@ -184,13 +187,13 @@ class Client:
 
     @property
     def dropped(self) -> int:
-        """How many QoS 0 messages were dropped because the caller fell behind."""
+        """How many messages were dropped because the caller fell behind."""
         return self._inbox.dropped
 
     @property
     def traffic(self) -> Traffic:
         """What has been carried so far."""
-        return replace(self._traffic, waiting=len(self._outgoing))
+        return replace(self._traffic, waiting=len(self._outgoing), dropped=self._inbox.dropped)
 
     def _check_alive(self) -> bool:
         """Whether events may still come; a thread that died or hangs makes the inbox raise."""

@@ -139,13 +139,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a client has carried since it was made, payloads alone, and how many publications wait for the broker."""
+    """What a client has carried since it was made, payloads alone; how many publications wait for the broker, and how
+    many messages were dropped because the caller fell behind."""
 
     messages_in: int = 0
     bytes_in: int = 0
     messages_out: int = 0
     bytes_out: int = 0
     waiting: int = 0
+    dropped: int = 0
 
 
 Event = Message | Connected | Disconnected | Subscribed | Published

@@ -1,8 +1,10 @@
 """Events on their way from the network thread to the caller, and which messages are still to be acknowledged.
 
 Pure but for a lock and a wait; knows nothing of sockets. QoS 0 messages are dropped and counted when the caller falls
-behind. QoS 1 messages never are: the broker keeps to a window of unacknowledged ones, and whatever a broker does, an
-inbox `is_full` of bytes asks its owner to read no more from the network until the caller has taken some.
+behind. QoS 1 messages are not: an inbox `is_full` of bytes asks its owner to read no more from the network until the
+caller has taken some. Unread are then also the broker's answers to what we publish, so a caller who has to answer under
+any load lets QoS 1 messages be dropped as well, and relies on their senders, who send again what is not answered. The
+window of unacknowledged messages bounds nothing: mosquitto 2.0.11 sends another window for each acknowledgement.
 """
 
 import threading
@@ -11,17 +13,21 @@ from collections import deque
 from broker.events import Event, Message, NetworkThreadDied
 
 MAX_WAITING = 1_000  # QoS 0 messages find no room behind so many events
-MAX_WAITING_BYTES = 32 * 1024 * 1024  # above a whole window of the largest messages; QoS 0 has half of it
+MAX_WAITING_BYTES = 32 * 1024 * 1024  # of messages; QoS 0 finds no room in the second half
 
 
 class Inbox:
     """A queue of events with the acknowledgements that the caller owes. Safe to use from any thread."""
 
-    def __init__(self, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_WAITING_BYTES) -> None:
-        self.dropped = 0  # QoS 0 messages that found the inbox full
+    def __init__(
+        self, max_waiting: int = MAX_WAITING, max_bytes: int = MAX_WAITING_BYTES, *, drops_all: bool = False
+    ) -> None:
+        self.dropped = 0  # messages that found the inbox full, of QoS 0, and of QoS 1 too with `drops_all`
         self.generation = 0
         self._max_waiting, self._max_bytes = max_waiting, max_bytes
         self._bytes = 0  # of the messages that wait
+        self._drops_all = drops_all
+        self._dropped_mids: set[int] = set()  # to be acknowledged in their turn
         self._events: deque[Event] = deque()
         self._unacknowledged: deque[int] = deque()  # packet ids of this generation, in the order received
         self._acknowledged: list[int] = []
@@ -38,6 +44,7 @@ class Inbox:
             self.generation += 1
             self._unacknowledged.clear()
             self._acknowledged.clear()
+            self._dropped_mids.clear()
             if session_present:
                 self._events = deque(e for e in self._events if not (isinstance(e, Message) and e.qos > 0))
                 self._bytes = sum(map(_held, self._events))
@@ -48,6 +55,11 @@ class Inbox:
             if isinstance(event, Message):
                 if event.qos > 0:
                     self._unacknowledged.append(event.mid)
+                    if self._drops_all and self._bytes + _held(event) > self._max_bytes:
+                        self.dropped += 1
+                        self._dropped_mids.add(event.mid)
+                        self._pass_over_dropped()
+                        return
                 elif len(self._events) >= self._max_waiting or self._bytes + _held(event) > self._max_bytes // 2:
                     self.dropped += 1
                     return
@@ -77,7 +89,13 @@ class Inbox:
     def is_full(self) -> bool:
         """Whether nothing more should be read from the network: so many bytes wait for the caller."""
         with self._changed:
-            return self._bytes >= self._max_bytes
+            return self._bytes >= self._max_bytes and not self._drops_all
+
+    def _pass_over_dropped(self) -> None:
+        """Acknowledge what was dropped and is next: the order holds for all."""
+        while self._unacknowledged and self._unacknowledged[0] in self._dropped_mids:
+            self._dropped_mids.remove(self._unacknowledged[0])
+            self._acknowledged.append(self._unacknowledged.popleft())
 
     def acknowledge(self, message: Message) -> None:
         """Note that the caller is done with a message. Raises ValueError when an earlier one is still open."""
@@ -90,6 +108,7 @@ class Inbox:
                     f"is not the next one, {self._unacknowledged[0] if self._unacknowledged else 'none'} is"
                 )
             self._acknowledged.append(self._unacknowledged.popleft())
+            self._pass_over_dropped()
 
     def take_acknowledged(self) -> list[int]:
         """Packet ids to acknowledge to the broker, in order; each is handed out once."""

@@ -177,7 +177,9 @@ def connecting_to(broker: BrokerSettings, federation: str) -> Connect:
     """How a coordinator connects to this broker."""
 
     def connect(will: Publication, filters: Sequence[str]) -> Connection:
-        return Client(broker, f"{federation}:coordinator", will=will, subscriptions=filters)
+        # receipts have to go out under any load, and nodes keep their updates until they have one
+        name = f"{federation}:coordinator"
+        return Client(broker, name, will=will, subscriptions=filters, drops_when_behind=True)
 
     return connect
 

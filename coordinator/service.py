@@ -116,6 +116,7 @@ class Service:
         self.model = model
         self.boot_id = boot_id or secrets.token_hex(16)
         self.drops = Counter[str]()
+        self.unread = 0  # messages that the client has dropped
         self.looked_at_ns = 0  # for orders
         order_file.begin(self.data_dir, state.orders)
         will = own_state(state, self.boot_id, online=False)
@@ -281,6 +282,12 @@ class Service:
     def _show(self) -> None:
         """Let others see what is known by now."""
         traffic = self.client.traffic
+        if traffic.dropped.bit_length() > self.unread.bit_length():
+            text = (
+                "%d messages were dropped unread: more come than can be taken in; nodes send again what has no answer"
+            )
+            log.warning(text, traffic.dropped)
+        self.unread = traffic.dropped
         process = ProcessStatus(
             boot_id=self.boot_id,
             started_at_ns=self.started_at_ns,

@@ -22,7 +22,13 @@ from schemas.adapter import Adapter
 from schemas.messages import GlobalManifest
 from schemas.reading import address_of
 
-PACE = ("buffer_size", "nodes_per_round", "timeout_s", "max_staleness")  # settings that another strategy takes over
+PACE = (
+    "buffer_size",
+    "nodes_per_round",
+    "timeout_s",
+    "max_staleness",
+    "node_share",
+)  # settings that another strategy takes over
 ASKING = ("calibration_only",)  # strategies that are nothing without the base model
 
 

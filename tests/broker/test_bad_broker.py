@@ -17,6 +17,7 @@ Expect = Callable[..., Any]
 
 CONNACK = bytes((0x20, 3, 0, 0, 0))
 MIB = 1024 * 1024
+PATIENCE_S = 60.0
 SENT = 150  # messages of half a MiB: more than twice what may wait
 
 
@@ -71,18 +72,26 @@ def bad_broker(request: pytest.FixtureRequest) -> Iterator[BadBroker]:
 
 
 @pytest.fixture
-def client(bad_broker: BadBroker, expect: Expect) -> Iterator[Client]:
-    client = Client(bad_broker.settings, "test")
-    client.start()
-    expect(client, Connected)
-    yield client
-    client.stop(timeout_s=0)
+def connected(bad_broker: BadBroker, expect: Expect) -> Iterator[Callable[..., Client]]:
+    """A client to the bad broker, with these options."""
+    clients: list[Client] = []
+
+    def start(**options: Any) -> Client:
+        clients.append(Client(bad_broker.settings, "test", **options))
+        clients[0].start()
+        expect(clients[0], Connected)
+        return clients[0]
+
+    yield start
+    for client in clients:
+        client.stop(timeout_s=0)
 
 
 @pytest.mark.parametrize("bad_broker", [SENT], indirect=True)
 def test_a_broker_that_sends_more_than_it_may_is_not_read_until_there_is_room_and_nothing_is_lost(
-    bad_broker: BadBroker, client: Client, expect: Expect
+    bad_broker: BadBroker, connected: Callable[..., Client], expect: Expect
 ) -> None:
+    client = connected()
     at_rest = time.monotonic()
     before = 0
     while time.monotonic() - at_rest < 2 and bad_broker.sent < SENT:  # until it has to wait, or is let go on for ever
@@ -95,7 +104,28 @@ def test_a_broker_that_sends_more_than_it_may_is_not_read_until_there_is_room_an
     assert MAX_WAITING_BYTES > MAX_IN_FLIGHT * MAX_PACKET_SIZE  # a broker that keeps to the window never has to wait
 
 
-def test_what_a_broker_does_not_read_comes_to_an_end_and_what_may_be_lost_before_what_may_not(client: Client) -> None:
+@pytest.mark.parametrize("bad_broker", [SENT], indirect=True)
+def test_a_client_that_has_to_answer_reads_all_and_keeps_what_there_is_room_for(
+    bad_broker: BadBroker, connected: Callable[..., Client], expect: Expect
+) -> None:
+    client = connected(drops_when_behind=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while client.traffic.messages_in < SENT:
+        assert time.monotonic() < deadline, f"only {client.traffic.messages_in} were read"
+        time.sleep(0.05)
+    kept = SENT - client.dropped
+    assert kept == MAX_WAITING_BYTES // (MIB // 2 + 1027)  # of a message, its topic and its objects
+    arrived = [expect(client, Message) for _ in range(kept)]
+    assert [int.from_bytes(message.payload[:2], "big") for message in arrived] == list(range(1, kept + 1))
+    for message in arrived:
+        client.ack(message)
+
+
+def test_what_a_broker_does_not_read_comes_to_an_end_and_what_may_be_lost_before_what_may_not(
+    connected: Callable[..., Client],
+) -> None:
+    client = connected()
+
     def pour(qos: int) -> None:
         for _ in range(1000):
             client.publish(Publication("t", bytes(MIB // 2), qos))

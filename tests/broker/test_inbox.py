@@ -112,6 +112,32 @@ def test_what_the_broker_will_send_again_takes_no_room() -> None:
     assert not inbox.is_full
 
 
+def test_where_all_may_be_dropped_what_finds_no_room_is_acknowledged_in_its_turn() -> None:
+    inbox = Inbox(max_bytes=100 * KIB, drops_all=True)
+    inbox.begin_generation(session_present=False)
+    for mid in range(1, 6):
+        inbox.put(message(mid, size=40 * KIB))
+    assert inbox.dropped == 3 and not inbox.is_full
+    assert inbox.take_acknowledged() == []  # two before them are not
+    first, second = inbox.get(0), inbox.get(0)
+    assert (first, second) == (message(1, size=40 * KIB), message(2, size=40 * KIB))
+    inbox.acknowledge(message(1))
+    assert inbox.take_acknowledged() == [1]
+    inbox.put(message(6))
+    inbox.acknowledge(message(2))
+    assert inbox.take_acknowledged() == [2, 3, 4, 5]
+    assert inbox.get(0) == message(6)
+    inbox.acknowledge(message(6))
+    assert inbox.take_acknowledged() == [6]
+
+
+def test_what_is_dropped_behind_nothing_is_acknowledged_at_once() -> None:
+    inbox = Inbox(max_bytes=100 * KIB, drops_all=True)
+    inbox.begin_generation(session_present=False)
+    inbox.put(message(1, size=100 * KIB))
+    assert inbox.take_acknowledged() == [1] and inbox.dropped == 1
+
+
 def test_a_failure_wakes_the_one_who_waits() -> None:
     inbox = connected_inbox()
     threading.Timer(0.05, inbox.fail, [MemoryError("no room")]).start()
