@@ -6,8 +6,8 @@ A real coordinator on a real mosquitto, without keys, and updates of 65,536 para
 another make plays. First each node sends its next update when the last is answered: what is answered in a second is the
 load that the coordinator can take. Then ten times as many are sent whatever is answered. The broker's queue overflows,
 as it would, and the coordinator drops what it has no room for; nothing is sent twice, as nodes would do. At the end
-every update that was told `accepted` is looked up in the journal and in the versions. Memory is resident memory, by minute;
-the bar is 10 % between the second minute and the last.
+every update that was told `accepted` is looked up in the journal and in the versions. Memory is resident memory, by
+minute; the bar is 10 % between the second minute and the last.
 """
 
 import argparse
