@@ -195,7 +195,7 @@ def sentence(figures: dict[str, Any]) -> str:
     per_s = {name: f"{figures[f'{name}_per_s']:,.0f}" for name in ("accepted", "decided", "offered")}
     lost = f"{figures['lost']} are lost and {figures['used_twice']} used twice"
     lines = (
-        f"- {figures['times_capacity']:.1f} times the load that it can take, for {figures['minutes']:.0f} minutes",
+        f"- {figures['times_capacity']:.1f} times what a coordinator can take, for {figures['minutes']:.0f} minutes",
         f"(`benchmarks/overload.py`): of {per_s['offered']} updates a second {per_s['decided']} answered, "
         f"{per_s['accepted']} of these accepted;",
         f"{min(memory):.1f} to {max(memory):.1f} MiB resident, minute by minute; "
