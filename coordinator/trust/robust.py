@@ -136,9 +136,9 @@ def clip_factor(size: DeltaSize, usual: tuple[float, float], limit: float) -> fl
 
 
 def _share_within(reach: Reach, bound: float) -> float:
-    """The c with c linear + c^2 square = bound."""
-    root = math.sqrt(reach.linear**2 + 4 * reach.square * bound)
-    return 2 * bound / (reach.linear + root)
+    """The c with c linear + c^2 square = bound; 0 where nothing is allowed, as where most nodes send nothing at all."""
+    both = reach.linear + math.sqrt(reach.linear**2 + 4 * reach.square * bound)
+    return 2 * bound / both if both else 0.0
 
 
 def standings_after(standings: Standings, nodes: Sequence[str], measured: Sequence[Measured]) -> dict[str, Standing]:

@@ -49,6 +49,12 @@ def test_factors_that_are_short_apart_and_move_much_together_are_shortened_by_wh
     assert share * 3 + share**2 * 4 == pytest.approx(1)
 
 
+@pytest.mark.parametrize("usual", [(0.0, 0.0), (1.0, 0.0), (1.0, 5e-324)])
+@pytest.mark.parametrize("linear", [0.0, 3.0])
+def test_where_most_nodes_send_nothing_nothing_is_left_of_the_others(linear: float, usual: tuple[float, float]) -> None:
+    assert clip_factor(sized(1, linear=linear, square=1e-9), usual, limit=1) == pytest.approx(0, abs=1e-150)
+
+
 def test_a_delta_that_overflows_is_shortened_to_nothing() -> None:
     assert clip_factor(sized(math.inf, math.inf, math.inf), (1, 1), limit=2) == 0
 
