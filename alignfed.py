@@ -36,20 +36,7 @@ from commands.console import (
     ending,
     fail,
 )
-
-DEBUG_VARIABLE = "ALIGNFED_DEBUG"
-OWN_PACKAGES = {
-    "base_model",
-    "broker",
-    "commands",
-    "configuration",
-    "coordinator",
-    "doctor",
-    "edge_node",
-    "examples",
-    "schemas",
-    "simulation",
-}
+from commands.faults import DEBUG_VARIABLE, said_in_words
 
 DemoStrategy = Literal[
     "alignfed", "fedbuff", "fedasync", "fedavg", "fedex", "flora", "ffa_lora", "calibration_only", "alignfed_literal"
@@ -67,12 +54,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; every error is a sentence on standard error, with --debug also a traceback."""
-    try:
+    with said_in_words():
         app(prog_name="alignfed")
-    except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        fail(_in_words(error), FAILED)
 
 
 def _print_version(wanted: bool) -> None:
@@ -160,14 +143,6 @@ def doctor(
         print(json.dumps([check._asdict() for check in checks], indent=2))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(FAILED)
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in OWN_PACKAGES:
-        return str(error)
-    return (
-        f"unexpected {type(error).__name__}: {error}\nRun it again as `alignfed --debug ...` to see where it happened."
-    )
 
 
 for group in (services, status, chat, experiments, record, replay, deploy):

@@ -79,10 +79,18 @@ def edge(
     settings = configuration(config, federation, broker, edge=node_settings)
     if settings.edge is None:
         fail(NO_NODE, USAGE)
-    log(log_level, node=settings.edge.node)
-    from edge_node import service
+    from commands.node_process import NodeOrder, become
 
-    service.run(settings.federation, settings.base_model, settings.broker, settings.edge, settings.security)
+    become(
+        NodeOrder(
+            federation=settings.federation,
+            base_model=settings.base_model,
+            broker=settings.broker,
+            edge=settings.edge,
+            security=settings.security,
+            log_level=log_level,
+        )
+    )
 
 
 @app.command("data", epilog=ending("alignfed edge data --config kitchen.toml", FAILURE))

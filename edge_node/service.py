@@ -33,6 +33,7 @@ from edge_node import machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.health import Shown
+from edge_node.memory import share_one_heap
 from edge_node.node import Equipment, Node, farewell_of, subscriptions
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import publication
@@ -84,6 +85,7 @@ def run(
 
     Exits with 0 after a clean stop, 1 after a fault that the log explains, 3 when the federation cannot take this node.
     """
+    share_one_heap()
     code = _run(federation, base_model, broker, settings, security)
     logging.shutdown()
     # not sys.exit: a thread deep inside ONNX Runtime aborts the process when the interpreter is torn down around it;

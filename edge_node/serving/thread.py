@@ -18,7 +18,7 @@ from base_model.examples import Example
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
 from edge_node.health import Look, Told
-from edge_node.memory import give_back_memory, share_one_heap
+from edge_node.memory import give_back_memory
 from edge_node.metrics import Metrics
 from edge_node.serving.adapter_file import ONNX_FAULTS
 from edge_node.serving.answering import Answering
@@ -99,7 +99,6 @@ class Serving:
             if self._mqtt is not None:  # before the model is there: who asks is told to wait
                 self._mqtt.start()
                 running.callback(self._mqtt.stop)
-            share_one_heap()
             chat = ChatTokens(self._resolved.path)
             give_back_memory()  # reading the tokenizer took more than what is left of it
             settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
