@@ -1,289 +1,293 @@
-"""What serving costs on an edge node, beside PyTorch with PEFT in the same run, and whether the bars hold.
+"""What a node on a gateway needs and does, beside a baseline of the same run, and whether the bars hold.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/edge.py --json edge.json
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/edge.py --json edge.json --write
 
-Two adapters of the default base model are trained for a moment on smart-home commands: queries and values at rank 8,
-every linear module at rank 16. Both sides run on one thread and take turns; processor seconds, not wall-clock, but for
-the swaps, which are about waiting. Memory is that of a process of its own that serves (serving_memory.py), and of a
-whole node that is idle, serves, trains, or does both (node_memory.py). Some minutes.
+Real processes are measured from outside: `alignfed edge` on Mosquitto, its memory as the kernel counts it, its answers
+over HTTP (node_modes.py). Speed, losses and a thousand swaps are measured inside one process (serving.py). All of it for
+two adapters of the default base model that are trained for a moment on smart-home commands: queries and values at rank 8,
+every linear module at rank 16. --write puts the tables into docs/edge-figures.md. A quarter of an hour.
 """
 
 import argparse
 import json
-import queue
+import os
+import platform
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+from gateway import Memory
+from generated import put
+from node_modes import Mode, Modes, Setting, SwapsFromOutside, measure_modes, swaps_from_outside
+from serving import Losses, Speed, Swaps, compare_losses, compare_speed, swap_under_load
 
-from base_model.chat_tokens import ChatTokens
-from base_model.evaluation import losses
-from base_model.examples import Example, save_examples
+from base_model.examples import Example
 from base_model.language_model import LanguageModel
-from base_model.reference import DEFAULT_NAME, default_cache, resolve
+from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
-from edge_node.serving.answering import Answering, Begun, Ended, News, Piece, Question
 from edge_node.serving.export import ServedModel, export, prepack
-from edge_node.serving.generation import Sampling, generate
-from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion
+from edge_node.serving.inference import Inference, ServedVersion
 from edge_node.serving.session import Session
 from examples.smart_home.commands import held_out_examples, make_homes, private_examples
 from examples.smart_home.recipe import EVERY_LINEAR
-from schemas.adapter import Adapter, LoraConfig
+from schemas.adapter import LoraConfig
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "edge-figures.md"
 SHAPES = {
-    "qv8": LoraConfig(rank=8, alpha=16, target_modules=("q_proj", "v_proj")),
-    "all16": LoraConfig(rank=16, alpha=32, target_modules=EVERY_LINEAR),
+    "queries and values, rank 8": LoraConfig(rank=8, alpha=16, target_modules=("q_proj", "v_proj")),
+    "every linear module, rank 16": LoraConfig(rank=16, alpha=32, target_modules=EVERY_LINEAR),
 }
 TRAINING = TrainingConfig(steps=20, batch_size=4, learning_rate=2e-3)
-HELD_OUT, TURNS, TOKENS = 60, 5, 33
-SWAPS, CLIENTS, PARALLEL, ANSWER, VERSIONS = 1000, 4, 2, 8, 4
-Result = dict[str, Any]
+HELD_OUT = 60
+
+
+@dataclass(frozen=True)
+class SessionMemory:
+    """The most that a bare session had while it answered three times: as a node has it, and two baselines."""
+
+    ours: Memory
+    not_prepacked: Memory
+    defaults: Memory  # of ONNX Runtime
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All of one adapter."""
+
+    adapter_mb: float
+    memory: Modes
+    swaps_from_outside: SwapsFromOutside
+    swaps: Swaps
+    speed: Speed
+    losses: Losses
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What must hold: at most, or for a ratio at least, so much."""
+
+    shape: str
+    what: str
+    found: float
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it does."""
+        return (self.most is None or self.found <= self.most) and (self.least is None or self.found >= self.least)
+
+    @property
+    def wanted(self) -> str:
+        """In words."""
+        return f"at most {self.most:g}" if self.most is not None else f"at least {self.least:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    measured_on: str
+    base_model: str
+    precision: str
+    session_memory: SessionMemory
+    shapes: dict[str, Figures]
+    bars: tuple[Bar, ...]
 
 
 def main() -> None:
-    """Measure, print, and write the JSON file."""
+    """Measure, print, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the figures")
-    path: Path = parser.parse_args().json
-    resolved, cache = resolve(DEFAULT_NAME, default_cache()), default_cache()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/edge-figures.md")
+    options = parser.parse_args()
+    result = measure()
+    bars = [{**asdict(bar), "held": bar.held} for bar in result.bars]
+    if options.json is not None:
+        options.json.write_text(json.dumps({**asdict(result), "bars": bars}, indent=2) + "\n", encoding="utf-8")
+    tables = {"run": result.measured_on, "memory": memory_table(result), "rest": other_table(result)}
+    tables["bars"] = bar_table(result.bars)
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        if options.write:
+            put(DOCUMENT, name, text)
+    sys.exit(not all(bar.held for bar in result.bars))
+
+
+def measure() -> Result:
+    """Everything, one after the other."""
+    cache = default_cache()
+    resolved = resolve(DEFAULT_NAME, cache)
     portable = export(resolved, cache, "q41x")
     own = prepack(portable, cache)
-    model = LanguageModel.load(resolved)
     private = private_examples(make_homes(1, seed=5)[0], 200)
+    shapes = {name: measure_shape(resolved, own, lora, private) for name, lora in SHAPES.items()}
+    return Result(
+        measured_on=where(),
+        base_model=resolved.name,
+        precision=own.precision,
+        session_memory=SessionMemory(
+            ours=session_memory(own, "ours"),
+            not_prepacked=session_memory(portable, "ours"),
+            defaults=session_memory(portable, "defaults"),
+        ),
+        shapes=shapes,
+        bars=tuple(bar for name, figures in shapes.items() for bar in bars_of(name, figures)),
+    )
+
+
+def measure_shape(resolved: ResolvedModel, own: ServedModel, lora: LoraConfig, private: tuple[Example, ...]) -> Figures:
+    """All of one adapter; PyTorch comes last, so that it is in no process that others are started from before."""
+    model = LanguageModel.load(resolved)
+    first = model.initial_adapter(lora, 1)
+    trained = train(model, first, private, TRAINING, lambda step, loss: None).adapter
+    halves = tuple(first + (trained - first) * share for share in (0.25, 0.5))
+    setting = Setting(resolved, (*halves, trained, first), private)
     held_out = held_out_examples(HELD_OUT, 7, private)
-    result: Result = {"base_model": resolved.name, "precision": own.precision, "shapes": {}}
-    for name, lora in SHAPES.items():
-        adapter = train(model, model.initial_adapter(lora, 1), private, TRAINING, lambda step, loss: None).adapter
-        inference = Inference(Session(own))
-        inference.swap(inference.prepare(adapter, ServedVersion(1, 1), adapter.digest))
-        result["shapes"][name] = {
-            "adapter_bytes": adapter.values.nbytes,
-            "speed": compare_speed(model, inference, held_out[0]),
-            "nll": compare_losses(model, adapter, inference, held_out),
-            "swaps": swap_under_load(inference.session, adapter, held_out[0]),
-            "memory": {kind: memory(served, adapter) for kind, served in (("portable", portable), ("prepacked", own))},
-            "node_memory": node_memory(adapter, private),
+    inference = Inference(Session(own))
+    inference.swap(inference.prepare(trained, ServedVersion(1, 1), trained.digest))
+    model.apply(trained)
+    return Figures(
+        adapter_mb=trained.values.nbytes / 1e6,
+        speed=compare_speed(model, inference, held_out[0]),
+        losses=compare_losses(model, trained, inference, held_out),
+        swaps=swap_under_load(inference.session, trained, held_out[0]),
+        memory=measure_modes(setting),
+        swaps_from_outside=swaps_from_outside(setting),
+    )
+
+
+def session_memory(served: ServedModel, way: str) -> Memory:
+    """Of a process that has nothing but a session."""
+    script = Path(__file__).with_name("session_memory.py")
+    command: list[str | Path] = [sys.executable, script, served.graph, served.resolved.path, way]
+    return Memory(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+
+
+def where() -> str:
+    """The machine and the day, in a sentence."""
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = next((line.partition(": ")[2] for line in facts.splitlines() if line.startswith("model name")), "unknown")
+    load = os.getloadavg()[0]
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} processors ({name}), {platform.machine()}, Linux "
+        f"{platform.release()}, Python {platform.python_version()}; a load of {load:.1f} at the end. Others used the "
+        "machine too, which makes times longer and leaves memory as it is."
+    )
+
+
+def bars_of(shape: str, figures: Figures) -> Iterator[Bar]:
+    """What must hold of one adapter."""
+    memory, swaps, outside = figures.memory, figures.swaps, figures.swaps_from_outside
+    both, limited = memory.both.together.pss, memory.limited
+    yield Bar(shape, "idle, RSS at rest, MB", memory.idle.resting.rss, 80)
+    yield Bar(shape, "idle after a training, RSS at rest, MB", memory.training.resting.rss, 80)
+    yield Bar(shape, "serving, RSS at rest, MB", memory.serving.resting.rss, 320)
+    yield Bar(shape, "serving, RSS at most, MB", memory.serving.working.rss, 320)
+    yield Bar(shape, "serving, anonymous memory at rest, MB", memory.serving.resting.anonymous, 80)
+    yield Bar(shape, "serving, anonymous memory at most, MB", memory.serving.working.anonymous, 80)
+    yield Bar(shape, "serving and training, PSS of all processes at most, MB", both, 1000)
+    if limited is not None:
+        what = "serving and training a round in a control group of 1000 MB, processes killed"
+        yield Bar(shape, what, limited.out_of_memory_kills, 0)
+    yield Bar(shape, "requests dropped or mixed in swaps over HTTP", outside.dropped + outside.mixed, 0)
+    yield Bar(shape, "answers of two versions that differ", outside.different_answers, least=2)
+    yield Bar(shape, "requests dropped or mixed in swaps inside", swaps.dropped + swaps.mixed, 0)
+    yield Bar(shape, "switch, ms, median", swaps.switch_ms.median, 1)
+    yield Bar(shape, "verified to serving, ms, median", swaps.verified_to_serving_ms.median, 100)
+    yield Bar(shape, "NLL served less NLL of PyTorch, nats", abs(figures.losses.adapter.difference), 0.01)
+    yield Bar(shape, "tokens per processor second, ratio to PyTorch with PEFT", figures.speed.decode_ratio, least=4)
+
+
+def memory_table(result: Result) -> str:
+    """Memory of nodes, and of a session beside its baselines."""
+    lines = [
+        "| adapter | node | starting: RSS / anonymous | working, at most | at rest | all processes, PSS at most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape, figures in result.shapes.items():
+        modes: dict[str, Mode] = {
+            "idle": figures.memory.idle,
+            "serves": figures.memory.serving,
+            "serves, long prompts": figures.memory.serving_long,
+            "trains": figures.memory.training,
+            "both": figures.memory.both,
         }
-        print(json.dumps({name: result["shapes"][name]}, indent=1), flush=True)
-    result["bars"] = bars(result["shapes"])
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for bar in result["bars"]:
-        print(
-            f"{'ok  ' if bar['held'] else 'MISS'}  {bar['shape']:<6} {bar['what']}: {bar['found']:.4g} ({bar['bar']})"
-        )
-    sys.exit(not all(bar["held"] for bar in result["bars"]))
+        for name, mode in modes.items():
+            cells = [_two(mode.starting), _two(mode.working), _two(mode.resting), f"{mode.together.pss:.0f}"]
+            lines.append(f"| {shape} | {name} | {' | '.join(cells)} |")
+        if (limited := figures.memory.limited) is not None:
+            text = f"{limited.most_mb:.0f} counted, {limited.out_of_memory_kills} killed"
+            lines.append(f"| {shape} | both, in a control group of 1000 MB | | | | {text} |")
+    memory = result.session_memory
+    lines += [
+        "",
+        "| a session alone, while it answers | RSS / anonymous, at most |",
+        "|---|---|",
+        f"| as a node has it | {_two(memory.ours)} |",
+        f"| the same, weights not prepacked | {_two(memory.not_prepacked)} |",
+        f"| ONNX Runtime's defaults | {_two(memory.defaults)} |",
+    ]
+    return "\n".join(lines)
 
 
-def compare_speed(model: LanguageModel, inference: Inference, example: Example) -> Result:
-    """Greedy tokens after one prompt, the adapter active on both sides, end of text ignored on both."""
-    prompt = model.encode(example).prompt
-    slot = inference.current
-
-    def served(count: int) -> None:
-        list(generate(inference.session, slot, prompt, Sampling(count), frozenset(), lambda: False))
-
-    def torch_and_peft(count: int) -> None:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            model.network.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=model.padding,
-            )
-
-    for side in (served, torch_and_peft):
-        side(TOKENS)  # pages of the weights are read once
-    ours, baseline = [], []
-    for _ in range(TURNS):
-        ours.append((seconds(served, 1), seconds(served, TOKENS)))
-        baseline.append((seconds(torch_and_peft, 1), seconds(torch_and_peft, TOKENS)))
-    found = {name: rates(times) for name, times in (("served", ours), ("torch_peft", baseline))}
-    rate = "decode_tokens_per_cpu_second"
-    return {"prompt_tokens": len(prompt), **found, "decode_ratio": found["served"][rate] / found["torch_peft"][rate]}
-
-
-def seconds(side: Callable[[int], None], count: int) -> float:
-    """Processor seconds."""
-    begun = time.process_time()
-    side(count)
-    return time.process_time() - begun
-
-
-def rates(times: list[tuple[float, float]]) -> Result:
-    """Of pairs (seconds for one token, seconds for all)."""
-    return {
-        "decode_tokens_per_cpu_second": median((TOKENS - 1) / (whole - first) for first, whole in times),
-        "first_token_cpu_ms": 1e3 * median(first for first, _ in times),
-    }
+def other_table(result: Result) -> str:
+    """Everything but memory, with its baseline."""
+    lines = ["| adapter | what | found | baseline |", "|---|---|---|---|"]
+    for shape, one in result.shapes.items():
+        out, swaps, speed, losses = one.swaps_from_outside, one.swaps, one.speed, one.losses
+        torch, served = speed.torch_peft, speed.served
+        requests = f"{out.requests} requests, {out.dropped} dropped, {out.mixed} mixed"
+        inside = f"{swaps.requests} requests, {swaps.dropped} dropped, {swaps.mixed} mixed"
+        rows = {
+            f"{out.swaps} versions over MQTT, {out.clients} clients over HTTP": (requests, "two versions' own answers"),
+            "verified to serving, ms, in that load": (f"{out.verified_to_serving_ms:.0f} on average", ""),
+            "published to the first answer with it, ms": (
+                f"{out.published_to_answered_ms.median:.0f}",
+                f"an answer takes {out.answer_ms.median:.0f}",
+            ),
+            "first piece of an answer, ms": (
+                f"{out.first_piece_adapter_ms:.0f}",
+                f"{out.first_piece_base_ms:.0f} without adapter",
+            ),
+            f"{swaps.swaps} versions inside, {swaps.clients} clients": (inside, f"{swaps.different_answers} answers"),
+            "switch, ms": (f"{swaps.switch_ms.median:.3f}", f"{swaps.switch_ms.maximum:.3f} at most"),
+            "a new version, ms": (
+                f"{swaps.verified_to_serving_ms_without_load.median:.0f}; {swaps.verified_to_serving_ms.median:.0f} "
+                "in that load",
+                f"{swaps.session_reload_ms.median:.0f} for loading the session again",
+            ),
+            "tokens per processor second": (
+                f"{served.decode_tokens_per_cpu_second:.1f}",
+                f"{torch.decode_tokens_per_cpu_second:.1f} in PyTorch with PEFT",
+            ),
+            f"first token after {speed.prompt_tokens}, processor ms": (
+                f"{served.first_token_cpu_ms:.0f}",
+                f"{torch.first_token_cpu_ms:.0f} in PyTorch with PEFT",
+            ),
+            f"loss of {losses.examples} held-out answers, nats a token": (
+                f"{losses.adapter.served:.4f}",
+                f"{losses.adapter.torch:.4f} in PyTorch; base {losses.base.served:.4f}, {losses.base.torch:.4f}",
+            ),
+        }
+        lines += [f"| {shape} | {what} | {found} | {baseline} |" for what, (found, baseline) in rows.items()]
+    return "\n".join(lines)
 
 
-def compare_losses(model: LanguageModel, adapter: Adapter, inference: Inference, examples: Sequence[Example]) -> Result:
-    """Mean loss of the expected answers, in nats per token: with the adapter, and of the base model."""
-    nothing = Adapter.zeros(adapter.layout)
-    found: Result = {"examples": len(examples)}
-    for name, on_torch, slot in (("adapter", adapter, inference.current), ("base", nothing, None)):
-        of_torch, served = losses(model, on_torch, examples), served_loss(model, inference.session, slot, examples)
-        found[name] = {"served": served, "torch": of_torch, "difference": served - of_torch}
-    model.apply(adapter)
-    return found
-
-
-def served_loss(model: LanguageModel, session: Session, slot: AdapterSlot | None, examples: Sequence[Example]) -> float:
-    """The same loss of the served model."""
-    found: list[float] = []
-    for example in examples:
-        encoded = model.encode(example)
-        tokens = (encoded.prompt + encoded.answer)[:-1]
-        rows = range(len(encoded.prompt) - 1, len(tokens))
-        logits, _ = session.forward(tokens, session.beginning, rows, slot.options if slot is not None else None)
-        wide = logits.astype(np.float64)
-        total = np.log(np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)) + wide.max(axis=1)
-        found += (total - wide[np.arange(len(rows)), encoded.answer]).tolist()
-    return float(np.mean(found))
-
-
-def swap_under_load(session: Session, adapter: Adapter, example: Example) -> Result:
-    """A thousand new versions while four clients ask all the time; every answer is compared with its own version's."""
-    adapters = [adapter * (1 + number / VERSIONS) for number in range(VERSIONS)]
-    inference = Inference(session)
-    answering = Answering(inference, ChatTokens(session.model.resolved.path), PARALLEL, CLIENTS, timeout_s=600)
-    question = Question([{"role": "user", "content": example.prompt}], Sampling(ANSWER))
-    expected: dict[str, str] = {}
-    idle = []
-    for number, one in enumerate(adapters):
-        idle.append(take_up(inference, one, ServedVersion(1, number)))
-        expected[one.digest] = ask(answering, question)[1]
-    ended = threading.Event()
-    counts = [dict.fromkeys(("asked", "right", "wrong"), 0) for _ in range(CLIENTS)]
-
-    def client(count: dict[str, int]) -> None:
-        while not ended.is_set():
-            count["asked"] += 1
-            digest, text = ask(answering, question)
-            count["right" if text == expected[digest] else "wrong"] += 1
-
-    clients = [threading.Thread(target=client, args=(count,)) for count in counts]
-    for one_client in clients:
-        one_client.start()
-    loaded = [take_up(inference, adapters[number % VERSIONS], ServedVersion(2, number)) for number in range(SWAPS)]
-    ended.set()
-    for one_client in clients:
-        one_client.join()
-    answering.stop()
-    asked, right, wrong = (sum(count[name] for count in counts) for name in ("asked", "right", "wrong"))
-    return {
-        "swaps": SWAPS,
-        "clients": CLIENTS,
-        "different_answers": len(set(expected.values())),
-        "requests": asked,
-        "dropped": asked - right - wrong,
-        "mixed": wrong,
-        "switch_ms": spread([times.switch_ms for times in loaded]),
-        "verified_to_serving_ms": spread([times.wall_ms for times in loaded]),
-        "verified_to_serving_cpu_ms": spread([times.cpu_ms for times in loaded]),
-        "verified_to_serving_ms_without_load": spread([times.wall_ms for times in idle]),
-    }
-
-
-def ask(answering: Answering, question: Question) -> tuple[str, str]:
-    """The digest of the adapter that answered, and the whole text; an answer that fails is an error."""
-    told: queue.SimpleQueue[News] = queue.SimpleQueue()
-    answering.ask(question, told.put)
-    begun, text = told.get(), ""
-    assert isinstance(begun, Begun) and begun.slot is not None, begun
-    while not isinstance(news := told.get(), Ended):
-        assert isinstance(news, Piece), news
-        text += news.text
-    return begun.slot.digest, text
-
-
-class TakenUp(NamedTuple):
-    """Milliseconds from a verified adapter to serving it, on the clock and of this thread, and of the switch alone."""
-
-    wall_ms: float
-    cpu_ms: float
-    switch_ms: float
-
-
-def take_up(inference: Inference, adapter: Adapter, version: ServedVersion) -> TakenUp:
-    """Serve one more version."""
-    digest = adapter.digest
-    begun, processor = time.perf_counter(), time.thread_time()
-    slot = inference.prepare(adapter, version, digest)
-    ready = time.perf_counter()
-    forgotten = inference.swap(slot)
-    switched, done = time.perf_counter(), time.thread_time()
-    del forgotten  # unmaps it, after the switch
-    return TakenUp(1e3 * (switched - begun), 1e3 * (done - processor), 1e3 * (switched - ready))
-
-
-def spread(values: list[float]) -> Result:
-    """Median, 99th percentile and maximum."""
-    return {
-        "median": float(np.median(values)),
-        "p99": float(np.percentile(values, 99)),
-        "maximum": float(np.max(values)),
-    }
-
-
-def memory(served: ServedModel, adapter: Adapter) -> Result:
-    """What a process that only serves this adapter needs, in MB, and how long it takes to load."""
-    with tempfile.TemporaryDirectory() as folder:
-        body, layout = Path(folder) / "adapter.safetensors", Path(folder) / "layout.json"
-        body.write_bytes(adapter.to_safetensors())
-        layout.write_text(adapter.layout.model_dump_json())
-        script = Path(__file__).with_name("serving_memory.py")
-        command: list[str | Path] = [sys.executable, script, served.graph, served.resolved.path, body, layout]
-        found: Result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        return found
-
-
-def node_memory(adapter: Adapter, examples: tuple[Example, ...]) -> Result:
-    """What a node and its processes need in each mode, in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        body, layout, data = (Path(folder) / name for name in ("adapter.safetensors", "layout.json", "examples.jsonl"))
-        body.write_bytes(adapter.to_safetensors())
-        layout.write_text(adapter.layout.model_dump_json())
-        save_examples(examples, data)
-        command: list[str | Path] = [sys.executable, Path(__file__).with_name("node_memory.py"), body, layout, data]
-        found: Result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        return found
-
-
-def bars(shapes: Result) -> list[Result]:
+def bar_table(bars: tuple[Bar, ...]) -> str:
     """What must hold, and whether it does."""
-    found = []
-    for shape, one in shapes.items():
-        stages, swaps = one["memory"]["prepacked"], one["swaps"]
-        for what, value, most in (
-            ("|NLL served - NLL torch|", abs(one["nll"]["adapter"]["difference"]), 0.01),
-            ("requests dropped", swaps["dropped"], 0),
-            ("requests mixed", swaps["mixed"], 0),
-            ("switch, ms, median", swaps["switch_ms"]["median"], 1),
-            ("verified to serving, ms, median", swaps["verified_to_serving_ms"]["median"], 100),
-            ("RSS of serving, MB", stages["serving"]["rss"], 320),
-            ("anonymous memory of serving, MB", stages["serving"]["anonymous"], 80),
-            ("RSS of an idle process without a model, MB", stages["idle"]["rss"], 80),
-            ("peak RSS of a node that serves and trains, MB", one["node_memory"]["both"]["peak_rss"], 1000),
-        ):
-            found.append({"shape": shape, "what": what, "found": value, "bar": f"<= {most}", "held": value <= most})
-        ratio = one["speed"]["decode_ratio"]
-        what = "decode tokens per CPU second, ratio to torch+peft"
-        found.append({"shape": shape, "what": what, "found": ratio, "bar": ">= 4", "held": ratio >= 4})
-    return found
+    lines = ["| adapter | what | found | wanted | holds |", "|---|---|---|---|---|"]
+    for bar in bars:
+        lines.append(f"| {bar.shape} | {bar.what} | {bar.found:.4g} | {bar.wanted} | {'yes' if bar.held else 'NO'} |")
+    return "\n".join(lines)
+
+
+def _two(memory: Memory) -> str:
+    return f"{memory.rss:.0f} / {memory.anonymous:.0f}"
 
 
 if __name__ == "__main__":

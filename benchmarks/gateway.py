@@ -38,9 +38,7 @@ from schemas.messages import (
 )
 
 FEDERATION, NODE = "benchmark", "gateway"
-PAUSE_S, PATIENCE_S = 0.02, 600.0
-NEVER = 10**9  # new examples to wait for
-LONG_PROMPT = "turn on the lamp in the kitchen, and then look whether the door to the garden is closed. "
+PAUSE_S, PATIENCE_S = 0.02, 180.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def memory_of(pid: int) -> Memory:
 class Watch:
     """A thread that looks fifty times a second how much memory a process has, alone and with its children."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int | None = None) -> None:
+        """Without a number it is this process."""
         self._process = psutil.Process(pid)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -190,9 +189,13 @@ class Coordinator:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came over HTTP: the version that it names, the text, and seconds to its first piece and to its end."""
+    """What came over HTTP: the version that it names, the text, and seconds to its first piece and to its end.
+
+    `begun_at` is when the node had begun with it, of time.monotonic.
+    """
 
     version: str
+    begun_at: float
     text: str
     first_s: float
     whole_s: float
@@ -202,15 +205,24 @@ class Gateway:
     """A running node with its broker and its coordinator."""
 
     def __init__(
-        self, folder: Path, resolved: ResolvedModel, first: Adapter, examples: tuple[Example, ...], **edge: Any
+        self,
+        folder: Path,
+        resolved: ResolvedModel,
+        first: Adapter,
+        examples: tuple[Example, ...],
+        group: Path | None = None,
+        *,
+        serves: bool = False,
+        **edge: Any,
     ) -> None:
         self.port = _free_port()
-        self._folder, self._running = folder, ExitStack()
+        self._folder, self._running, self._group = folder, ExitStack(), group
         save_examples(examples, folder / "examples.jsonl")
         self._edge = {
             "node": NODE,
             "data": str(folder / "examples.jsonl"),
             "data_dir": str(folder / NODE),
+            **({"serving.http": f"127.0.0.1:{self.port}"} if serves else {}),
             **edge,
         }
         self._broker = EmbeddedBroker()
@@ -226,6 +238,8 @@ class Gateway:
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
         log = self._running.enter_context((self._folder / "log").open("wb"))
         command = [sys.executable, "-m", "alignfed", "edge", "--config", str(config)]
+        if self._group is not None:  # which it enters before it is what it is
+            command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self._group), *command]
         self.process = subprocess.Popen(command, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
         self._running.callback(self._end)
         self.watch = self._running.enter_context(Watch(self.process.pid))
@@ -238,6 +252,23 @@ class Gateway:
     def log(self) -> str:
         """What the node has logged so far."""
         return (self._folder / "log").read_text(encoding="utf-8")
+
+    def figure(self, name: str) -> float | None:
+        """One of the node's own figures, as /metrics shows it; None before there is one."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        try:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        finally:
+            connection.close()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), None)
+
+    def until_figure(self, name: str, wanted: float) -> None:
+        """Wait until one of its figures is at least this."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := self.figure(name)) is None or found < wanted:
+            assert time.monotonic() < deadline, f"{name} does not come to {wanted}"
+            time.sleep(0.1)
 
     def until_log(self, text: str) -> None:
         """Wait until the node has logged this."""
@@ -261,6 +292,7 @@ class Gateway:
             connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             assert response.status == 200, response.read()
+            begun_at = time.monotonic()
             version, fingerprints = response.headers["x-adapter-version"], set[str]()
             for line in iter(response.readline, b"data: [DONE]\n"):
                 assert line, f"the answer ends in its midst: {text!r}"
@@ -275,7 +307,7 @@ class Gateway:
             connection.close()
         assert len(fingerprints) == 1, fingerprints
         ended = time.monotonic()
-        return Answer(version, text, (first or ended) - begun, ended - begun)
+        return Answer(version, begun_at, text, (first or ended) - begun, ended - begun)
 
     def _end(self) -> None:
         self.process.send_signal(signal.SIGTERM)

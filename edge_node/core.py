@@ -37,6 +37,7 @@ from edge_node.state import (
     Ticked,
     TrainingFailed,
     TrainingFinished,
+    VersionKept,
     WaitingUpdate,
     Warn,
 )
@@ -171,6 +172,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return learning.on_failed(state, event)
         case AdapterTried():
             return release.on_tried(state, event)
+        case VersionKept():
+            return fetch.on_kept(state, event), ()
         case ConditionsRead(conditions=conditions):
             return replace(state, conditions=conditions), ()
         case HandedOver():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edge_node import download
 from edge_node.download import same_version
-from edge_node.state import EdgeState, Effects, Fetch, GlobalAdapter, KeepVersion, Note, RememberMark, Warn
+from edge_node.state import EdgeState, Effects, Fetch, GlobalAdapter, KeepVersion, Note, RememberMark, VersionKept, Warn
 from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk
 from schemas.codec import CodecError
@@ -49,6 +49,13 @@ def on_chunk(state: EdgeState, at: float, version: int, index: int, chunk: bytes
     if fetch is None or fetch.pointer.version != version:
         return state, ()
     return _hold_if_whole(state, download.with_chunk(fetch, at, index, chunk), at)
+
+
+def on_kept(state: EdgeState, event: VersionKept) -> EdgeState:
+    """Let go of the copy in memory of what is on disk."""
+    if state.held is None or not same_version(event.held.pointer, state.held.pointer):
+        return state  # another is held by now
+    return replace(state, held=replace(state.held, adapter=event.held.adapter))
 
 
 def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:

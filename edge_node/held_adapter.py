@@ -1,15 +1,20 @@
 """The version a node holds, and the terms it learnt it under, on disk: so that it can go on without the broker.
 
 A body is named by its digest, and the pointer beside it is the switch, replaced in one step: whenever the power fails,
-the folder holds the old version or the new one. It does not decide what to hold.
+the folder holds the old version or the new one. Values are read from there when somebody looks at them: a node that
+waits needs no memory for them. It does not decide what to hold.
 """
 
 import hashlib
+import mmap
 from pathlib import Path
 
+import numpy as np
+
 from broker.whole_file import write_whole
+from edge_node.memory import let_go_of_values
 from edge_node.state import GlobalAdapter
-from schemas.adapter import Layout
+from schemas.adapter import Adapter, Layout
 from schemas.codec import CodecError, decode
 from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
 
@@ -20,9 +25,9 @@ class DamagedFile(ValueError):
     """A file of the held version is not what was written; it is harmless to fetch the version again."""
 
 
-def keep(folder: Path, pointer: GlobalPointer, body: bytes) -> None:
-    """Make this the version held; on disk when the call returns."""
-    write_whole(_body_file(folder, pointer), body)
+def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview) -> None:
+    """Make this the version held, its body in one piece or several; on disk when the call returns."""
+    write_whole(_body_file(folder, pointer), *body)
     write_whole(folder / _POINTER, pointer.to_bytes())
     for old in folder.glob("*.safetensors"):
         if old != _body_file(folder, pointer):
@@ -33,14 +38,28 @@ def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
     """The version held, verified; None when there is none yet. Raises DamagedFile."""
     try:
         pointer = GlobalPointer.from_bytes((folder / _POINTER).read_bytes())
-        body = _body_file(folder, pointer).read_bytes()
-        if hashlib.sha256(body).hexdigest() != pointer.digest:
-            raise DamagedFile(f"the body of version {pointer.version} in {folder} is damaged")
-        return GlobalAdapter(pointer, decode(body, layout, "safetensors"))
+        with _body_file(folder, pointer).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != pointer.digest:
+                raise DamagedFile(f"the body of version {pointer.version} in {folder} is damaged")
+        return GlobalAdapter(pointer, on_disk(folder, pointer, layout))
     except FileNotFoundError:
         return None
     except (InvalidMessage, CodecError) as fault:
         raise DamagedFile(f"{folder}: {fault}") from fault
+
+
+def on_disk(folder: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
+    """A version that was kept here, its values mapped from the file; CodecError if it is none of this layout."""
+    header, size = layout.safetensors_header, 4 * layout.size
+    with _body_file(folder, pointer).open("rb") as file:
+        if (begun := file.read(len(header))) != header or file.seek(0, 2) != len(header) + size:
+            return decode(begun + file.read(), layout, "safetensors")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    adapter = Adapter(layout, np.frombuffer(mapped, dtype="<f4", offset=len(header)).astype(np.float32, copy=False))
+    if not adapter.is_finite:
+        raise CodecError("the adapter holds NaN or infinite values")
+    let_go_of_values(adapter.values)
+    return adapter
 
 
 def keep_terms(folder: Path, terms: CoordinatorState) -> None:

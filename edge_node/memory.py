@@ -1,12 +1,18 @@
 """Memory that was freed goes back to the system, not only to the C library, which keeps it for itself otherwise.
 
-On a gateway that matters more than the time it takes. Where the C library knows no such requests, nothing happens.
+On a gateway that matters more than the time it takes. Where the system knows no such requests, nothing happens.
 """
 
 import ctypes
+import mmap
 from functools import cache
+from pathlib import Path
+
+from numpy.typing import NDArray
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
+MAPS = Path("/proc/self/maps")
+MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 def share_one_heap() -> None:
@@ -19,6 +25,27 @@ def give_back_memory() -> None:
     """Return freed memory to the system; about a millisecond."""
     if hasattr(_c_library(), "malloc_trim"):
         _c_library().malloc_trim(0)
+
+
+def let_go_of_values(values: NDArray) -> None:  # type: ignore[type-arg]
+    """Let go of the pages of an array that is mapped from a file, until it is read again; others stay as they are."""
+    owner = values
+    while (base := getattr(owner, "base", None)) is not None:
+        owner = base
+    mapped = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(mapped, mmap.mmap) and MADV_DONTNEED is not None:
+        mapped.madvise(MADV_DONTNEED)
+
+
+def let_go_of_file(path: Path) -> None:
+    """Let go of the pages of a file that somebody in this process has mapped to read, until they are read again."""
+    if MADV_DONTNEED is None or not MAPS.exists():
+        return
+    for line in MAPS.read_text(encoding="utf-8").splitlines():
+        addresses, rights, _offset, _device, _inode, *name = line.split(maxsplit=5)
+        if name == [str(path)] and "w" not in rights:  # what could be written might be another than the file's
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 @cache

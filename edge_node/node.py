@@ -15,6 +15,7 @@ from broker.bundle import Bundle
 from broker.connection import Connection
 from broker.events import Connected, Disconnected, Message, Published, Subscribed
 from edge_node import core, held_adapter, state
+from edge_node.memory import give_back_memory, let_go_of_values
 from edge_node.outbox import Outbox
 from edge_node.publisher import Publisher
 from schemas import topics
@@ -23,6 +24,18 @@ from schemas.messages import GlobalPointer, InvalidMessage, NodeState
 from schemas.trust import Trust
 
 log = logging.getLogger(__name__)
+
+LARGE = (
+    state.AdapterTried,
+    state.HandedOver,
+    state.KeepRelease,
+    state.KeepVersion,
+    state.MeasuringEnded,
+    state.StepTrained,
+    state.TrainingFailed,
+    state.TrainingFinished,
+)
+"""What comes and is done that takes megabytes, or after which they are free."""
 
 Item = Message | Connected | Disconnected | Published | Subscribed | state.Event
 
@@ -69,6 +82,8 @@ class Node:
         self._head_folder, self._release_folder = equipment.folder / "head", equipment.folder / "release"
         self._own: deque[state.Event] = deque()  # what this node has to tell its core
         self._at = at
+        self._kept: dict[str, Adapter] = {}  # the version held as it is read from disk, by its digest
+        self._took_memory = True  # beginning does
         node, client, bundle = identity.settings.node, equipment.client, equipment.bundle
         self._publisher = Publisher(client, identity.federation, node, equipment.outbox, self._handed_over, bundle)
         self.state, self._first = self._recalled(at)
@@ -93,7 +108,17 @@ class Node:
             self._equipment.client.ack(item)
         while self._own and not _stops(done):
             done += self._tell(self._own.popleft())
+        self._took_memory |= isinstance(item, LARGE) or any(isinstance(effect, LARGE) for effect in done)
         return done
+
+    def rest(self) -> None:
+        """Give back what the last events took, before nothing happens for a while; call it when they are forgotten."""
+        if not self._took_memory:
+            return
+        self._took_memory = False
+        if self.state.held is not None:
+            let_go_of_values(self.state.held.adapter.values)
+        give_back_memory()
 
     def farewell(self) -> None:
         """Tell everybody that this node is away."""
@@ -184,7 +209,7 @@ class Node:
                 client.unsubscribe(topics.route(federation, piece).topic)
             case state.ServeAdapter(pointer, adapter):
                 if self._equipment.serving is not None:
-                    self._equipment.serving.serve(pointer, adapter)
+                    self._equipment.serving.serve(pointer, self._kept.get(pointer.digest, adapter))
             case state.DescribeLayout(lora):
                 self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
             case state.Train(job):
@@ -202,8 +227,10 @@ class Node:
         match effect:
             case state.KeepVersion(pointer, body):
                 held_adapter.keep(self._head_folder, pointer, body)
-            case state.KeepRelease(pointer, body):
-                held_adapter.keep(self._release_folder, pointer, body)
+                self._look_at_kept(pointer)
+            case state.KeepRelease(pointer, adapter):
+                header, values = adapter.layout.safetensors_header, adapter.values.astype("<f4", copy=False)
+                held_adapter.keep(self._release_folder, pointer, header, values.data)
             case state.RememberTerms(terms):
                 held_adapter.keep_terms(self._head_folder, terms)
             case state.RememberMark(mark):
@@ -222,6 +249,13 @@ class Node:
                 outbox.drop(update_id)
             case _:
                 raise ValueError(f"nobody carries out {effect}")
+
+    def _look_at_kept(self, pointer: GlobalPointer) -> None:
+        """Let the core have a version from disk; its copy in memory is not needed any more."""
+        if (held := self.state.held) is not None and held.pointer == pointer:
+            adapter = held_adapter.on_disk(self._head_folder, pointer, held.adapter.layout)
+            self._kept = {pointer.digest: adapter}
+            self._own.append(state.VersionKept(self._at, state.GlobalAdapter(pointer, adapter)))
 
     def _handed_over(self, update_id: str) -> None:
         self._own.append(state.HandedOver(self._at, update_id))

@@ -89,7 +89,7 @@ def on_tried(state: EdgeState, event: AdapterTried) -> tuple[EdgeState, Effects]
     pointer, proven = event.pointer, state.proven
     if event.fault is None:
         on_disk = proven is not None and same_version(pointer, proven)
-        keep = () if on_disk else (KeepRelease(pointer, event.adapter.to_safetensors()),)
+        keep = () if on_disk else (KeepRelease(pointer, event.adapter),)
         return replace(state, proven=pointer), keep
     warning = Warn(f"version {pointer.version} is not served: {event.fault}", version=pointer.version)
     if state.served is None or not same_version(pointer, state.served):  # another has taken its place by now

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from base_model.chat_tokens import ChatTokens
 from base_model.examples import InvalidExamples
 from base_model.layout import layout_of
 from base_model.reference import ResolvedModel, resolve
@@ -33,7 +34,7 @@ from edge_node import machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.health import Shown
-from edge_node.memory import share_one_heap
+from edge_node.memory import give_back_memory, share_one_heap
 from edge_node.node import Equipment, Node, farewell_of, subscriptions
 from edge_node.outbox import Outbox, OutboxDamaged
 from edge_node.publisher import publication
@@ -185,18 +186,23 @@ class Service:
                 log.info("stopped")
 
     def _loop(self) -> int:
-        done = self._node.begin()
-        while not any(isinstance(effect, state.Stop) for effect in done):
+        code = _code_after(self._node.begin())
+        while code is None:
             self._shown.show(self._node.state)
-            item = self._next(self._node.deadline)
-            if isinstance(item, StopRequested):
-                return CLEAN
-            if isinstance(item, TrainerDied):
-                raise item.error
-            if isinstance(item, Exception):  # what the client's or the serving thread died of
-                raise item
-            done = self._node.take(item, time.monotonic(), time.time_ns())
-        return REFUSED
+            self._node.rest()
+            code = self._turn()
+        return code
+
+    def _turn(self) -> int | None:
+        """Deal with what comes next, and hold nothing of it afterwards; the exit code if it was the last."""
+        item = self._next(self._node.deadline)
+        if isinstance(item, StopRequested):
+            return CLEAN
+        if isinstance(item, TrainerDied):
+            raise item.error
+        if isinstance(item, Exception):  # what the client's or the serving thread died of
+            raise item
+        return _code_after(self._node.take(item, time.monotonic(), time.time_ns()))
 
     def _watching(self) -> AbstractContextManager[None]:
         """Whoever may look while this lasts, if the owner wants that where nobody is answered."""
@@ -228,6 +234,10 @@ class Service:
         summary = self._data.summary()
         examples = summary.examples + summary.dropped
         return state.ConditionsRead(now, machine.conditions(examples))
+
+
+def _code_after(done: state.Effects) -> int | None:
+    return REFUSED if any(isinstance(effect, state.Stop) for effect in done) else None
 
 
 def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event) -> None:
@@ -270,13 +280,15 @@ def _serving(
     node, settings = identity.settings.node, identity.settings.serving
     if not settings.is_on:
         return None
+    chat = ChatTokens(resolved.path)  # it takes twice for a moment what it keeps: before the rest takes its part
+    give_back_memory()
     from edge_node.serving.mqtt import MqttServer  # a node that only trains needs none of their memory
     from edge_node.serving.thread import Serving
 
     mqtt = MqttServer(broker, identity.federation, node, resolved.digest, put) if settings.over_mqtt else None
     routes, measured = _routes(identity.settings, data), identity.settings.local_data.measured
     watched = (shown.metrics, (shown.look,))
-    return Serving(resolved, cache, settings, mqtt, put, data.held_out, routes, measured, *watched)
+    return Serving(resolved, chat, cache, settings, mqtt, put, data.held_out, routes, measured, *watched)
 
 
 def _routes(settings: EdgeSettings, data: LocalData) -> Sequence["BaseRoute"]:

@@ -283,6 +283,14 @@ class AdapterTried:
 
 
 @dataclass(frozen=True)
+class VersionKept:
+    """The version held is on disk, and this is the same adapter, read from there."""
+
+    at: float
+    held: GlobalAdapter
+
+
+@dataclass(frozen=True)
 class ConditionsRead:
     """What the machine is at, for the owner's policy."""
 
@@ -310,6 +318,7 @@ Event = (
     | TrainingFailed
     | HandedOver
     | AdapterTried
+    | VersionKept
     | ConditionsRead
     | Ticked
 )
@@ -372,7 +381,7 @@ class KeepRelease:
     """Write a verified release to disk in place of the one before."""
 
     pointer: GlobalPointer
-    body: bytes
+    adapter: Adapter
 
 
 @dataclass(frozen=True)
@@ -385,7 +394,7 @@ class ServeAdapter:
 
 @dataclass(frozen=True)
 class KeepVersion:
-    """Write a verified version to disk in place of the one before."""
+    """Write a verified version to disk in place of the one before; the answer is VersionKept."""
 
     pointer: GlobalPointer
     body: bytes

@@ -148,7 +148,8 @@ class Adapter:
         """Read a safetensors body of this layout; anything else raises InvalidAdapter."""
         header = layout.safetensors_header
         if len(body) == len(header) + 4 * layout.size and body.startswith(header):  # one that we wrote
-            return cls(layout, np.frombuffer(body, dtype="<f4", offset=len(header)).astype(np.float32))
+            values = np.frombuffer(body, dtype="<f4", offset=len(header))  # where they are: nothing is copied
+            return cls(layout, values.astype(np.float32, copy=False))
         try:
             tensors = load_safetensors(body)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:

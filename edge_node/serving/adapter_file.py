@@ -7,6 +7,7 @@ every number with what ONNX Runtime writes. It does not know what factors mean.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,19 +54,25 @@ def write_factors(factors: Mapping[str, Factor], path: Path) -> None:
     half.replace(path)
 
 
-def load_factors(path: Path) -> tuple[Any, Any]:
-    """A LoraAdapter mapped from the file and the RunOptions that put it to use; hold both or neither.
+@dataclass(frozen=True, eq=False)
+class LoadedFactors:
+    """Factors mapped from a file. The values point into what the file's reader has mapped: one object holds both."""
+
+    reader: Any  # onnxruntime.AdapterFormat
+    values: Mapping[str, Any]  # OrtValues by the names of the graph's inputs
+
+
+def load_factors(path: Path) -> LoadedFactors:
+    """Map the factors of a file, to be run with.
 
     A file that is damaged in its structure raises DamagedAdapterFile; its numbers have no checksum.
     """
-    adapter = onnxruntime.LoraAdapter()
     try:
-        adapter.Load(str(path.resolve()))
+        onnxruntime.LoraAdapter().Load(str(path.resolve()))  # looks at the structure, which reading does not
+        reader = onnxruntime.AdapterFormat.read_adapter(str(path.resolve()))
     except ONNX_FAULTS as fault:
         raise DamagedAdapterFile(f"ONNX Runtime cannot load it: {fault}") from fault
-    options = onnxruntime.RunOptions()
-    options.add_active_adapter(adapter)
-    return adapter, options
+    return LoadedFactors(reader, reader.get_parameters())
 
 
 class _Frame(NamedTuple):

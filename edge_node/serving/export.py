@@ -141,9 +141,8 @@ def _write_prepacked(source: Path, folder: Path, graph: Path) -> None:
 def _first_logits(graph: Path, folder: Path) -> bytes:
     from edge_node.serving.session import Session
 
-    session = Session(ServedModel(ResolvedModel("", folder, ""), "fp32", graph))
-    logits, past = session.forward([0], session.beginning, [0])
-    return logits.tobytes() + session.forward([1], past, [0])[0].tobytes()
+    conversation = Session(ServedModel(ResolvedModel("", folder, ""), "fp32", graph)).begin(2)
+    return conversation.read([0], [0]).tobytes() + conversation.read([1], [0]).tobytes()
 
 
 def _main(step: str, *arguments: str) -> None:

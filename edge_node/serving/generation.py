@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_node.serving.inference import AdapterSlot
-from edge_node.serving.session import PIECE, Past, Session
+from edge_node.serving.inference import AdapterSlot, begin
+from edge_node.serving.session import PIECE, Conversation, Session
 
 if TYPE_CHECKING:
     from numpy.random import Generator  # megabytes that a node which always gives the likeliest answer never loads
@@ -48,7 +48,8 @@ def generate(
     """
     _check(session, prompt, sampling)
     random = np.random.default_rng(sampling.seed) if sampling.temperature else None
-    logits, past = _read(session, slot, prompt, is_cancelled)
+    conversation = begin(session, slot, len(prompt) + sampling.max_tokens)
+    logits = _read(conversation, prompt, is_cancelled)
     for count in range(1, sampling.max_tokens + 1):
         token = _choose(logits, sampling, random)
         if token in stops:
@@ -57,7 +58,7 @@ def generate(
         if count < sampling.max_tokens:
             if is_cancelled():
                 raise Cancelled
-            logits, past = _forward(session, slot, [token], past)
+            logits = _next(conversation, [token])
 
 
 def _check(session: Session, prompt: Sequence[int], sampling: Sampling) -> None:
@@ -70,23 +71,18 @@ def _check(session: Session, prompt: Sequence[int], sampling: Sampling) -> None:
         )
 
 
-def _read(
-    session: Session, slot: AdapterSlot | None, prompt: Sequence[int], is_cancelled: Callable[[], bool]
-) -> tuple[NDArray[np.float32], Past]:
+def _read(conversation: Conversation, prompt: Sequence[int], is_cancelled: Callable[[], bool]) -> NDArray[np.float32]:
     """The logits after the prompt; piece by piece, so that a stop need not wait for all of it."""
-    past = session.beginning
     for start in range(0, len(prompt), PIECE):
         if is_cancelled():
             raise Cancelled
-        logits, past = _forward(session, slot, prompt[start : start + PIECE], past)
-    return logits, past
+        logits = _next(conversation, prompt[start : start + PIECE])
+    return logits
 
 
-def _forward(
-    session: Session, slot: AdapterSlot | None, tokens: Sequence[int], past: Past
-) -> tuple[NDArray[np.float32], Past]:
-    logits, past = session.forward(tokens, past, [len(tokens) - 1], slot.options if slot is not None else None)
-    return logits[0], past
+def _next(conversation: Conversation, tokens: Sequence[int]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = conversation.read(tokens, [len(tokens) - 1])[0]
+    return logits
 
 
 def _choose(logits: NDArray[np.float32], sampling: Sampling, random: "Generator | None") -> int:

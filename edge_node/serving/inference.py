@@ -15,9 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_node.serving.adapter_file import ONNX_FAULTS, DamagedAdapterFile, Factor, load_factors, write_factors
+from edge_node.serving.adapter_file import (
+    ONNX_FAULTS,
+    DamagedAdapterFile,
+    Factor,
+    LoadedFactors,
+    load_factors,
+    write_factors,
+)
 from edge_node.serving.graph_inputs import factor_names
-from edge_node.serving.session import Session
+from edge_node.serving.session import WITHOUT, Conversation, Session
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -37,15 +44,11 @@ class ServedVersion(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AdapterSlot:
-    """One adapter, ready to run.
-
-    The options point into the adapter's memory and do not keep it alive: who holds one must hold the other.
-    """
+    """One adapter, ready to run; whoever runs it holds the slot as long."""
 
     version: ServedVersion
     digest: str
-    adapter: Any  # onnxruntime.LoraAdapter
-    options: Any  # onnxruntime.RunOptions
+    loaded: LoadedFactors
 
     @property
     def named(self) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class Inference:
         with _scratch_file() as path:
             write_factors(factors, path)
             try:
-                slot = AdapterSlot(version, digest, *load_factors(path))
+                slot = AdapterSlot(version, digest, load_factors(path))
             except DamagedAdapterFile as fault:
                 raise AdapterRefused(str(fault)) from fault
         self._try(slot)
@@ -110,6 +113,11 @@ class Inference:
             (self._current,), self._before = self._before, ()
             return self._current
 
+    def stay(self) -> None:
+        """Forget what was served before the last swap: there is no way back any more, and its memory is free."""
+        with self._lock:
+            self._before = ()
+
     def _check(self, factors: dict[str, Factor]) -> None:
         for name, (values, _) in factors.items():
             expected = self.session.factor_shapes.get(name)
@@ -126,11 +134,16 @@ class Inference:
 
     def _try(self, slot: AdapterSlot) -> None:
         try:
-            logits, _ = self.session.forward([DRY_RUN_TOKEN], self.session.beginning, [0], slot.options)
+            logits = begin(self.session, slot, room=1).read([DRY_RUN_TOKEN], [0])
         except ONNX_FAULTS as fault:
             raise AdapterRefused(f"ONNX Runtime cannot run it: {fault}") from fault
         if not np.isfinite(logits).all():
             raise AdapterRefused("with it the model's answers are not finite")
+
+
+def begin(session: Session, slot: AdapterSlot | None, room: int) -> Conversation:
+    """A conversation of at most `room` tokens with a slot's adapter; with None, of the base model alone."""
+    return session.begin(room, slot.loaded.values if slot is not None else WITHOUT)
 
 
 def _check_values(adapter: Adapter, factors: dict[str, Factor]) -> None:

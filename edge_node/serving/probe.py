@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from base_model.chat_tokens import ChatTokens
 from base_model.examples import Example
-from edge_node.serving.inference import AdapterSlot
+from edge_node.serving.inference import AdapterSlot, begin
 from edge_node.serving.session import Session
 from edge_node.settings import ProbeSettings
 
@@ -88,12 +88,12 @@ class Probe:
         tokens = [*prompt, *self.chat.answer(example.completion), self.chat.end]
         if len(tokens) > min(LONGEST, self.session.architecture.context):
             return np.empty(0)
-        past, losses = self.session.beginning, list[NDArray[np.float64]]()
+        conversation, losses = begin(self.session, slot, len(tokens)), list[NDArray[np.float64]]()
         for start in range(0, len(tokens) - 1, PIECE):
             piece = tokens[start : min(start + PIECE, len(tokens) - 1)]
             rows = [place for place in range(len(piece)) if start + place >= len(prompt) - 1]
             # a graph gives at least one row
-            logits, past = self.session.forward(piece, past, rows or [0], slot.options if slot is not None else None)
+            logits = conversation.read(piece, rows or [0])
             following = tokens[start + rows[0] + 1 : start + len(piece) + 1] if rows else []
             losses.append(_losses(logits[: len(rows)], following))
         return np.concatenate(losses)
@@ -101,8 +101,10 @@ class Probe:
 
 def _losses(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
     """Negative log likelihood of each token by its row of logits, nats."""
-    wide = logits.astype(np.float64)
-    highest = wide.max(axis=1, initial=-math.inf)
-    losses: NDArray[np.float64] = np.log(np.exp(wide - highest[:, None]).sum(axis=1)) + highest
-    losses -= wide[np.arange(len(tokens)), list(tokens)]
-    return losses
+    # row by row: of all rows in float64 there would be tens of megabytes
+    return np.array([_loss(row.astype(np.float64), token) for row, token in zip(logits, tokens, strict=True)])
+
+
+def _loss(row: NDArray[np.float64], token: int) -> float:
+    highest = row.max()
+    return float(np.log(np.exp(row - highest).sum()) + highest - row[token])

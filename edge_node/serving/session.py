@@ -1,10 +1,10 @@
-"""The base model in ONNX Runtime: tokens in, logits and a longer key-value cache out. Any number of threads may ask.
+"""The base model in ONNX Runtime: tokens in, logits out, with what was read so far kept where it grows.
 
-It holds no adapter and no conversation: both come in with each call. It does not know requests or text.
+Any number of conversations may go on at once, each on a thread of its own. It does not know requests or text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import mmap
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,22 +13,20 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from base_model.architecture import read_architecture
+from edge_node.memory import let_go_of_file
 from edge_node.serving.export import ServedModel
 
-PIECE = 64  # tokens of a prompt that go through the model at once: bounds memory, and how long a stop has to wait
+PIECE = 32  # tokens of a prompt that go through the model at once: bounds memory, and how long a stop has to wait
 QUIET = 3  # ONNX Runtime's log level: without a warning for each of the hundreds of optional inputs
 
+Factors = Mapping[str, Any]
+"""An adapter's factors as ONNX Runtime's own values, by the names of the graph's inputs."""
 
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of the tokens so far, by the graph's names; they hold for the adapter that made them."""
-
-    tensors: dict[str, Any]
-    length: int
+WITHOUT: Factors = {}
 
 
 class Session:
-    """One loaded graph. `forward` is a function of its arguments."""
+    """One loaded graph."""
 
     def __init__(self, model: ServedModel, threads: int = 1) -> None:
         self.model = model
@@ -42,7 +40,7 @@ class Session:
         # threads that wait by spinning would take the processor from the node's other work
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        let_go_of_file(model.graph.with_name(f"{model.graph.name}.data"))  # loading reads more than answering will
 
     @cached_property
     def factor_shapes(self) -> dict[str, tuple[int | None, int | None]]:
@@ -50,33 +48,59 @@ class Session:
         inputs = self._session.get_overridable_initializers()
         return {one.name: _with_free_rank(one.shape) for one in inputs}
 
-    @cached_property
-    def beginning(self) -> Past:
-        """The cache of a conversation without any token."""
-        a = self.architecture
-        empty = np.zeros((1, a.kv_heads, 0, a.head_dim), np.float32)
-        return Past({f"past.{layer}.{part}": empty for layer in range(a.layers) for part in ("key", "value")}, 0)
+    def begin(self, room: int, factors: Factors = WITHOUT) -> "Conversation":
+        """A conversation of at most `room` tokens with one adapter from its first to its last, or with none.
 
-    def forward(
-        self, tokens: Sequence[int], past: Past, rows: Sequence[int], options: Any = None
-    ) -> tuple[NDArray[np.float32], Past]:
-        """Logits (rows, vocabulary) at these positions of `tokens`, and the cache with them.
-
-        `options` are the RunOptions of an adapter; None runs the base model. More tokens than the model's context hold
-        raise ValueError.
+        More than the model's context holds raise ValueError.
         """
-        length = past.length + len(tokens)
-        if length > self.architecture.context:
-            raise ValueError(f"{length} tokens are more than the {self.architecture.context} of the model's context")
-        feeds = past.tensors | {
-            "input_ids": np.array([tokens], np.int64),
-            "seqlens_k": np.array([length - 1], np.int32),
-            "total_sequence_length": np.array([length], np.int32),
-            "rows": np.array(rows, np.int64),
-        }
-        logits, *present = self._session.run(None, feeds, options)
-        names = (name.replace("present", "past") for name in self._outputs[1:])
-        return logits[0], Past(dict(zip(names, present, strict=True)), length)
+        if room > (context := self.architecture.context):
+            raise ValueError(f"{room} tokens are more than the {context} of the model's context")
+        return Conversation(self, self._session.io_binding(), room, factors)
+
+    def run(self, binding: Any) -> None:
+        """Have ONNX Runtime do what is bound."""
+        self._session.run_with_iobinding(binding)
+
+
+class Conversation:
+    """The tokens read so far, as their keys and values: written once where they stay, while room is only an address.
+
+    ONNX Runtime would else copy all of them for each new token.
+    """
+
+    def __init__(self, session: Session, binding: Any, room: int, factors: Factors) -> None:
+        self.length = 0
+        self._session, self._binding, self._room, self._factors = session, binding, room, factors
+        a = session.architecture
+        shape = (1, a.kv_heads, room, a.head_dim)
+        names = [f"{layer}.{part}" for layer in range(a.layers) for part in ("key", "value")]
+        size = 4 * len(names) * int(np.prod(shape))
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # pages come as they are written
+        for name, values in zip(names, np.frombuffer(memory, np.float32).reshape(-1, *shape), strict=True):
+            tensor = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+            binding.bind_ortvalue_input(f"past.{name}", tensor)
+            binding.bind_ortvalue_output(f"present.{name}", tensor)
+        for name, factor in factors.items():
+            binding.bind_ortvalue_input(name, factor)
+
+    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (rows, vocabulary) at these positions of `tokens`; more than there is room for raise ValueError."""
+        length = self.length + len(tokens)
+        if length > self._room:
+            raise ValueError(f"{length} tokens are more than the {self._room} that there is room for")
+        for name, values in (
+            ("input_ids", np.array([tokens], np.int64)),
+            ("seqlens_k", np.array([length - 1], np.int32)),
+            ("total_sequence_length", np.array([length], np.int32)),
+            ("rows", np.array(rows, np.int64)),
+        ):
+            self._binding.bind_cpu_input(name, values)
+        logits = np.empty((1, len(rows), self._session.architecture.vocabulary), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run(self._binding)
+        self.length = length
+        found: NDArray[np.float32] = logits[0]
+        return found
 
 
 def _with_free_rank(shape: Sequence[int | str]) -> tuple[int | None, int | None]:

@@ -52,6 +52,7 @@ class Serving:
     def __init__(
         self,
         resolved: ResolvedModel,
+        chat: ChatTokens,
         cache: Path,
         settings: ServingSettings,
         mqtt: MqttServer | None,
@@ -62,7 +63,8 @@ class Serving:
         metrics: Metrics | None = None,
         looks: Sequence[Look] = (),
     ) -> None:
-        self._resolved, self._cache, self._settings, self._emit = resolved, cache, settings, emit
+        self._resolved, self._chat, self._cache = resolved, chat, cache
+        self._settings, self._emit = settings, emit
         self._mqtt = mqtt
         self._examples, self._to_measure = examples, measured  # at most so many that are held out
         self._routes, self._looks = routes, looks  # of others, beside those of answering
@@ -99,9 +101,9 @@ class Serving:
             if self._mqtt is not None:  # before the model is there: who asks is told to wait
                 self._mqtt.start()
                 running.callback(self._mqtt.stop)
-            chat = ChatTokens(self._resolved.path)
-            give_back_memory()  # reading the tokenizer took more than what is left of it
-            settings, inference = self._settings, Inference(Session(self._model(), self._settings.threads))
+            settings, chat = self._settings, self._chat
+            inference = Inference(Session(self._model(), settings.threads))
+            give_back_memory()
             answering = Answering(
                 inference, chat, settings.parallel, settings.waiting, settings.timeout_s, self._metrics
             )
@@ -127,6 +129,7 @@ class Serving:
         pointer, adapter = given
         fault = _take_up(inference, probe, self._metrics, pointer, adapter)
         self._emit(AdapterTried(time.monotonic(), pointer, adapter, fault))
+        del given, adapter  # megabytes, and measuring takes its time
         if fault is None and inference.current is not None:
             self._measure(probe, inference.current, pointer)
         return True
@@ -177,9 +180,11 @@ def _take_up(
         complaint = probe.complaint(slot)
     except (*ONNX_FAULTS, ChatRefused, sqlite3.Error) as fault:
         log.warning("version %d could not be tried on this node's examples: %s", pointer.version, fault)
-        return None
+        complaint = None
     if complaint is not None:
         inference.rollback()
+    else:
+        inference.stay()
     return complaint
 
 

@@ -115,13 +115,20 @@ class Trainer:
 
     def _work(self) -> None:
         try:
-            while (order := self._jobs.get()) is not None:
-                job, abort, work = order
-                event = self._outcome(job, abort, work)
-                if not abort.is_set():
-                    self._emit(event)
+            while self._do_next():
+                pass
         except Exception as error:  # carried to the main loop, which stops loudly
             self._emit(TrainerDied(error))
+
+    def _do_next(self) -> bool:
+        """Wait for a job and do it; neither it nor its result is held while the next one is waited for."""
+        if (order := self._jobs.get()) is None:
+            return False
+        job, abort, work = order
+        event = self._outcome(job, abort, work)
+        if not abort.is_set():
+            self._emit(event)
+        return True
 
     def _outcome(self, job: TrainingJob, abort: threading.Event, work: Work) -> TrainerEvent:
         """What becomes of a job; whatever goes wrong with its process is a reason."""

@@ -72,7 +72,7 @@ def test_a_release_that_is_the_head_is_served_without_being_sent_twice(server: A
     effects = server.hears(GlobalRelease(), version.pointer)
     assert served(effects) == [(3, "head", 2.0)]
     assert not any(isinstance(effect, FetchPiece | KeepRelease) for effect in effects)
-    assert KeepRelease(version.pointer, version.body) in tried(server, effects)
+    assert KeepRelease(version.pointer, coordinator.adapter(2.0)) in tried(server, effects)
 
 
 def test_what_is_on_disk_already_is_not_written_again(server: Any, coordinator: Any) -> None:
@@ -135,7 +135,7 @@ def test_the_outcome_of_one_that_was_replaced_meanwhile_changes_nothing(server: 
     (warning,) = tried(server, first, "it answers nonsense")
     assert isinstance(warning, Warn)
     assert server.state.served == good.pointer
-    assert KeepRelease(good.pointer, good.body) in tried(server, second)
+    assert KeepRelease(good.pointer, coordinator.adapter(9.0)) in tried(server, second)
 
 
 def test_a_release_whose_head_is_on_its_way_waits_for_it(server: Any, coordinator: Any) -> None:

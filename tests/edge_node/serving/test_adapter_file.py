@@ -64,7 +64,7 @@ def test_writing_a_file_again_leaves_the_loaded_one_as_it_was(session, tmp_path)
     path = tmp_path / "one"
     write_factors({n: Factor(np.full(s, 0.1, np.float32)) for n, s in zip(names, shapes, strict=True)}, path)
     held = load_factors(path)
-    before = session.forward(PROMPT, session.beginning, [3], held[1])[0]
+    before = session.begin(4, held.values).read(PROMPT, [3])
     write_factors({n: Factor(np.full(s, 0.7, np.float32)) for n, s in zip(names, shapes, strict=True)}, path)
-    after = session.forward(PROMPT, session.beginning, [3], held[1])[0]
+    after = session.begin(4, held.values).read(PROMPT, [3])
     np.testing.assert_array_equal(after, before)

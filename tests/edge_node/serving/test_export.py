@@ -15,7 +15,7 @@ from base_model.language_model import LanguageModel
 from base_model.reference import resolve
 from base_model.wheel import BaseModelError
 from edge_node.serving.export import export, prepack, usual_precision
-from edge_node.serving.inference import ServedVersion
+from edge_node.serving.inference import ServedVersion, begin
 from edge_node.serving.session import Session
 from edge_node.serving.weights import dequantised, gguf_weights
 
@@ -31,12 +31,11 @@ SIZES = {
 }
 
 
-def served_logits(session, options=None, pieces=(10,)):
+def served_logits(session, slot=None, pieces=(10,)):
     """Logits of every position, with the tokens going in piece by piece."""
-    past, rows, start = session.beginning, [], 0
+    conversation, rows, start = begin(session, slot, sum(pieces)), [], 0
     for size in pieces:
-        logits, past = session.forward(TOKENS[start : start + size], past, range(size), options)
-        rows.append(logits)
+        rows.append(conversation.read(TOKENS[start : start + size], range(size)))
         start += size
     return np.concatenate(rows)
 
@@ -54,9 +53,7 @@ def test_one_graph_serves_any_rank_and_modules_as_peft_does(resolved, inference,
     model = LanguageModel.load(resolved)
     model.apply(adapter)
     slot = inference.prepare(adapter, ServedVersion(1, 1), adapter.digest)
-    np.testing.assert_allclose(
-        served_logits(inference.session, slot.options), torch_logits(model.network), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(served_logits(inference.session, slot), torch_logits(model.network), rtol=0, atol=1e-4)
 
 
 def test_without_an_adapter_the_base_model_answers(resolved, session):
@@ -82,7 +79,7 @@ def test_relatives_of_llama_are_served_too(tmp_path, network):
     network.save_pretrained(tmp_path / "model")
     session = Session(export(resolve(str(tmp_path / "model"), tmp_path), tmp_path, "fp32"))
     tokens = [token % 96 for token in TOKENS]
-    logits, _ = session.forward(tokens, session.beginning, range(len(tokens)))
+    logits = session.begin(len(tokens)).read(tokens, range(len(tokens)))
     np.testing.assert_allclose(logits, torch_logits(network, tokens), rtol=0, atol=1e-3)
 
 

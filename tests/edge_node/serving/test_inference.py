@@ -4,12 +4,11 @@ import gc
 import threading
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from edge_node.serving.adapter_file import Factor, load_factors, write_factors
 from edge_node.serving.generation import Sampling, generate
-from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
+from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion, begin
 from schemas.adapter import Adapter, Layout, LoraConfig
 
 PROMPT = [5, 17, 300, 42]
@@ -20,7 +19,7 @@ def prepared(inference, adapter, version):
 
 
 def logits(inference, slot):
-    return inference.session.forward(PROMPT, inference.session.beginning, [3], slot.options if slot else None)[0]
+    return begin(inference.session, slot, len(PROMPT)).read(PROMPT, [3])
 
 
 def tokens(inference, slot, count=12):
@@ -99,7 +98,7 @@ def test_what_onnx_runtime_itself_cannot_run_is_refused_by_the_dry_run(inference
     a, b = (Factor(np.ones(shape, np.float32)) for shape in ((64, 4), (8, 64)))
     write_factors({f"{module}.lora_A": a, f"{module}.lora_B": b}, path)
     with pytest.raises(AdapterRefused, match="cannot run it"):
-        inference._try(AdapterSlot(version(1), "", *load_factors(path)))
+        inference._try(AdapterSlot(version(1), "", load_factors(path)))
 
 
 def test_a_slot_keeps_its_adapter_alive(inference, make_adapter):
@@ -183,5 +182,5 @@ def test_many_requests_during_many_swaps_each_get_the_answer_of_one_version(infe
 def test_two_adapters_at_once_cannot_be_said(inference, make_adapter):
     slot = prepared(inference, make_adapter(1), version(1))
     with pytest.raises(AttributeError):
-        slot.options = onnxruntime.RunOptions()
+        slot.loaded = prepared(inference, make_adapter(2), version(2)).loaded
     assert Inference(inference.session).current is None  # sessions are shared, what is served is not

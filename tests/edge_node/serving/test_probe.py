@@ -137,7 +137,7 @@ def test_a_look_at_another_adapter_does_not_find_what_the_one_before_did(probe, 
 def test_what_is_served_is_measured_and_what_was_given_up_is_not(resolved, cache, trained, misled):
     told = queue.SimpleQueue()
     settings = ServingSettings(http="127.0.0.1:0", mqtt=False)
-    serving = Serving(resolved, cache, settings, None, told.put, own, measured=3)
+    serving = Serving(resolved, ChatTokens(resolved.path), cache, settings, None, told.put, own, measured=3)
     try:
         serving.serve(pointer_to(misled, 1), misled)
         assert told.get(timeout=PATIENCE_S).fault is not None
@@ -167,7 +167,7 @@ def test_a_node_goes_back_by_itself_and_an_operator_may_go_back_to_nothing(resol
         port = free.getsockname()[1]
     told = queue.SimpleQueue()
     settings = ServingSettings(http=f"127.0.0.1:{port}", mqtt=False)
-    serving = Serving(resolved, cache, settings, None, told.put, own)
+    serving = Serving(resolved, ChatTokens(resolved.path), cache, settings, None, told.put, own)
 
     def tried(number, adapter):
         pointer = pointer_to(adapter, number)
@@ -193,7 +193,7 @@ def test_examples_that_cannot_be_read_cost_no_adapter(resolved, cache, trained, 
         raise sqlite3.OperationalError("disk I/O error")
 
     told = queue.SimpleQueue()
-    serving = Serving(resolved, cache, ServingSettings(mqtt=False), None, told.put, gone)
+    serving = Serving(resolved, ChatTokens(resolved.path), cache, ServingSettings(mqtt=False), None, told.put, gone)
     try:
         serving.serve(pointer_to(trained, 1), trained)
         assert told.get(timeout=PATIENCE_S).fault is None
