@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/edge.py --json edge.json --write
 
 Real processes are measured from outside: `alignfed edge` on Mosquitto, its memory as the kernel counts it, its answers
-over HTTP (node_modes.py). Speed, losses and a thousand swaps are measured inside one process (serving.py). All of it for
-two adapters of the default base model that are trained for a moment on smart-home commands: queries and values at rank 8,
+over HTTP (node_modes.py). Speed, losses and a thousand swaps are measured inside one process (serving.py). All of it
+for two adapters of the default base model, trained for a moment on smart-home commands: queries and values at rank 8,
 every linear module at rank 16. --write puts the tables into docs/edge-figures.md. A quarter of an hour.
 """
 
@@ -26,7 +26,7 @@ from serving import Losses, Speed, Swaps, compare_losses, compare_speed, swap_un
 
 from base_model.examples import Example
 from base_model.language_model import LanguageModel
-from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, resolve
+from base_model.reference import DEFAULT_NAME, ResolvedModel, default_cache, gguf_of, resolve
 from base_model.settings import TrainingConfig
 from base_model.training import train
 from edge_node.serving.export import ServedModel, export, prepack
@@ -141,12 +141,13 @@ def measure() -> Result:
 
 
 def measure_shape(resolved: ResolvedModel, own: ServedModel, lora: LoraConfig, private: tuple[Example, ...]) -> Figures:
-    """All of one adapter; PyTorch comes last, so that it is in no process that others are started from before."""
+    """All of one adapter."""
     model = LanguageModel.load(resolved)
     first = model.initial_adapter(lora, 1)
     trained = train(model, first, private, TRAINING, lambda step, loss: None).adapter
     halves = tuple(first + (trained - first) * share for share in (0.25, 0.5))
-    setting = Setting(resolved, (*halves, trained, first), private)
+    files = (gguf_of(resolved, default_cache()), *own.graph.parent.iterdir())
+    setting = Setting(resolved, files, (*halves, trained, first), private)
     held_out = held_out_examples(HELD_OUT, 7, private)
     inference = Inference(Session(own))
     inference.swap(inference.prepare(trained, ServedVersion(1, 1), trained.digest))

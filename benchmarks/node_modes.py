@@ -1,9 +1,10 @@
 """What a whole node does and needs, seen from outside: idle, serving, training, both; and swaps while it is asked.
 
-Each mode is a node of its own (gateway.py). `starting` is up to the moment when it is connected, and answers if it is to;
-`working` the most after that; `resting` what is left when nothing happens any more.
+Each mode is a node of its own (gateway.py). `starting` is up to the moment when it is connected, and answers if it is
+to; `working` the most after that; `resting` what is left when nothing happens any more.
 """
 
+import os
 import tempfile
 import threading
 import time
@@ -87,6 +88,7 @@ class Setting:
     """What all these nodes have."""
 
     resolved: ResolvedModel
+    files: tuple[Path, ...]  # that are mapped while it serves and trains
     adapters: tuple[Adapter, ...]  # versions, in their order; the first is version 0
     examples: tuple[Example, ...]
 
@@ -154,10 +156,11 @@ def _training(setting: Setting) -> Mode:
 
 def _both(setting: Setting, group: Path | None = None) -> Mode:
     options = {"training.steps": 4, "training.batch_size": 4}
-    with _node(setting, group=group, serves=True, **options) as gateway, _asking(gateway):
+    with _node(setting, group=group, serves=True, **options) as gateway:
         starting = _started(gateway)
-        gateway.coordinator.publish(0, setting.adapters[0])
-        gateway.coordinator.take_update()
+        with _asking(gateway):
+            gateway.coordinator.publish(0, setting.adapters[0])
+            gateway.coordinator.take_update()
         return _mode(gateway, starting)
 
 
@@ -170,6 +173,7 @@ def _limited(setting: Setting) -> Limited | None:
     try:
         (group / "memory.limit_in_bytes").write_text(str(GIGABYTE))
         (group / "memory.swappiness").write_text("0")
+        _forget_pages(setting.files)
         _both(setting, group)
         kills = (group / "memory.oom_control").read_text().rpartition("oom_kill ")[2]
         most = int((group / "memory.max_usage_in_bytes").read_text()) / 1e6
@@ -177,6 +181,14 @@ def _limited(setting: Setting) -> Limited | None:
     finally:
         time.sleep(1)
         group.rmdir()
+
+
+def _forget_pages(files: tuple[Path, ...]) -> None:
+    """Those that another has read would be counted as that one's."""
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def _started(gateway: Gateway) -> Memory:

@@ -5,13 +5,14 @@ On a gateway that matters more than the time it takes. Where the system knows no
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
-MAPS = Path("/proc/self/maps")
+MAPS = Path("/proc/self/smaps")
 MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
@@ -38,14 +39,25 @@ def let_go_of_values(values: NDArray) -> None:  # type: ignore[type-arg]
 
 
 def let_go_of_file(path: Path) -> None:
-    """Let go of the pages of a file that somebody in this process has mapped to read, until they are read again."""
+    """Let go of the pages of a file that somebody in this process has mapped, until they are read again."""
     if MADV_DONTNEED is None or not MAPS.exists():
         return
+    for addresses in _unwritten_mappings(path):
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+
+
+def _unwritten_mappings(path: Path) -> Iterator[str]:
+    """From where to where a file is mapped; without mappings that have pages of their own, beside those of the file."""
+    addresses: str | None = None
     for line in MAPS.read_text(encoding="utf-8").splitlines():
-        addresses, rights, _offset, _device, _inode, *name = line.split(maxsplit=5)
-        if name == [str(path)] and "w" not in rights:  # what could be written might be another than the file's
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+        match line.split(maxsplit=5):
+            case [found, _, _, _, _, name] if "-" in found:
+                addresses = found if name == str(path) else None
+            case [found, *_] if "-" in found:
+                addresses = None
+            case ["Anonymous:", "0", _] if addresses is not None:
+                yield addresses
 
 
 @cache
