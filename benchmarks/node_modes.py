@@ -165,7 +165,7 @@ def _both(setting: Setting, group: Path | None = None) -> Mode:
 
 
 def _limited(setting: Setting) -> Limited | None:
-    group = GROUPS / "alignfed-benchmark"
+    group = GROUPS / f"alignfed-benchmark-{os.getpid()}"
     try:
         group.mkdir()
     except OSError:

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -116,7 +116,7 @@ def _run(
 
 
 class Service:
-    """The loop of one node and what it works with."""
+    """The loop of one node and what it works with; nothing of it runs outside of `serve`."""
 
     def __init__(
         self,
@@ -166,24 +166,21 @@ class Service:
         """Work until asked to stop, or until the federation refuses this node; returns the exit code."""
         ended = threading.Event()
         forwarder = threading.Thread(target=_forward, args=(self._client, self._inbox.put, ended), daemon=True)
-        with _signals_to(self._inbox.put), self._watching():
+        with ExitStack() as running:  # what was started is ended, the last first, also when a later start fails
+            running.enter_context(_signals_to(self._inbox.put))
+            running.enter_context(self._watching())
+            running.callback(log.info, "stopped")
+            for part in (self._feed, self._serving, self._trainer):
+                if part is not None:
+                    part.start()
+                    running.callback(part.stop)
             self._client.start()
+            running.callback(ended.set)
+            running.callback(self._client.stop, FAREWELL_S)
+            running.callback(self._node.farewell)
+            running.callback(self._trainer.abort)
             forwarder.start()
-            if self._feed is not None:
-                self._feed.start()
-            try:
-                return self._loop()
-            finally:
-                self._trainer.abort()
-                self._node.farewell()
-                self._client.stop(FAREWELL_S)
-                ended.set()
-                self._trainer.stop()
-                if self._serving is not None:
-                    self._serving.stop()
-                if self._feed is not None:
-                    self._feed.stop()
-                log.info("stopped")
+            return self._loop()
 
     def _loop(self) -> int:
         code = _code_after(self._node.begin())

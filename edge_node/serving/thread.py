@@ -41,7 +41,7 @@ STOP_TIMEOUT_S = 12.0
 
 
 class Serving:
-    """Serves from the moment it is made, the base model first.
+    """Serves from `start` to `stop`, the base model first.
 
     `emit` is given what came of each adapter, how well it does on `measured` held-out examples, or the error that its
     thread died of.
@@ -72,6 +72,9 @@ class Serving:
         self._answering: Answering | None = None  # once the model is loaded
         self._adapters: queue.SimpleQueue[tuple[GlobalPointer, Adapter] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once."""
         self._thread.start()
 
     def serve(self, pointer: GlobalPointer, adapter: Adapter) -> None:

@@ -63,7 +63,10 @@ Work = Callable[[TrainingJob, threading.Event], TrainerEvent]
 
 
 class Trainer:
-    """One job at a time, each in a process of its own; `emit` is called from the thread that looks after it."""
+    """One job at a time, each in a process of its own, from `start` to `stop`.
+
+    `emit` is called from the thread that looks after it.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,9 @@ class Trainer:
         self._lock = threading.Lock()  # of what is running, between this thread and the one that aborts
         self._words = ""  # what the last job was trained on
         self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
+
+    def start(self) -> None:
+        """Take jobs from now on; those that are waiting begin."""
         self._thread.start()
 
     @property

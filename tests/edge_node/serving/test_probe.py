@@ -138,6 +138,7 @@ def test_what_is_served_is_measured_and_what_was_given_up_is_not(resolved, cache
     told = queue.SimpleQueue()
     settings = ServingSettings(http="127.0.0.1:0", mqtt=False)
     serving = Serving(resolved, ChatTokens(resolved.path), cache, settings, None, told.put, own, measured=3)
+    serving.start()
     try:
         serving.serve(pointer_to(misled, 1), misled)
         assert told.get(timeout=PATIENCE_S).fault is not None
@@ -168,6 +169,7 @@ def test_a_node_goes_back_by_itself_and_an_operator_may_go_back_to_nothing(resol
     told = queue.SimpleQueue()
     settings = ServingSettings(http=f"127.0.0.1:{port}", mqtt=False)
     serving = Serving(resolved, ChatTokens(resolved.path), cache, settings, None, told.put, own)
+    serving.start()
 
     def tried(number, adapter):
         pointer = pointer_to(adapter, number)
@@ -194,6 +196,7 @@ def test_examples_that_cannot_be_read_cost_no_adapter(resolved, cache, trained, 
 
     told = queue.SimpleQueue()
     serving = Serving(resolved, ChatTokens(resolved.path), cache, ServingSettings(mqtt=False), None, told.put, gone)
+    serving.start()
     try:
         serving.serve(pointer_to(trained, 1), trained)
         assert told.get(timeout=PATIENCE_S).fault is None

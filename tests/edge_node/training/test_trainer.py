@@ -58,6 +58,7 @@ local = LocalData.open(data, data.parent / "node", LocalDataSettings(held_out=0)
 settings = EdgeSettings(node="home-1", data=data, slowdown=1000, training=TrainingConfig(steps=3, batch_size=1))
 told = queue.SimpleQueue()
 trainer = Trainer(resolved, data.parent, local, settings, told.put)
+trainer.start()
 trainer.train(TrainingJob(GlobalAdapter(pointer, adapter), sequence=0, seed=1))
 told.get()
 assert "torch" not in sys.modules
@@ -89,6 +90,7 @@ class Bench:
         self.settings = EdgeSettings(node="home-1", data=data, data_dir=data.parent / "node", **chosen)
         local = LocalData.open(data, self.settings.data_dir, self.settings.local_data)
         self.trainer = Trainer(resolved, data.parent / "cache", local, self.settings, self.emitted.put)
+        self.trainer.start()
 
     def next(self) -> Any:
         return self.emitted.get(timeout=PATIENCE_S)
