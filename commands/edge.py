@@ -70,10 +70,13 @@ def edge(
             fail(f"put the options behind `alignfed edge {context.invoked_subcommand}`", USAGE)
         return
     log(log_level)
+    locks = list[int]()
     if identities is not None:
         from edge_node.identities import claim
 
-        config = claim(identities, platform.node()).settings
+        identity = claim(identities, platform.node())
+        config = identity.settings
+        locks.append(identity.lock)
     serving = {"http": http} if http is not None else None
     node_settings = {"node": node, "data": data, "data_dir": data_dir, "serving": serving}
     settings = configuration(config, federation, broker, edge=node_settings)
@@ -89,7 +92,8 @@ def edge(
             edge=settings.edge,
             security=settings.security,
             log_level=log_level,
-        )
+        ),
+        *locks,
     )
 
 

@@ -31,12 +31,13 @@ class NodeOrder(BaseModel):
     log_level: str
 
 
-def become(order: NodeOrder) -> NoReturn:
-    """Go on as the node: the same process, its standard streams, its folder, and nothing else of what was."""
+def become(order: NodeOrder, *held: int) -> NoReturn:
+    """Go on as the node: the same process, its standard streams, the open files `held`, and nothing else of what was."""
     with tempfile.TemporaryFile() as file:
         file.write(order.model_dump_json().encode())
         file.seek(0)
-        os.set_inheritable(file.fileno(), True)
+        for descriptor in (file.fileno(), *held):
+            os.set_inheritable(descriptor, True)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # -P: what lies in the current folder must not be taken for a module

@@ -1,5 +1,6 @@
 """Replicas of one container take identities of a shared folder: never two the same, and back as who they were."""
 
+import json
 import os
 import subprocess
 import sys
@@ -90,3 +91,20 @@ def test_a_folder_without_nodes_is_said_to_be_one(tmp_path):
 def test_the_holder_is_written_where_a_person_can_read_it(nodes):
     identity = claim(nodes, "3f2a")
     assert (identity.settings.parent / HOLDER).read_text() == "3f2a"
+
+
+def test_a_running_node_holds_its_identity(nodes, tiny_model_dir, tmp_path):
+    (nodes / "node-1" / SETTINGS).write_text(
+        f"broker.port = 1\nbase_model.name = {json.dumps(str(tiny_model_dir))}\n"
+        f"base_model.cache_dir = {json.dumps(str(tmp_path / 'cache'))}\nedge.node = 'node-1'\n"
+        f"edge.data = {json.dumps(str(tmp_path))}\nedge.data_dir = {json.dumps(str(tmp_path / 'node'))}\n"
+    )
+    command = [sys.executable, "-m", "alignfed", "edge", "--identities", str(nodes)]
+    node = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert node.stderr is not None
+        assert any("private examples" in line for line in iter(node.stderr.readline, ""))
+        assert names(claim(nodes, "another", return_s=0)) == "node-2"
+    finally:
+        node.kill()
+        node.communicate()
