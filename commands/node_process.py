@@ -32,7 +32,7 @@ class NodeOrder(BaseModel):
 
 
 def become(order: NodeOrder, *held: int) -> NoReturn:
-    """Go on as the node: the same process, its standard streams, the open files `held`, and nothing else of what was."""
+    """Go on as the node: the same process, its standard streams, the open files `held`, and nothing else that was."""
     with tempfile.TemporaryFile() as file:
         file.write(order.model_dump_json().encode())
         file.seek(0)
