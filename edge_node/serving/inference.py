@@ -4,30 +4,17 @@ A slot never changes once it is made, and a request keeps the slot it began with
 meanwhile. It does not know requests, text, or where adapters come from.
 """
 
-import os
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_node.serving.adapter_file import (
-    ONNX_FAULTS,
-    DamagedAdapterFile,
-    Factor,
-    LoadedFactors,
-    load_factors,
-    write_factors,
-)
 from edge_node.serving.graph_inputs import factor_names
-from edge_node.serving.session import WITHOUT, Conversation, Session
+from edge_node.serving.mapped_factors import Factor, MappedFactors, map_factors
+from edge_node.serving.session import ONNX_FAULTS, WITHOUT, Conversation, Session
 from schemas.adapter import A_SUFFIX, B_SUFFIX, Adapter
 
-SHARED_MEMORY = Path("/dev/shm")
 DRY_RUN_TOKEN = 0
 
 
@@ -48,7 +35,7 @@ class AdapterSlot:
 
     version: ServedVersion
     digest: str
-    loaded: LoadedFactors
+    factors: MappedFactors
 
     @property
     def named(self) -> dict[str, Any]:
@@ -80,12 +67,7 @@ class Inference:
         factors = _factors(adapter)
         self._check(factors)
         _check_values(adapter, factors)
-        with _scratch_file() as path:
-            write_factors(factors, path)
-            try:
-                slot = AdapterSlot(version, digest, load_factors(path))
-            except DamagedAdapterFile as fault:
-                raise AdapterRefused(str(fault)) from fault
+        slot = AdapterSlot(version, digest, map_factors(factors))
         self._try(slot)
         return slot
 
@@ -143,7 +125,7 @@ class Inference:
 
 def begin(session: Session, slot: AdapterSlot | None, room: int) -> Conversation:
     """A conversation of at most `room` tokens with a slot's adapter; with None, of the base model alone."""
-    return session.begin(room, slot.loaded.values if slot is not None else WITHOUT)
+    return session.begin(room, slot.factors.values if slot is not None else WITHOUT)
 
 
 def _check_values(adapter: Adapter, factors: dict[str, Factor]) -> None:
@@ -174,17 +156,6 @@ def _factors(adapter: Adapter) -> dict[str, Factor]:
 
 def _module(name: str, suffix: str) -> str:
     return name.removesuffix(suffix).removeprefix("base_model.model.")
-
-
-@contextmanager
-def _scratch_file() -> Iterator[Path]:
-    """A name in a folder of its own, in memory where the machine has a place for that.
-
-    The file is gone afterwards; what mapped it keeps its pages.
-    """
-    home = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="alignfed-", dir=home) as folder:
-        yield Path(folder) / "served.onnx_adapter"
 
 
 def _name(slot: AdapterSlot) -> str:

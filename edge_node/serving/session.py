@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf, RuntimeException
 
 from base_model.architecture import read_architecture
 from edge_node.memory import let_go_of_file
 from edge_node.serving.export import ServedModel
 
+ONNX_FAULTS = (Fail, InvalidArgument, InvalidProtobuf, RuntimeException, RuntimeError)
 PIECE = 32  # tokens of a prompt that go through the model at once: bounds memory, and how long a stop has to wait
 QUIET = 3  # ONNX Runtime's log level: without a warning for each of the hundreds of optional inputs
 

@@ -20,13 +20,12 @@ from base_model.wheel import BaseModelError
 from edge_node.health import Look, Told
 from edge_node.memory import give_back_memory
 from edge_node.metrics import Metrics
-from edge_node.serving.adapter_file import ONNX_FAULTS
 from edge_node.serving.answering import Answering
 from edge_node.serving.export import ServedModel, export, prepack, usual_precision
 from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion
 from edge_node.serving.mqtt import MqttServer
 from edge_node.serving.probe import Probe
-from edge_node.serving.session import Session
+from edge_node.serving.session import ONNX_FAULTS, Session
 from edge_node.settings import ServingSettings
 from edge_node.state import AdapterTried, ServedMeasured
 from schemas.adapter import Adapter

@@ -22,7 +22,7 @@ from schemas.adapter import Adapter, Layout, LoraConfig
 
 NOT_WANTED = (
     *("typer", "rich", "structlog", "pydantic_settings", "configuration", "coordinator"),  # of the command line
-    *("onnxruntime", "onnx", "flatbuffers", "tokenizers", "jinja2", "uvicorn", "starlette"),  # of a node that serves
+    *("onnxruntime", "onnx", "tokenizers", "jinja2", "uvicorn", "starlette"),  # of a node that serves
     *("torch", "transformers", "peft", "gguf"),  # of the training process
 )
 HELD = """

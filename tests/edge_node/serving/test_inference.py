@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from edge_node.serving.adapter_file import Factor, load_factors, write_factors
 from edge_node.serving.generation import Sampling, generate
 from edge_node.serving.inference import AdapterRefused, AdapterSlot, Inference, ServedVersion, begin
+from edge_node.serving.mapped_factors import Factor, map_factors
 from schemas.adapter import Adapter, Layout, LoraConfig
 
 PROMPT = [5, 17, 300, 42]
@@ -93,12 +93,12 @@ def test_an_adapter_that_does_not_fit_the_model_is_not_served(inference, tensors
         prepared(inference, with_tensors(*tensors), version(1))
 
 
-def test_what_onnx_runtime_itself_cannot_run_is_refused_by_the_dry_run(inference, tmp_path):
-    path, module = tmp_path / "one.onnx_adapter", "model.layers.0.self_attn.q_proj"
+def test_what_onnx_runtime_itself_cannot_run_is_refused_by_the_dry_run(inference):
+    module = "model.layers.0.self_attn.q_proj"
     a, b = (Factor(np.ones(shape, np.float32)) for shape in ((64, 4), (8, 64)))
-    write_factors({f"{module}.lora_A": a, f"{module}.lora_B": b}, path)
+    factors = map_factors({f"{module}.lora_A": a, f"{module}.lora_B": b})
     with pytest.raises(AdapterRefused, match="cannot run it"):
-        inference._try(AdapterSlot(version(1), "", load_factors(path)))
+        inference._try(AdapterSlot(version(1), "", factors))
 
 
 def test_a_slot_keeps_its_adapter_alive(inference, make_adapter):
