@@ -205,7 +205,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         raise RecordingError(f"{path} is a folder; name the file in it, such as journal.db")
     # Without a log no writer is at work, and reading leaves no trace; with one SQLite must join in.
     access = "?mode=ro" if _has_log(path) else "?mode=ro&immutable=1"
-    return sqlite3.connect(path.resolve().as_uri() + access, uri=True, isolation_level=None)
+    # a reader that stopped half way is closed by whichever thread collects it
+    return sqlite3.connect(path.resolve().as_uri() + access, uri=True, isolation_level=None, check_same_thread=False)
 
 
 def _has_log(path: Path) -> bool:

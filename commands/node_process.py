@@ -40,8 +40,10 @@ def become(order: NodeOrder, *held: int) -> NoReturn:
             os.set_inheritable(descriptor, True)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        # -P: what lies in the current folder must not be taken for a module
-        os.execv(sys.executable, [sys.executable, "-P", "-m", __name__, str(file.fileno())])
+        # -P: what lies in the current folder must not be taken for a module. The last words are for those who look at
+        # the machine's processes, and for nobody else
+        command = [sys.executable, "-P", "-m", __name__, str(file.fileno())]
+        os.execv(sys.executable, [*command, "alignfed", *sys.argv[1:]])
 
 
 def main(descriptor: int) -> NoReturn:

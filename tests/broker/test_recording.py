@@ -3,6 +3,7 @@
 import sqlite3
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -254,3 +255,14 @@ def test_a_row_with_a_true_checksum_of_what_no_recorder_writes_is_refused(
         anybody_s.execute("INSERT INTO messages VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, payload, checksum))
     with refused(what):
         list(read_rows(tmp_path / "r"))
+
+
+def test_a_reader_that_stopped_half_way_is_closed_on_any_thread(tmp_path: Path) -> None:
+    path = tmp_path / "one.rec"
+    record(path, row(1), row(2))
+    rows = read_rows(path)
+    next(rows)
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(rows.close).result()
+    with pytest.raises(StopIteration):
+        next(rows)

@@ -137,7 +137,7 @@ def test_the_loss_of_what_is_trained_is_the_loss_of_what_is_served(
     for encoded in batch.examples:
         tokens = (encoded.prompt + encoded.answer)[:-1]
         rows = range(len(encoded.prompt) - 1, len(tokens))
-        logits, _ = session.forward(tokens, session.beginning, rows)
+        logits = session.begin(len(tokens)).read(tokens, rows)
         shares = torch.from_numpy(logits).double().log_softmax(dim=-1)
         served += [-shares[row, token].item() for row, token in enumerate(encoded.answer)]
     assert trained == pytest.approx(np.mean(served), abs=0.01)  # the served one rounds activations to 8 bits
