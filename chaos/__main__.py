@@ -39,7 +39,7 @@ def main(
     options = Options(kills, seed, kills_per_round, until=time.monotonic() + 60 * minutes)
     done, code = list[Round](), 130
     try:
-        done = _run(options, folder)
+        _run(options, folder, done)
         code = 0 if _holds(done, kills) else 1
     except KeyboardInterrupt:
         print(f"interrupted; the files are in {folder}", file=sys.stderr)
@@ -81,8 +81,8 @@ def summary(done: list[Round], seed: int) -> dict[str, object]:
     }
 
 
-def _run(options: Options, folder: Path) -> list[Round]:
-    done: list[Round] = []
+def _run(options: Options, folder: Path, done: list[Round]) -> None:
+    """Add round after round to what is done, so that an interrupt leaves something to tell."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -109,7 +109,6 @@ def _run(options: Options, folder: Path) -> list[Round]:
             )
             if one.stalled or not one.findings.is_sound:
                 break
-    return done
 
 
 def _line(found: Findings) -> str:

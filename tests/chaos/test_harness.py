@@ -48,16 +48,19 @@ def test_thirty_kills_lose_nothing_and_use_nothing_twice_but_the_control_loses(t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_interrupted_run_leaves_no_process_and_no_disk_behind(tmp_path: Path) -> None:
-    run = start(tmp_path / "run", "--kills", "1000", "--seed", "3")
+def test_an_interrupted_run_tells_what_it_has_seen_and_leaves_no_process_and_no_disk_behind(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "--kills", "1000", "--kills-per-round", "10", "--seed", "3")
     assert run.stderr is not None
     deadline = time.monotonic() + PATIENCE_S
-    while "kills" not in run.stderr.readline():  # the first fault has been carried out
+    seen = ""
+    while "/1000 kills" not in seen.partition("round 1")[2]:  # the first fault of the second round
+        seen += run.stderr.readline()
         assert run.poll() is None and time.monotonic() < deadline
     assert processes_of(tmp_path) != []
     run.send_signal(signal.SIGINT)
-    run.communicate()
+    told, _ = run.communicate()
     assert run.returncode == 130
+    assert json.loads(told.splitlines()[-1])["kills"]["all"] >= 10
     assert processes_of(tmp_path) == []
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
 
