@@ -3,16 +3,19 @@
 Imports of what a command needs stay inside it, so that `alignfed --help` answers at once.
 """
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from commands.faults import FAILED as FAILED
+from commands.faults import fail as fail
+from commands.faults import note as note
 
 if TYPE_CHECKING:
     from configuration import Configuration
 
-FAILED, USAGE, UNANSWERED = 1, 2, 3
+USAGE, UNANSWERED = 2, 3
 FAILURE = "1  failed; the last line says why"
 UNCUT = 1_000  # columns
 
@@ -80,13 +83,3 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console.width = UNCUT  # for files and other programs
     console.print(table)
-
-
-def note(*lines: str) -> None:
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """End the process with a message on standard error."""
-    note(*(f"alignfed: {line}" for line in message.splitlines()))
-    sys.exit(code)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 DEBUG_VARIABLE = "ALIGNFED_DEBUG"
 OWN_PACKAGES = {
@@ -21,6 +22,16 @@ OWN_PACKAGES = {
 FAILED = 1
 
 
+def note(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with a message on standard error."""
+    note(*(f"alignfed: {line}" for line in message.splitlines()))
+    sys.exit(code)
+
+
 @contextmanager
 def said_in_words() -> Iterator[None]:
     """An error within ends the process with a sentence on standard error; with --debug also with a traceback."""
@@ -29,8 +40,7 @@ def said_in_words() -> Iterator[None]:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(*(f"alignfed: {line}" for line in in_words(error).splitlines()), sep="\n", file=sys.stderr, flush=True)
-        sys.exit(FAILED)
+        fail(in_words(error), FAILED)
 
 
 def in_words(error: Exception) -> str:

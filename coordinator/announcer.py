@@ -12,6 +12,7 @@ from broker.client import MAX_IN_FLIGHT
 from broker.connection import Connection
 from broker.events import Publication, Published, QueueFull
 from coordinator import publisher
+from coordinator.intake import seconds
 from coordinator.publisher import PhasedPublisher, Stamp, kept_versions
 from coordinator.registry import Registry
 from coordinator.settings import CoordinatorSettings
@@ -22,7 +23,6 @@ from schemas.topics import CoordinatorStateOf, GlobalKeys, ReceiptFor
 
 log = logging.getLogger("coordinator")
 
-NS_PER_S = 1_000_000_000
 MOST_WAITING = 10_000  # publications before receipts are let go: a node that hears nothing offers its update again
 
 LogDrop = Callable[[str, str], None]  # what was left out, and of which
@@ -45,7 +45,7 @@ class Announcer:
     ) -> None:
         self._client, self._voice, self._registry, self._keys = client, voice, registry, keys
         self._federation, self._boot_id = state.config.federation, boot_id
-        self._keep, self._lifetime_ns = settings.keep_versions, int(settings.pointer_lifetime_s * NS_PER_S)
+        self._keep, self._lifetime_ns = settings.keep_versions, seconds(settings.pointer_lifetime_s)
         self._now_ns, self._log_drop = now_ns, log_drop
         self._publisher = PhasedPublisher(voice)
         self._renew_at_ns = 0

@@ -27,6 +27,7 @@ from broker.recording import Row, path_of, row_of
 from coordinator.announcer import Announcer, own_state
 from coordinator.checkpoint import Keeper
 from coordinator.core import next_deadline, step
+from coordinator.intake import NS_PER_S
 from coordinator.journal import record, record_nodes, row_of_event
 from coordinator.lease import Lease
 from coordinator.model_process import ModelProcess
@@ -77,7 +78,6 @@ UPDATES = (UpdateManifestOf, UpdateChunk)
 BATCH = 64  # messages committed together; a commit waits for the disk
 SMALLEST_PACKET_LIMIT = 128 * 1024  # a chunk of 120 KiB with its headers fits
 WAKE_S = 0.5  # the longest wait, so that a signal to stop is noticed
-NS_PER_S = 1_000_000_000
 ANSWER_S = 0.02  # the same while the base model is asked
 
 
@@ -222,7 +222,8 @@ class Service:
 
     def _not_of_later(self, message: Message) -> Message:
         """The message; one that came before the clock was set back, as of now."""
-        return replace(message, received_at_ns=min(message.received_at_ns, self.now_ns()))
+        now_ns = self.now_ns()
+        return message if message.received_at_ns <= now_ns else replace(message, received_at_ns=now_ns)
 
     def _event_of(self, message: Message) -> tuple[Received | Poisoned, Row]:
         """What a message is to the core, and its row: as it came, or set aside because the process dies of it."""
