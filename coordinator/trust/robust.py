@@ -129,8 +129,13 @@ def usual_size(standings: Standings, nodes: Sequence[str], sizes: Sequence[Delta
 
 
 def clip_factor(size: DeltaSize, usual: tuple[float, float], limit: float) -> float:
-    """What to multiply a delta by so that neither its norm nor its reach is over `limit` times the usual; at most 1."""
-    norm, whole = (limit * length for length in usual)
+    """What to multiply a delta by: 1 within `limit` times the usual norm and reach, else what makes it a usual one.
+
+    Not to the limit: whoever exaggerates would still count for so many times as much as the honest.
+    """
+    norm, whole = usual
+    if size.norm <= limit * norm and size.reach.whole <= limit * whole:
+        return 1.0
     by_norm = 1.0 if size.norm <= norm else norm / size.norm
     return by_norm if size.reach.whole <= whole else min(by_norm, _share_within(size.reach, whole))
 

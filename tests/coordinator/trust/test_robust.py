@@ -39,8 +39,15 @@ def test_a_delta_as_long_as_usual_is_left_as_it_is() -> None:
     assert clip_factor(sized(2, 3), (1, 2), limit=2) == 1
 
 
-def test_a_delta_longer_than_the_limit_is_shortened_to_it() -> None:
-    assert clip_factor(sized(8), (1, 1), limit=2) == 2 / 8
+def test_a_delta_longer_than_the_limit_is_made_as_long_as_usual() -> None:
+    assert clip_factor(sized(8), (1, 1), limit=2) == 1 / 8
+
+
+def test_a_delta_over_one_limit_is_within_the_usual_by_both_measures() -> None:
+    over_by_norm = sized(8, linear=4, square=0)
+    assert clip_factor(over_by_norm, (4, 1), limit=1.5) == 1 / 4
+    over_by_reach = sized(1.5, linear=8, square=0)
+    assert clip_factor(over_by_reach, (1, 4), limit=1.5) == 1 / 2
 
 
 def test_factors_that_are_short_apart_and_move_much_together_are_shortened_by_what_their_product_does() -> None:
