@@ -29,6 +29,7 @@ from edge_node.state import (
     Note,
     PublishMetrics,
     PublishState,
+    ReleaseRecalled,
     RememberTerms,
     ServeAdapter,
     ServedMeasured,
@@ -45,7 +46,7 @@ from schemas import topics
 from schemas.adapter import Layout
 from schemas.chunks import CorruptChunk
 from schemas.codec import UPDATE_CODECS
-from schemas.messages import CoordinatorState, InvalidMessage, NodeMetrics, NodeState
+from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage, NodeMetrics, NodeState
 from schemas.trust import Trust, Uncertified
 
 PROGRESS_EVERY_S = 0.5
@@ -60,6 +61,7 @@ def initial_state(
     layout: Layout | None = None,
     held: GlobalAdapter | None = None,
     served: GlobalAdapter | None = None,
+    earlier: GlobalPointer | None = None,
     trust: Trust | None = None,
 ) -> tuple[EdgeState, Effects]:
     """A node that has just started, with what it had on disk; for a moment it hopes for a newer version."""
@@ -74,7 +76,7 @@ def initial_state(
     if served is None:
         return state, effects
     serve = ServeAdapter(served.pointer, served.adapter)
-    return replace(state, served=served.pointer, proven=served.pointer), (*effects, serve)
+    return replace(state, served=served.pointer, proven=served.pointer, earlier=earlier), (*effects, serve)
 
 
 def step(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
@@ -174,6 +176,8 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return release.on_tried(state, event)
         case VersionKept():
             return fetch.on_kept(state, event), ()
+        case ReleaseRecalled():
+            return release.on_recalled(state, event)
         case ConditionsRead(conditions=conditions):
             return replace(state, conditions=conditions), ()
         case HandedOver():
@@ -289,7 +293,7 @@ def _on_terms(state: EdgeState, at: float, terms: CoordinatorState) -> tuple[Edg
         state, stop = _learn_layout(state, state.layout)
         return state, effects + stop
     state, aborted = learning.abort(state)
-    nothing = replace(state, layout=None, held=None, served=None, proven=None, refused=None)
+    nothing = replace(state, layout=None, held=None, served=None, proven=None, earlier=None, refused=None)
     return nothing, (*effects, *aborted, DescribeLayout(terms.lora))
 
 

@@ -18,33 +18,49 @@ from schemas.adapter import Adapter, Layout
 from schemas.codec import CodecError, decode
 from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
 
-_POINTER, _TERMS, _CERTIFICATE = "pointer.json", "terms.json", "certificate.signed"
+_POINTER, _EARLIER, _TERMS, _CERTIFICATE = "pointer.json", "earlier.json", "terms.json", "certificate.signed"
 
 
 class DamagedFile(ValueError):
     """A file of the held version is not what was written; it is harmless to fetch the version again."""
 
 
-def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview) -> None:
-    """Make this the version held, its body in one piece or several; on disk when the call returns."""
+def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview, earlier: GlobalPointer | None = None) -> None:
+    """Make this the version held, its body in one piece or several; on disk when the call returns.
+
+    Of other versions only that of `earlier` stays.
+    """
     write_whole(_body_file(folder, pointer), *body)
+    if earlier is not None:
+        write_whole(folder / _EARLIER, earlier.to_bytes())
     write_whole(folder / _POINTER, pointer.to_bytes())
-    for old in folder.glob("*.safetensors"):
-        if old != _body_file(folder, pointer):
-            old.unlink()
+    stay = {_body_file(folder, one) for one in (pointer, earlier) if one is not None}
+    for old in set(folder.glob("*.safetensors")) - stay:
+        old.unlink()
 
 
 def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
     """The version held, verified; None when there is none yet. Raises DamagedFile."""
+    pointer = _pointer(folder / _POINTER)
     try:
-        pointer = GlobalPointer.from_bytes((folder / _POINTER).read_bytes())
+        return GlobalAdapter(pointer, verified(folder, pointer, layout)) if pointer is not None else None
+    except FileNotFoundError:
+        return None
+
+
+def recall_earlier(folder: Path) -> GlobalPointer | None:
+    """The version that `keep` was told to leave there, its body not looked at; None without one. Raises DamagedFile."""
+    return _pointer(folder / _EARLIER)
+
+
+def verified(folder: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
+    """A version that was kept here, if its file is what was written; DamagedFile, FileNotFoundError if it is not."""
+    try:
         with _body_file(folder, pointer).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != pointer.digest:
                 raise DamagedFile(f"the body of version {pointer.version} in {folder} is damaged")
-        return GlobalAdapter(pointer, on_disk(folder, pointer, layout))
-    except FileNotFoundError:
-        return None
-    except (InvalidMessage, CodecError) as fault:
+        return on_disk(folder, pointer, layout)
+    except CodecError as fault:
         raise DamagedFile(f"{folder}: {fault}") from fault
 
 
@@ -86,6 +102,15 @@ def recall_certificate(folder: Path) -> bytes | None:
     """The certificate last taken up, not verified; None before the first time."""
     path = folder / _CERTIFICATE
     return path.read_bytes() if path.exists() else None
+
+
+def _pointer(path: Path) -> GlobalPointer | None:
+    try:
+        return GlobalPointer.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except InvalidMessage as fault:
+        raise DamagedFile(f"{path}: {fault}") from fault
 
 
 def _body_file(folder: Path, pointer: GlobalPointer) -> Path:

@@ -130,18 +130,21 @@ class Node:
 
     def _recalled(self, begun: float) -> tuple[state.EdgeState, state.Effects]:
         """The state to begin with; what is damaged on disk comes from the broker again."""
-        terms = layout = held = served = None
+        terms = layout = held = served = earlier = None
         try:
             terms = held_adapter.recall_terms(self._head_folder)
             if terms is not None and terms.base_model == self._identity.base_model:
                 layout = self._equipment.layout_of(terms.lora)
                 held = held_adapter.recall(self._head_folder, layout)
-                serves = self._equipment.serving is not None
-                served = held_adapter.recall(self._release_folder, layout) if serves else None
+                if self._equipment.serving is not None:
+                    served = held_adapter.recall(self._release_folder, layout)
+                    earlier = held_adapter.recall_earlier(self._release_folder)
         except held_adapter.DamagedFile as fault:
             log.warning("%s; it will be fetched again", fault)
         memory, waiting = self._equipment.outbox.memory(), self._equipment.outbox.waiting()
-        return core.initial_state(self._identity, memory, begun, waiting, terms, layout, held, served, self._trust())
+        return core.initial_state(
+            self._identity, memory, begun, waiting, terms, layout, held, served, earlier, self._trust()
+        )
 
     def _trust(self) -> Trust | None:
         """Whom to believe from the start: the root, and the newest certificate that it was known to have given."""
@@ -210,6 +213,8 @@ class Node:
             case state.ServeAdapter(pointer, adapter):
                 if self._equipment.serving is not None:
                     self._equipment.serving.serve(pointer, self._kept.get(pointer.digest, adapter))
+            case state.RecallRelease(pointer):
+                self._own.append(state.ReleaseRecalled(self._at, pointer, self._recalled_release(pointer)))
             case state.DescribeLayout(lora):
                 self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
             case state.Train(job):
@@ -228,9 +233,9 @@ class Node:
             case state.KeepVersion(pointer, body):
                 held_adapter.keep(self._head_folder, pointer, body)
                 self._look_at_kept(pointer)
-            case state.KeepRelease(pointer, adapter):
+            case state.KeepRelease(pointer, adapter, earlier):
                 header, values = adapter.layout.safetensors_header, adapter.values.astype("<f4", copy=False)
-                held_adapter.keep(self._release_folder, pointer, header, values.data)
+                held_adapter.keep(self._release_folder, pointer, header, values.data, earlier=earlier)
             case state.RememberTerms(terms):
                 held_adapter.keep_terms(self._head_folder, terms)
             case state.RememberMark(mark):
@@ -249,6 +254,14 @@ class Node:
                 outbox.drop(update_id)
             case _:
                 raise ValueError(f"nobody carries out {effect}")
+
+    def _recalled_release(self, pointer: GlobalPointer) -> Adapter | None:
+        layout = self.state.layout
+        try:
+            return held_adapter.verified(self._release_folder, pointer, layout) if layout is not None else None
+        except (held_adapter.DamagedFile, FileNotFoundError) as fault:
+            log.warning("%s; version %d will be fetched", fault, pointer.version)
+            return None
 
     def _look_at_kept(self, pointer: GlobalPointer) -> None:
         """Let the core have a version from disk; its copy in memory is not needed any more."""

@@ -1,7 +1,7 @@
 """From the release pointer to an adapter that is served: which one to fetch, and whether to believe what comes. Pure.
 
 A node that does not serve fetches nothing of it. (epoch, version) of what is served never falls: a way back to an older
-version comes with a higher epoch.
+version comes with a higher epoch. One step back costs no download: the release before the last is on disk.
 """
 
 import math
@@ -16,6 +16,9 @@ from edge_node.state import (
     Fetch,
     HeldOutLoss,
     KeepRelease,
+    Note,
+    RecallRelease,
+    ReleaseRecalled,
     RememberReleaseMark,
     ServeAdapter,
     ServedMeasured,
@@ -75,6 +78,9 @@ def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
         return replace(state, release_fetch=None), ()
     if state.held is not None and same_version(wanted, state.held.pointer):
         return _take_up(replace(state, release_fetch=None), wanted, state.held.adapter)
+    if state.earlier is not None and same_version(wanted, state.earlier):
+        # asked for once: where it is damaged it comes from the broker
+        return replace(state, earlier=None, release_fetch=None), (RecallRelease(wanted),)
     if fetch is None or not same_version(wanted, fetch.pointer):
         return _begin(replace(state, release_fetch=None), wanted, at)
     fetch = replace(fetch, pointer=wanted)
@@ -88,14 +94,23 @@ def on_tried(state: EdgeState, event: AdapterTried) -> tuple[EdgeState, Effects]
     """Keep on disk what answers well; say what is served where it does not."""
     pointer, proven = event.pointer, state.proven
     if event.fault is None:
-        on_disk = proven is not None and same_version(pointer, proven)
-        keep = () if on_disk else (KeepRelease(pointer, event.adapter),)
-        return replace(state, proven=pointer), keep
+        if proven is not None and same_version(pointer, proven):
+            return replace(state, proven=pointer), ()
+        return replace(state, proven=pointer, earlier=proven), (KeepRelease(pointer, event.adapter, earlier=proven),)
     warning = Warn(f"version {pointer.version} is not served: {event.fault}", version=pointer.version)
     if state.served is None or not same_version(pointer, state.served):  # another has taken its place by now
         return state, (warning,)
     back = None if proven is None or same_version(pointer, proven) else proven
     return replace(state, served=back, proven=back, refused=pointer), (warning,)
+
+
+def on_recalled(state: EdgeState, event: ReleaseRecalled) -> tuple[EdgeState, Effects]:
+    """Serve what was on disk, unless something else is wanted by now, or the bytes are not those that were kept."""
+    wanted = _wanted(state)
+    if event.adapter is None or wanted is None or not same_version(wanted, event.pointer):
+        return state, ()
+    state, effects = _take_up(state, wanted, event.adapter)
+    return state, (*effects, Note(f"version {wanted.version} is on disk: it is not fetched", version=wanted.version))
 
 
 def on_measured(state: EdgeState, event: ServedMeasured) -> EdgeState:

@@ -142,6 +142,7 @@ class EdgeState:
     release_fetch: Fetch | None = None
     served: GlobalPointer | None = None  # what this node serves, if it serves
     proven: GlobalPointer | None = None  # the last of those that was tried, and is on disk
+    earlier: GlobalPointer | None = None  # the one proven before it, on disk as well: a rollback need not fetch it
     refused: GlobalPointer | None = None  # a release that was tried and given up
     training: Training | None = None
     failures: int = 0  # trainings in a row that came to nothing
@@ -291,6 +292,15 @@ class VersionKept:
 
 
 @dataclass(frozen=True)
+class ReleaseRecalled:
+    """An earlier release as it is on disk, verified anew; no adapter where it is not what was kept."""
+
+    at: float
+    pointer: GlobalPointer
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True)
 class ConditionsRead:
     """What the machine is at, for the owner's policy."""
 
@@ -319,6 +329,7 @@ Event = (
     | HandedOver
     | AdapterTried
     | VersionKept
+    | ReleaseRecalled
     | ConditionsRead
     | Ticked
 )
@@ -378,10 +389,18 @@ class EndFetch:
 
 @dataclass(frozen=True)
 class KeepRelease:
-    """Write a verified release to disk in place of the one before."""
+    """Write a verified release to disk; of those before it only `earlier` stays there."""
 
     pointer: GlobalPointer
     adapter: Adapter
+    earlier: GlobalPointer | None = None
+
+
+@dataclass(frozen=True)
+class RecallRelease:
+    """Read a release that was kept; the answer is ReleaseRecalled."""
+
+    pointer: GlobalPointer
 
 
 @dataclass(frozen=True)
@@ -513,6 +532,7 @@ Effect = (
     | EndFetch
     | KeepVersion
     | KeepRelease
+    | RecallRelease
     | ServeAdapter
     | Train
     | Measure

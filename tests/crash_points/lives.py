@@ -108,6 +108,10 @@ def _held_steps(folder: Path) -> Iterator[None]:
     for version in (3, 4):
         held_adapter.keep(head, *_pointer(version))
         yield
+    held_adapter.keep(folder / "release", *_pointer(3))
+    yield
+    held_adapter.keep(folder / "release", *_pointer(4), earlier=_pointer(3)[0])
+    yield
     held_adapter.keep_terms(head, _terms(2))
     yield
     held_adapter.keep_certificate(head, b"a newer certificate")
@@ -120,7 +124,20 @@ def _held_now(folder: Path) -> object:
     certificate = held_adapter.recall_certificate(head)
     if held is not None:
         assert held.adapter == adapter_of(float(held.pointer.version))
-    return [held and held.pointer.version, terms and terms.epoch, certificate and certificate.decode()]
+    head_now = [held and held.pointer.version, terms and terms.epoch, certificate and certificate.decode()]
+    return [*head_now, *_released_now(folder / "release")]
+
+
+def _released_now(folder: Path) -> list[object]:
+    """The release, and the one before it, which is never given up for the newer one's sake."""
+    released = held_adapter.recall(folder, LAYOUT)
+    if released is None:
+        return [None, None]
+    earlier = held_adapter.recall_earlier(folder)
+    if released.pointer.version == 4 or earlier is not None:
+        assert earlier is not None
+        assert held_adapter.verified(folder, earlier, LAYOUT) == adapter_of(3.0)
+    return [released.pointer.version, released.adapter == adapter_of(float(released.pointer.version))]
 
 
 def _held_goes_on(folder: Path) -> None:
@@ -128,6 +145,8 @@ def _held_goes_on(folder: Path) -> None:
     held = held_adapter.recall(folder / "head", LAYOUT)
     assert held is not None and held.pointer.version == 9
     assert len(list((folder / "head").glob("*.safetensors"))) == 1
+    held_adapter.keep(folder / "release", *_pointer(9))
+    assert held_adapter.recall(folder / "release", LAYOUT) is not None
 
 
 # --- the coordinator ---

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_node import held_adapter
-from edge_node.held_adapter import DamagedFile, keep, keep_terms, recall, recall_terms
+from edge_node.held_adapter import DamagedFile, keep, keep_terms, recall, recall_earlier, recall_terms, verified
 
 
 def test_a_version_comes_back_as_it_was_kept(tmp_path: Path, coordinator: Any) -> None:
@@ -32,13 +32,29 @@ def test_only_one_body_stays_on_disk(tmp_path: Path, coordinator: Any) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_one_earlier_body_stays_where_that_is_asked_for(tmp_path: Path, coordinator: Any) -> None:
+    layout, earlier = coordinator.adapter(0).layout, None
+    assert recall_earlier(tmp_path) is None
+    for number in range(4):
+        version = coordinator.version(number, value=float(number))
+        keep(tmp_path, version.pointer, version.body, earlier=earlier)
+        earlier = version.pointer
+    earlier = recall_earlier(tmp_path)
+    assert earlier is not None and earlier.version == 2
+    assert verified(tmp_path, earlier, layout) == coordinator.adapter(2.0)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    (tmp_path / f"{earlier.digest}.safetensors").write_bytes(b"garbage")
+    with pytest.raises(DamagedFile, match="body of version 2"):
+        verified(tmp_path, earlier, layout)
+
+
 def test_terms_come_back_as_they_were_kept(tmp_path: Path, coordinator: Any) -> None:
     for terms in (coordinator.terms(), coordinator.terms(online=False)):
         keep_terms(tmp_path / "head", terms)
         assert recall_terms(tmp_path / "head") == terms
 
 
-def keep_but_die_at_line(number: int, folder: Path, version: Any) -> int:
+def keep_but_die_at_line(number: int, folder: Path, version: Any, earlier: Any) -> int:
     """In a child process: keep the version, and die without a farewell before the n-th line; its exit status."""
     pid = os.fork()
     if pid == 0:
@@ -54,23 +70,25 @@ def keep_but_die_at_line(number: int, folder: Path, version: Any) -> int:
             return trace
 
         sys.settrace(trace)
-        keep(folder, version.pointer, version.body)
+        keep(folder, version.pointer, version.body, earlier=earlier.pointer)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_old_or_new_is_held_wherever_the_process_dies(tmp_path: Path, coordinator: Any) -> None:
+    """The old one is there in any case: what is kept as the earlier one is never lost for the sake of the new."""
     old, new = coordinator.version(3, value=3.0), coordinator.version(4, value=4.0)
     layout = coordinator.adapter(0).layout
     held_after = []
     for line in range(1, 100):
         folder = tmp_path / str(line)
         keep(folder, old.pointer, old.body)
-        status = keep_but_die_at_line(line, folder, new)
+        status = keep_but_die_at_line(line, folder, new, old)
         held = recall(folder, layout)
         assert held is not None
         assert held.adapter == coordinator.adapter(float(held.pointer.version))
         held_after.append(held.pointer.version)
+        assert verified(folder, old.pointer, layout) == coordinator.adapter(3.0)
         keep(folder, new.pointer, new.body)  # and the node goes on
         assert recall(folder, layout) is not None
         if status == 0:

@@ -14,6 +14,8 @@ from edge_node.state import (
     KeepRelease,
     PublishMetrics,
     PublishState,
+    RecallRelease,
+    ReleaseRecalled,
     ServeAdapter,
     ServedMeasured,
     Warn,
@@ -124,6 +126,47 @@ def test_after_a_refusal_nothing_older_is_followed_and_the_base_model_is_not_cal
     again = first.pointer.model_copy(update={"epoch": 2})  # the operator goes back to it
     server.receives(coordinator.version(3, 3, epoch=2))
     assert served(server.hears(GlobalRelease(), again)) == [(3, "head", 3.0)]
+
+
+def serves(server: Any, version: Any) -> Any:
+    """It takes up a release, which answers well."""
+    server.receives(version)
+    return tried(server, server.hears(GlobalRelease(), version.pointer))
+
+
+def test_one_step_back_is_taken_from_disk_and_not_fetched(server: Any, coordinator: Any) -> None:
+    first, second = coordinator.version(3, 2.0), coordinator.version(4, 9.0)
+    serves(server, first)
+    (kept,) = [effect for effect in serves(server, second) if isinstance(effect, KeepRelease)]
+    assert kept.earlier == first.pointer
+    back = first.pointer.model_copy(update={"epoch": 2})  # the operator goes back to it
+    effects = server.hears(GlobalRelease(), back)
+    assert RecallRelease(back) in effects and not any(isinstance(effect, FetchPiece) for effect in effects)
+    effects = server.tell(ReleaseRecalled(server.now, back, coordinator.adapter(2.0)))
+    assert served(effects) == [(3, "head", 2.0)]
+    (kept,) = [effect for effect in tried(server, effects) if isinstance(effect, KeepRelease)]
+    assert (kept.pointer, kept.earlier) == (back, second.pointer)
+    assert server.state.earlier == second.pointer
+
+
+def test_one_that_is_damaged_on_disk_is_fetched(server: Any, coordinator: Any) -> None:
+    first = coordinator.version(3, 2.0)
+    serves(server, first)
+    serves(server, coordinator.version(4, 9.0))
+    back = first.pointer.model_copy(update={"epoch": 2})
+    server.hears(GlobalRelease(), back)
+    assert FetchPiece(GlobalManifestOf(3)) in server.tell(ReleaseRecalled(server.now, back, None))
+
+
+def test_what_was_read_from_disk_is_not_served_when_something_else_is_wanted_by_then(
+    server: Any, coordinator: Any
+) -> None:
+    first, third = coordinator.version(3, 2.0), coordinator.version(5, 4.0)
+    serves(server, first)
+    serves(server, coordinator.version(4, 9.0))
+    server.hears(GlobalRelease(), first.pointer.model_copy(update={"epoch": 2}))
+    server.hears(GlobalRelease(), third.pointer.model_copy(update={"epoch": 3}))
+    assert served(server.tell(ReleaseRecalled(server.now, first.pointer, coordinator.adapter(2.0)))) == []
 
 
 def test_the_outcome_of_one_that_was_replaced_meanwhile_changes_nothing(server: Any, coordinator: Any) -> None:

@@ -550,6 +550,30 @@ def test_a_node_serves_from_its_disk_while_the_broker_is_away(
     assert node.is_asked_to_end() == 0
 
 
+def test_one_step_back_needs_no_broker_that_remembers(
+    broker: EmbeddedBroker, found: Any, start: Any, first: Adapter, free_port: int
+) -> None:
+    federation = found(broker)
+    federation.announce()
+    serving = {"http": f"127.0.0.1:{free_port}"}
+    node = start(federation, broker, serving=serving)
+    pointer = federation.publish(0, first)
+    federation.release(pointer)
+    node.says("serving the head of version 0")
+    federation.hears_state(lambda state: state.serving == 0)
+    federation.release(federation.publish(1, first * 2.0))
+    node.says("serving the head of version 1")
+    for piece in (topics.GlobalManifestOf(0), *(topics.GlobalChunk(0, index) for index in range(pointer.chunks))):
+        federation.say(piece, b"")  # nobody can fetch it any more
+    federation.release(pointer.model_copy(update={"epoch": 2}))
+    node.says("version 0 is on disk: it is not fetched")
+    federation.hears_state(lambda state: state.serving == 0)
+    deadline = time.monotonic() + PATIENCE_S
+    while (version := asked(free_port)[0]) != "0":  # it is tried first
+        assert time.monotonic() < deadline, version
+    assert node.is_asked_to_end() == 0
+
+
 def shown(port: int, path: str) -> tuple[int, str]:
     """What a node shows there."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
