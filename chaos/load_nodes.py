@@ -27,7 +27,7 @@ from broker.bundle import load_node_bundle
 from broker.events import Connected, Disconnected, Message
 from broker.settings import BrokerSettings
 from chaos.witness import Witness
-from edge_node import service, state
+from edge_node import effects, events, service, state
 from edge_node.node import Equipment, Item, Node
 from edge_node.outbox import Outbox
 from edge_node.settings import EdgeSettings
@@ -69,7 +69,7 @@ class WitnessedNode(Node):
         super().__init__(identity, equipment, time.monotonic())
         self._name, self._federation, self._witness = identity.settings.node, identity.federation, witness
 
-    def take(self, item: Item, at: float, wall_ns: int) -> state.Effects:
+    def take(self, item: Item, at: float, wall_ns: int) -> effects.Effects:
         """See Node."""
         if isinstance(item, Connected | Disconnected):
             self._witness.say(self._name, "connected" if isinstance(item, Connected) else "lost")
@@ -84,17 +84,17 @@ class WitnessedNode(Node):
             return
         self._witness.say(self._name, "heard", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest)
 
-    def _write(self, effect: state.Effect) -> None:
+    def _write(self, effect: effects.Effect) -> None:
         match effect:
-            case state.SettleUpdate(update):
+            case effects.SettleUpdate(update):
                 self._witness.say(self._name, "receipted", update)
-            case state.DropUpdate(update):
+            case effects.DropUpdate(update):
                 self._witness.say(self._name, "dropped", update)
         super()._write(effect)
         match effect:
-            case state.StoreUpdate(stored):
+            case effects.StoreUpdate(stored):
                 self._witness.say(self._name, "stored", stored.update_id)
-            case state.KeepVersion(pointer):
+            case effects.KeepVersion(pointer):
                 self._witness.say(
                     self._name, "held", epoch=pointer.epoch, version=pointer.version, digest=pointer.digest
                 )
@@ -127,7 +127,7 @@ class LoadNode(service.Service):
 
     def measure(self, job: state.TrainingJob) -> None:
         """Nothing is measured here."""
-        self._inbox.put(state.MeasuringEnded(time.monotonic(), job.sequence))
+        self._inbox.put(events.MeasuringEnded(time.monotonic(), job.sequence))
 
     def abort(self) -> None:
         """End it."""
@@ -150,10 +150,10 @@ class LoadNode(service.Service):
             return self._trained(job)
         return super()._next(min(at, math.inf if deadline is None else deadline))
 
-    def _trained(self, job: state.TrainingJob) -> state.TrainingFinished:
+    def _trained(self, job: state.TrainingJob) -> events.TrainingFinished:
         start = job.start.adapter
         steps = np.random.default_rng(job.seed).normal(0, DELTA, start.values.size).astype(np.float32)
-        return state.TrainingFinished(
+        return events.TrainingFinished(
             time.monotonic(), job.sequence, Adapter(start.layout, start.values + steps), 1, 1, 1.0, 0.0
         )
 

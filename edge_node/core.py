@@ -8,40 +8,38 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edge_node import delivery, download, fetch, learning, release, signatures
-from edge_node.state import (
+from edge_node.effects import (
+    DescribeLayout,
+    Effect,
+    Effects,
+    Note,
+    PublishMetrics,
+    PublishState,
+    RememberTerms,
+    ServeAdapter,
+    Stop,
+    Warn,
+)
+from edge_node.events import (
     AdapterTried,
     BrokerConnected,
     BrokerLost,
     ConditionsRead,
-    DescribeLayout,
-    EdgeState,
-    Effect,
-    Effects,
     Event,
-    GlobalAdapter,
     HandedOver,
     Heard,
     HeldOutMeasured,
-    Identity,
     LayoutDescribed,
     MeasuringEnded,
-    Memory,
-    Note,
-    PublishMetrics,
-    PublishState,
     ReleaseRecalled,
-    RememberTerms,
-    ServeAdapter,
     ServedMeasured,
     StepTrained,
-    Stop,
     Ticked,
     TrainingFailed,
     TrainingFinished,
     VersionKept,
-    WaitingUpdate,
-    Warn,
 )
+from edge_node.state import EdgeState, GlobalAdapter, Identity, Memory, WaitingUpdate
 from schemas import topics
 from schemas.adapter import Layout
 from schemas.chunks import CorruptChunk

@@ -3,23 +3,20 @@
 from dataclasses import replace
 
 from edge_node.backoff import wait_s
-from edge_node.state import (
+from edge_node.effects import (
     DropUpdate,
-    EdgeState,
     Effect,
     Effects,
-    HandedOver,
     Note,
     OfferUpdate,
     SendChunks,
     SendUpdate,
     SettleUpdate,
     StoreUpdate,
-    Update,
-    WaitingUpdate,
     Warn,
-    named_base,
 )
+from edge_node.events import HandedOver
+from edge_node.state import EdgeState, Update, WaitingUpdate, named_base
 from schemas.messages import Receipt
 
 MAX_IN_FLIGHT = 4  # updates without a receipt that the network and the coordinator may hold at once

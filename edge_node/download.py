@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from edge_node.backoff import LONGEST_S, wait_s
-from edge_node.state import EdgeState, Effects, EndFetch, Fetch, FetchPiece, Note
+from edge_node.effects import Effects, EndFetch, FetchPiece, Note
+from edge_node.state import EdgeState, Fetch
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import Assembly, CorruptChunk, verify
 from schemas.codec import decode, largest_body

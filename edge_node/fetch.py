@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from edge_node import download
 from edge_node.download import same_version
-from edge_node.state import EdgeState, Effects, Fetch, GlobalAdapter, KeepVersion, Note, RememberMark, VersionKept, Warn
+from edge_node.effects import Effects, KeepVersion, Note, RememberMark, Warn
+from edge_node.events import VersionKept
+from edge_node.state import EdgeState, Fetch, GlobalAdapter
 from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk
 from schemas.codec import CodecError

@@ -6,28 +6,10 @@ from dataclasses import replace
 
 from edge_node import delivery
 from edge_node.backoff import wait_s
+from edge_node.effects import AbortTraining, Effects, Measure, Note, Train, Warn
+from edge_node.events import HeldOutMeasured, MeasuringEnded, StepTrained, TrainingFailed, TrainingFinished
 from edge_node.policy import is_too_far_behind, reason_against
-from edge_node.state import (
-    AbortTraining,
-    EdgeState,
-    Effects,
-    GlobalAdapter,
-    HeldOutLoss,
-    HeldOutMeasured,
-    Identity,
-    Measure,
-    MeasuringEnded,
-    Note,
-    StepTrained,
-    Train,
-    Training,
-    TrainingFailed,
-    TrainingFinished,
-    TrainingJob,
-    Update,
-    Warn,
-    named_base,
-)
+from edge_node.state import EdgeState, GlobalAdapter, HeldOutLoss, Identity, Training, TrainingJob, Update, named_base
 from schemas.adapter import Adapter, Layout
 from schemas.chunks import describe
 from schemas.codec import UPDATE_CODECS, encode

@@ -14,7 +14,7 @@ from typing import Protocol
 from broker.bundle import Bundle
 from broker.connection import Connection
 from broker.events import Connected, Disconnected, Message, Published, Subscribed
-from edge_node import core, held_adapter, state
+from edge_node import core, effects, events, held_adapter, state
 from edge_node.memory import give_back_memory, let_go_of_values
 from edge_node.outbox import Outbox
 from edge_node.publisher import Publisher
@@ -26,18 +26,18 @@ from schemas.trust import Trust
 log = logging.getLogger(__name__)
 
 LARGE = (
-    state.AdapterTried,
-    state.HandedOver,
-    state.KeepRelease,
-    state.KeepVersion,
-    state.MeasuringEnded,
-    state.StepTrained,
-    state.TrainingFailed,
-    state.TrainingFinished,
+    events.AdapterTried,
+    events.HandedOver,
+    effects.KeepRelease,
+    effects.KeepVersion,
+    events.MeasuringEnded,
+    events.StepTrained,
+    events.TrainingFailed,
+    events.TrainingFinished,
 )
 """What comes and is done that takes megabytes, or after which they are free."""
 
-Item = Message | Connected | Disconnected | Published | Subscribed | state.Event
+Item = Message | Connected | Disconnected | Published | Subscribed | events.Event
 
 
 class Trains(Protocol):
@@ -80,7 +80,7 @@ class Node:
     def __init__(self, identity: state.Identity, equipment: Equipment, at: float) -> None:
         self._identity, self._equipment = identity, equipment
         self._head_folder, self._release_folder = equipment.folder / "head", equipment.folder / "release"
-        self._own: deque[state.Event] = deque()  # what this node has to tell its core
+        self._own: deque[events.Event] = deque()  # what this node has to tell its core
         self._at = at
         self._kept: dict[str, Adapter] = {}  # the version held as it is read from disk, by its digest
         self._took_memory = True  # beginning does
@@ -88,7 +88,7 @@ class Node:
         self._publisher = Publisher(client, identity.federation, node, equipment.outbox, self._handed_over, bundle)
         self.state, self._first = self._recalled(at)
 
-    def begin(self) -> state.Effects:
+    def begin(self) -> effects.Effects:
         """Do what follows from what is on disk; what was done."""
         return self._carry_out(self._first)
 
@@ -97,7 +97,7 @@ class Node:
         """When to tell it that time has passed, if nothing else happens; None while nothing waits for time."""
         return core.next_deadline(self.state)
 
-    def take(self, item: Item, at: float, wall_ns: int) -> state.Effects:
+    def take(self, item: Item, at: float, wall_ns: int) -> effects.Effects:
         """Deal with what came at this time; what was done, in order: with a Stop at the end, the node is to end.
 
         A message is acknowledged when all that follows from it is on disk.
@@ -124,11 +124,11 @@ class Node:
         """Tell everybody that this node is away."""
         self._publisher.state(farewell_of(self._identity))
 
-    def _tell(self, event: state.Event) -> state.Effects:
-        self.state, effects = core.step(self.state, event)
-        return self._carry_out(effects)
+    def _tell(self, event: events.Event) -> effects.Effects:
+        self.state, asked = core.step(self.state, event)
+        return self._carry_out(asked)
 
-    def _recalled(self, begun: float) -> tuple[state.EdgeState, state.Effects]:
+    def _recalled(self, begun: float) -> tuple[state.EdgeState, effects.Effects]:
         """The state to begin with; what is damaged on disk comes from the broker again."""
         terms = layout = held = served = earlier = None
         try:
@@ -161,16 +161,16 @@ class Node:
             log.warning("the certificate on disk is not taken: %s; it will be heard again", fault)
             return trust
 
-    def _event(self, item: Item, at: float, wall_ns: int) -> state.Event | None:
+    def _event(self, item: Item, at: float, wall_ns: int) -> events.Event | None:
         """What it means to the core; None when it is not for the core."""
         match item:
             case Message(topic=topic, payload=payload):
-                return state.Heard(at, topic, payload, wall_ns)
+                return events.Heard(at, topic, payload, wall_ns)
             case Connected(max_packet_size=limit):
                 ours = self._equipment.max_packet_size
-                return state.BrokerConnected(at, min(limit or ours, ours))
+                return events.BrokerConnected(at, min(limit or ours, ours))
             case Disconnected(reason=reason):
-                return state.BrokerLost(at, reason)
+                return events.BrokerLost(at, reason)
             case Published():
                 self._publisher.answered(item)
                 return None
@@ -180,76 +180,76 @@ class Node:
                 return None
         return item  # the trainer and the clock speak the core's language
 
-    def _carry_out(self, effects: state.Effects) -> state.Effects:
+    def _carry_out(self, asked: effects.Effects) -> effects.Effects:
         """Do what the core asks for, in this order, up to a Stop; returns what was done."""
-        for count, effect in enumerate(effects, start=1):
-            if isinstance(effect, state.Stop):
+        for count, effect in enumerate(asked, start=1):
+            if isinstance(effect, effects.Stop):
                 log.error("%s", effect.reason)
-                return effects[:count]
+                return asked[:count]
             self._do(effect)
-        return effects
+        return asked
 
-    def _do(self, effect: state.Effect) -> None:
+    def _do(self, effect: effects.Effect) -> None:
         client, federation = self._equipment.client, self._identity.federation
         match effect:
-            case state.Note(text):
+            case effects.Note(text):
                 log.info("%s", text, extra=_about(effect))
-            case state.Warn(text):
+            case effects.Warn(text):
                 log.warning("%s", text, extra=_about(effect))
-            case state.PublishState(node_state):
+            case effects.PublishState(node_state):
                 self._publisher.state(node_state)
-            case state.PublishMetrics(metrics):
+            case effects.PublishMetrics(metrics):
                 self._publisher.metrics(metrics)
-            case state.SendUpdate(update_id):
+            case effects.SendUpdate(update_id):
                 self._publisher.update(update_id)
-            case state.OfferUpdate(update_id):
+            case effects.OfferUpdate(update_id):
                 self._publisher.offer(update_id)
-            case state.SendChunks(update_id, chunks):
+            case effects.SendChunks(update_id, chunks):
                 self._publisher.chunks(update_id, chunks)
-            case state.FetchPiece(piece):
+            case effects.FetchPiece(piece):
                 client.subscribe(topics.route(federation, piece).topic)
-            case state.EndFetch(piece):
+            case effects.EndFetch(piece):
                 client.unsubscribe(topics.route(federation, piece).topic)
-            case state.ServeAdapter(pointer, adapter):
+            case effects.ServeAdapter(pointer, adapter):
                 if self._equipment.serving is not None:
                     self._equipment.serving.serve(pointer, self._kept.get(pointer.digest, adapter))
-            case state.RecallRelease(pointer):
-                self._own.append(state.ReleaseRecalled(self._at, pointer, self._recalled_release(pointer)))
-            case state.DescribeLayout(lora):
-                self._own.append(state.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
-            case state.Train(job):
+            case effects.RecallRelease(pointer):
+                self._own.append(events.ReleaseRecalled(self._at, pointer, self._recalled_release(pointer)))
+            case effects.DescribeLayout(lora):
+                self._own.append(events.LayoutDescribed(self._at, self._equipment.layout_of(lora)))
+            case effects.Train(job):
                 self._equipment.trainer.train(job)
-            case state.Measure(job):
+            case effects.Measure(job):
                 self._equipment.trainer.measure(job)
-            case state.AbortTraining():
+            case effects.AbortTraining():
                 self._equipment.trainer.abort()
             case _:
                 self._write(effect)
 
-    def _write(self, effect: state.Effect) -> None:
+    def _write(self, effect: effects.Effect) -> None:
         """What has to be on disk before anything that follows it is done."""
         outbox = self._equipment.outbox
         match effect:
-            case state.KeepVersion(pointer, body):
+            case effects.KeepVersion(pointer, body):
                 held_adapter.keep(self._head_folder, pointer, body)
                 self._look_at_kept(pointer)
-            case state.KeepRelease(pointer, adapter, earlier):
+            case effects.KeepRelease(pointer, adapter, earlier):
                 header, values = adapter.layout.safetensors_header, adapter.values.astype("<f4", copy=False)
                 held_adapter.keep(self._release_folder, pointer, header, values.data, earlier=earlier)
-            case state.RememberTerms(terms):
+            case effects.RememberTerms(terms):
                 held_adapter.keep_terms(self._head_folder, terms)
-            case state.RememberMark(mark):
+            case effects.RememberMark(mark):
                 outbox.raise_mark(mark)
-            case state.RememberReleaseMark(mark):
+            case effects.RememberReleaseMark(mark):
                 outbox.raise_release_mark(mark)
-            case state.RememberCertificate(payload):
+            case effects.RememberCertificate(payload):
                 held_adapter.keep_certificate(self._head_folder, payload)
-            case state.StoreUpdate(update):
+            case effects.StoreUpdate(update):
                 outbox.put(update)
-            case state.SettleUpdate(update_id):
+            case effects.SettleUpdate(update_id):
                 self._publisher.forget(update_id)
                 outbox.settle(update_id)
-            case state.DropUpdate(update_id):
+            case effects.DropUpdate(update_id):
                 self._publisher.forget(update_id)
                 outbox.drop(update_id)
             case _:
@@ -268,10 +268,10 @@ class Node:
         if (held := self.state.held) is not None and held.pointer == pointer:
             adapter = held_adapter.on_disk(self._head_folder, pointer, held.adapter.layout)
             self._kept = {pointer.digest: adapter}
-            self._own.append(state.VersionKept(self._at, state.GlobalAdapter(pointer, adapter)))
+            self._own.append(events.VersionKept(self._at, state.GlobalAdapter(pointer, adapter)))
 
     def _handed_over(self, update_id: str) -> None:
-        self._own.append(state.HandedOver(self._at, update_id))
+        self._own.append(events.HandedOver(self._at, update_id))
 
 
 def farewell_of(identity: state.Identity) -> NodeState:
@@ -290,11 +290,11 @@ def subscriptions(federation: str, node: str, *, is_signed: bool) -> tuple[str, 
     )
 
 
-def _stops(effects: state.Effects) -> bool:
-    return bool(effects) and isinstance(effects[-1], state.Stop)
+def _stops(done: effects.Effects) -> bool:
+    return bool(done) and isinstance(done[-1], effects.Stop)
 
 
-def _about(line: state.Note | state.Warn) -> dict[str, str | int]:
+def _about(line: effects.Note | effects.Warn) -> dict[str, str | int]:
     """Which update and version a line is about, for programs that read logs."""
     about = {"update": line.update, "version": line.version}
     return {name: value for name, value in about.items() if value is not None}

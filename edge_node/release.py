@@ -9,21 +9,9 @@ from dataclasses import replace
 
 from edge_node import download
 from edge_node.download import same_version
-from edge_node.state import (
-    AdapterTried,
-    EdgeState,
-    Effects,
-    Fetch,
-    HeldOutLoss,
-    KeepRelease,
-    Note,
-    RecallRelease,
-    ReleaseRecalled,
-    RememberReleaseMark,
-    ServeAdapter,
-    ServedMeasured,
-    Warn,
-)
+from edge_node.effects import Effects, KeepRelease, Note, RecallRelease, RememberReleaseMark, ServeAdapter, Warn
+from edge_node.events import AdapterTried, ReleaseRecalled, ServedMeasured
+from edge_node.state import EdgeState, Fetch, HeldOutLoss
 from schemas.adapter import Adapter
 from schemas.chunks import CorruptChunk
 from schemas.codec import CodecError

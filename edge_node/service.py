@@ -30,7 +30,7 @@ from broker.events import NetworkThreadDied
 from broker.key_files import KeyFileError
 from broker.security import WITHOUT_KEYS, OpenBroker, SecuritySettings, refuse_open_broker
 from broker.settings import BrokerSettings
-from edge_node import machine, state
+from edge_node import effects, events, machine, state
 from edge_node.data.local_data import LocalData
 from edge_node.data.local_feed import LocalFeed, SharedBroker, refuse_federation_broker
 from edge_node.health import Shown
@@ -219,9 +219,9 @@ class Service:
         try:
             return self._inbox.get(timeout=max(0.0, deadline - now))
         except queue.Empty:
-            return state.Ticked(time.monotonic())
+            return events.Ticked(time.monotonic())
 
-    def _conditions(self, now: float) -> state.ConditionsRead:
+    def _conditions(self, now: float) -> events.ConditionsRead:
         """What the machine is at, and when to look again: only if the owner's policy wants to know."""
         self._conditions_at = now + CONDITIONS_EVERY_S
         try:
@@ -230,11 +230,11 @@ class Service:
             log.warning("%s", fault)
         summary = self._data.summary()
         examples = summary.examples + summary.dropped
-        return state.ConditionsRead(now, machine.conditions(examples))
+        return events.ConditionsRead(now, machine.conditions(examples))
 
 
-def _code_after(done: state.Effects) -> int | None:
-    return REFUSED if any(isinstance(effect, state.Stop) for effect in done) else None
+def _code_after(done: effects.Effects) -> int | None:
+    return REFUSED if any(isinstance(effect, effects.Stop) for effect in done) else None
 
 
 def _forward(client: Client, put: Callable[[Any], None], ended: threading.Event) -> None:

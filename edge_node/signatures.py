@@ -6,7 +6,9 @@ a broker may send what is retained in any order.
 
 from dataclasses import replace
 
-from edge_node.state import EdgeState, Effects, Heard, Note, RememberCertificate, Warn
+from edge_node.effects import Effects, Note, RememberCertificate, Warn
+from edge_node.events import Heard
+from edge_node.state import EdgeState
 from schemas import topics
 from schemas.messages import GlobalPointer
 from schemas.signing import is_signed

@@ -17,6 +17,7 @@ from base_model.chat_tokens import ChatRefused, ChatTokens
 from base_model.examples import Example
 from base_model.reference import ResolvedModel
 from base_model.wheel import BaseModelError
+from edge_node.events import AdapterTried, ServedMeasured
 from edge_node.health import Look, Told
 from edge_node.memory import give_back_memory
 from edge_node.metrics import Metrics
@@ -27,7 +28,6 @@ from edge_node.serving.mqtt import MqttServer
 from edge_node.serving.probe import Probe
 from edge_node.serving.session import ONNX_FAULTS, Session
 from edge_node.settings import ServingSettings
-from edge_node.state import AdapterTried, ServedMeasured
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
 

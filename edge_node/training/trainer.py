@@ -23,15 +23,9 @@ from base_model.examples import InvalidExamples
 from base_model.reference import ResolvedModel, comes_from_gguf, gguf_of
 from base_model.wheel import BaseModelError
 from edge_node.data.local_data import LocalData
+from edge_node.events import HeldOutMeasured, MeasuringEnded, StepTrained, TrainingFailed, TrainingFinished
 from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    HeldOutMeasured,
-    MeasuringEnded,
-    StepTrained,
-    TrainingFailed,
-    TrainingFinished,
-    TrainingJob,
-)
+from edge_node.state import TrainingJob
 from edge_node.training.pipe import (
     CutShort,
     JobExamples,

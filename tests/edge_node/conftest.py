@@ -8,23 +8,10 @@ import numpy as np
 import pytest
 
 from edge_node.core import initial_state, step
+from edge_node.effects import Effect, StoreUpdate
+from edge_node.events import BrokerConnected, Event, HandedOver, Heard, LayoutDescribed, Ticked, TrainingFinished
 from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    BrokerConnected,
-    EdgeState,
-    Effect,
-    Event,
-    GlobalAdapter,
-    HandedOver,
-    Heard,
-    Identity,
-    LayoutDescribed,
-    Memory,
-    StoreUpdate,
-    Ticked,
-    TrainingFinished,
-    Update,
-)
+from edge_node.state import EdgeState, GlobalAdapter, Identity, Memory, Update
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.codec import encode

@@ -7,19 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_node.core import next_deadline, node_metrics, step
-from edge_node.state import (
-    AbortTraining,
-    DescribeLayout,
-    Heard,
-    LayoutDescribed,
-    PublishMetrics,
-    PublishState,
-    RememberTerms,
-    StepTrained,
-    Stop,
-    Ticked,
-    Warn,
-)
+from edge_node.effects import AbortTraining, DescribeLayout, PublishMetrics, PublishState, RememberTerms, Stop, Warn
+from edge_node.events import Heard, LayoutDescribed, StepTrained, Ticked
 from schemas.adapter import Layout, LoraConfig
 from schemas.topics import (
     Address,

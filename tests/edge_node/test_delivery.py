@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 
 from edge_node.core import next_deadline, node_metrics
-from edge_node.state import (
-    BrokerLost,
-    DropUpdate,
-    Note,
-    OfferUpdate,
-    SendChunks,
-    SendUpdate,
-    SettleUpdate,
-    StoreUpdate,
-    WaitingUpdate,
-    Warn,
-)
+from edge_node.effects import DropUpdate, Note, OfferUpdate, SendChunks, SendUpdate, SettleUpdate, StoreUpdate, Warn
+from edge_node.events import BrokerLost
+from edge_node.state import WaitingUpdate
 from schemas.messages import Receipt
 from schemas.topics import CoordinatorStateOf, GlobalHead, ReceiptFor
 

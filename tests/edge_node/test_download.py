@@ -15,10 +15,12 @@ import pytest
 from broker.client import Client
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.events import Disconnected, Message, Publication, Published
+from edge_node.effects import EndFetch, FetchPiece, Note, ServeAdapter
+from edge_node.events import BrokerConnected, BrokerLost, Ticked
 from edge_node.node import Equipment, Node, subscriptions
 from edge_node.outbox import Outbox
 from edge_node.settings import EdgeSettings
-from edge_node.state import BrokerConnected, BrokerLost, EndFetch, FetchPiece, Identity, Note, ServeAdapter, Ticked
+from edge_node.state import Identity
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe, split
 from schemas.messages import CoordinatorState, GlobalManifest, GlobalPointer, ReleaseReport

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_node.state import BrokerLost, EndFetch, FetchPiece, KeepVersion, Memory, Note, RememberMark, Train, Warn
+from edge_node.effects import EndFetch, FetchPiece, KeepVersion, Note, RememberMark, Train, Warn
+from edge_node.events import BrokerLost
+from edge_node.state import Memory
 from schemas.adapter import Adapter
 from schemas.chunks import describe
 from schemas.topics import GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease

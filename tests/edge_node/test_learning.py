@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 
 from edge_node.core import node_metrics
+from edge_node.effects import AbortTraining, PublishMetrics, StoreUpdate, Train, Warn
+from edge_node.events import BrokerLost, HeldOutMeasured, TrainingFailed, TrainingFinished
 from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    AbortTraining,
-    BrokerLost,
-    HeldOutMeasured,
-    Memory,
-    PublishMetrics,
-    StoreUpdate,
-    Train,
-    TrainingFailed,
-    TrainingFinished,
-    Warn,
-    named_base,
-)
+from edge_node.state import Memory, named_base
 from schemas.chunks import split
 from schemas.codec import decode, encode
 from schemas.messages import UpdateManifest, update_id

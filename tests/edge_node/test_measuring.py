@@ -5,17 +5,9 @@ from typing import Any
 import pytest
 
 from edge_node.core import next_deadline, node_metrics
+from edge_node.effects import AbortTraining, Measure, Train, Warn
+from edge_node.events import ConditionsRead, HeldOutMeasured, MeasuringEnded, TrainingFailed
 from edge_node.policy import Conditions, TrainingPolicy
-from edge_node.state import (
-    AbortTraining,
-    ConditionsRead,
-    HeldOutMeasured,
-    Measure,
-    MeasuringEnded,
-    Train,
-    TrainingFailed,
-    Warn,
-)
 from schemas.topics import CoordinatorStateOf
 
 NIGHT, NOON = Conditions(minute=0), Conditions(minute=12 * 60)

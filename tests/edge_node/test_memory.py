@@ -15,9 +15,10 @@ from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from commands.node_process import NodeOrder
 from edge_node import held_adapter
+from edge_node.effects import KeepVersion
+from edge_node.events import VersionKept
 from edge_node.memory import MAPS, let_go_of_file, let_go_of_values
 from edge_node.settings import EdgeSettings
-from edge_node.state import KeepVersion, VersionKept
 from schemas.adapter import Adapter, Layout, LoraConfig
 
 NOT_WANTED = (

@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from edge_node.core import next_deadline, node_metrics
+from edge_node.effects import AbortTraining, Note, PublishState, Train
+from edge_node.events import ConditionsRead
 from edge_node.node import farewell_of
 from edge_node.policy import Conditions, TrainingPolicy, is_too_far_behind, reason_against
-from edge_node.state import AbortTraining, ConditionsRead, Note, PublishState, Train
 from schemas.topics import GlobalHead
 
 

@@ -7,19 +7,17 @@ from typing import Any
 import pytest
 
 from edge_node.core import initial_state
-from edge_node.state import (
-    AdapterTried,
+from edge_node.effects import (
     EndFetch,
     FetchPiece,
     KeepRelease,
     PublishMetrics,
     PublishState,
     RecallRelease,
-    ReleaseRecalled,
     ServeAdapter,
-    ServedMeasured,
     Warn,
 )
+from edge_node.events import AdapterTried, ReleaseRecalled, ServedMeasured
 from schemas.chunks import describe, split
 from schemas.codec import encode
 from schemas.messages import GlobalPointer, ReleaseReport

@@ -11,23 +11,18 @@ from typing import Any
 import pytest
 
 from edge_node.core import initial_state, next_deadline, step
-from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    BrokerConnected,
-    EdgeState,
+from edge_node.effects import (
     Effect,
-    Heard,
-    Identity,
     KeepVersion,
-    LayoutDescribed,
-    Memory,
     RememberCertificate,
     RememberMark,
     RememberReleaseMark,
     ServeAdapter,
-    Ticked,
     Warn,
 )
+from edge_node.events import BrokerConnected, Heard, LayoutDescribed, Ticked
+from edge_node.settings import EdgeSettings
+from edge_node.state import EdgeState, Identity, Memory
 from schemas.messages import KeyCertificate, Message, Receipt
 from schemas.signing import SigningKey, sign
 from schemas.topics import (

@@ -37,22 +37,13 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.state import FederationConfig, FederationState, QuestionId
 from coordinator.trust.voice import CoordinatorKeys
 from coordinator.watch.board import Board
+from edge_node.effects import Effects
+from edge_node.events import AdapterTried, HeldOutMeasured, StepTrained, Ticked, TrainingFailed, TrainingFinished
 from edge_node.node import Equipment, Node, farewell_of, subscriptions
 from edge_node.outbox import Outbox
 from edge_node.publisher import publication
 from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    AdapterTried,
-    EdgeState,
-    Effects,
-    HeldOutMeasured,
-    Identity,
-    StepTrained,
-    Ticked,
-    TrainingFailed,
-    TrainingFinished,
-    TrainingJob,
-)
+from edge_node.state import EdgeState, Identity, TrainingJob
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalPointer
 from schemas.topics import NodeStateOf

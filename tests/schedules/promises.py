@@ -15,7 +15,7 @@ from coordinator.journal import fold
 from coordinator.publisher import kept_versions
 from coordinator.registry import Registry
 from coordinator.state import FederationState
-from edge_node.state import DropUpdate, Effects, SettleUpdate, StoreUpdate, Warn
+from edge_node.effects import DropUpdate, Effects, SettleUpdate, StoreUpdate, Warn
 from schemas.messages import GlobalManifest, GlobalPointer, Receipt
 from schemas.reading import message_on
 from schemas.signing import is_signed

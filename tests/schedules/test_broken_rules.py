@@ -13,8 +13,9 @@ from coordinator import intake, journal
 from coordinator.publisher import PhasedPublisher
 from coordinator.service import Service
 from edge_node import fetch, node
+from edge_node.effects import Effects
 from edge_node.outbox import Outbox
-from edge_node.state import EdgeState, Effects
+from edge_node.state import EdgeState
 from tests.schedules import sqlite_files
 from tests.schedules.world import Report, play
 

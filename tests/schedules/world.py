@@ -28,9 +28,9 @@ from coordinator.operations.orders import RollBack
 from coordinator.process import EXPECTED as COORDINATOR_EXPECTS
 from coordinator.state import CalibrationTerms, FederationConfig, Limits
 from coordinator.strategies import AlignFed, FedAsync, FedAvg, FedBuff, Strategy
+from edge_node.effects import Stop
 from edge_node.service import EXPECTED_FAULTS as NODE_EXPECTS
 from edge_node.settings import EdgeSettings, ServingSettings
-from edge_node.state import Stop
 from schemas.adapter import Adapter, Layout, LoraConfig
 from tests.schedules.actors import BASE_MODEL, FEDERATION, Actor, CoordinatorActor, NodeActor
 from tests.schedules.clock import Clock

@@ -21,16 +21,9 @@ from base_model.settings import TrainingConfig
 from edge_node.child_process import NICENESS
 from edge_node.data.local_data import LocalData
 from edge_node.data.settings import LocalDataSettings
+from edge_node.events import HeldOutMeasured, MeasuringEnded, StepTrained, TrainingFailed, TrainingFinished
 from edge_node.settings import EdgeSettings
-from edge_node.state import (
-    GlobalAdapter,
-    HeldOutMeasured,
-    MeasuringEnded,
-    StepTrained,
-    TrainingFailed,
-    TrainingFinished,
-    TrainingJob,
-)
+from edge_node.state import GlobalAdapter, TrainingJob
 from edge_node.training.trainer import Trainer
 from schemas.adapter import LoraConfig
 from schemas.messages import GlobalPointer
