@@ -169,7 +169,9 @@ class AlignFed(Buffered):
         if self.norm_limit is None:
             return [1.0] * len(measured)
         sizes = [one.size for one in measured]
-        usual = usual_size(flush.standings, [update.node for update in flush.buffer.updates], sizes)
+        anchor = flush.anchors[max(flush.anchors)] if self.trust and flush.anchors else None
+        own = size_of(flush.head.adapter, anchor) if anchor is not None else None
+        usual = usual_size(flush.standings, [update.node for update in flush.buffer.updates], sizes, own)
         return [clip_factor(size, usual, self.norm_limit) for size in sizes]
 
 

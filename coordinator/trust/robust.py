@@ -47,6 +47,7 @@ class Standing:
 
 
 REMEMBERED = 8  # updates that a node's agreement is the mean of, about
+MOST, SOME = 1 / 2, 1 / 4  # of the nodes: more than MOST make the anchor a measure, SOME make it no accident
 Standings = Mapping[str, Standing]
 
 
@@ -54,9 +55,11 @@ class TrustStage(BaseModel):
     """Updates that turn against what the coordinator's own examples teach count for less, or not at all.
 
     A node's updates are compared with the anchors of the same base versions: against those of another version an honest
-    stale update looks hostile. One update says little, a node's mean over several is what excludes it, and only where
-    the anchor is a measure that most nodes agree with: where it is not, the calibration set is unlike the fleet. While
-    the head is on probation every update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
+    stale update looks hostile. One update says little, unless it points backwards: a node's mean over several is what
+    excludes it, and only where the anchor is a measure that most nodes agree with: where it is not, the calibration set
+    is unlike the fleet. What points backwards is left out where some nodes agree: an anchor that has nothing to do with
+    what the fleet learns is at right angles to it, and neither along nor against. While the head is on probation every
+    update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -66,8 +69,11 @@ class TrustStage(BaseModel):
     least: float = Field(
         default=-0.05, ge=-1, le=1, description="mean cosine under which a node's updates are not used"
     )
+    backwards: float = Field(
+        default=-0.3, ge=-1, le=1, description="cosine under which a single update is not used, from the first one on"
+    )
     fleet: float = Field(
-        default=0.05, ge=-1, le=1, description="median agreement of all nodes under which the anchor measures nothing"
+        default=0.05, ge=-1, le=1, description="agreement that most nodes need for the anchor to be a measure of others"
     )
     caution: float = Field(default=0.3, gt=0, le=1, description="weight on probation of what cannot be compared")
 
@@ -76,18 +82,21 @@ class TrustStage(BaseModel):
     ) -> list[float]:
         """What to multiply each update's weight by; `standings` are those of all nodes without these updates."""
         after = standings_after(standings, nodes, measured)
-        is_measure = agreement_of_all(after) >= self.fleet
+        agreeing = _share_agreeing(after, self.fleet)
         return [
-            self._factor(after[node], one.cosine if is_measure else None, is_measure, probation)
+            self._factor(after[node], one.cosine, agreeing, probation)
             for node, one in zip(nodes, measured, strict=True)
         ]
 
-    def _factor(self, standing: Standing, cosine: float | None, is_measure: bool, probation: bool) -> float:
+    def _factor(self, standing: Standing, cosine: float | None, agreeing: float, probation: bool) -> float:
+        is_measure = agreeing > MOST
         if is_measure and standing.compared >= self.after and standing.agreement < self.least:
+            return 0.0
+        if agreeing >= SOME and cosine is not None and cosine < self.backwards:
             return 0.0
         if not probation:
             return 1.0
-        return self.caution if cosine is None else max(0.0, cosine)
+        return self.caution if cosine is None or not is_measure else max(0.0, cosine)
 
 
 class HeadGuard(BaseModel):
@@ -119,13 +128,19 @@ def size_of(head: Adapter, delta: Adapter) -> DeltaSize:
     return DeltaSize(delta.norm, reach(head, delta))
 
 
-def usual_size(standings: Standings, nodes: Sequence[str], sizes: Sequence[DeltaSize]) -> tuple[float, float]:
+def usual_size(
+    standings: Standings, nodes: Sequence[str], sizes: Sequence[DeltaSize], own: DeltaSize | None = None
+) -> tuple[float, float]:
     """The lower medians over all nodes of their latest delta's norm and reach, those in the buffer included.
 
     One vote for each node, however often it sends: a buffer of few updates can be full of attackers, a fleet cannot.
+    `own` is the newest anchor's: one vote more, and half of it is the least that is usual. Else nodes that send next to
+    nothing would have everybody's delta shortened to that.
     """
     latest = {node: standing.size for node, standing in standings.items()} | dict(zip(nodes, sizes, strict=True))
-    return median_low(size.norm for size in latest.values()), median_low(size.reach.whole for size in latest.values())
+    votes = [*latest.values(), *([own] if own is not None else ())]
+    norm, whole = median_low(size.norm for size in votes), median_low(size.reach.whole for size in votes)
+    return (norm, whole) if own is None else (max(norm, own.norm / 2), max(whole, own.reach.whole / 2))
 
 
 def clip_factor(size: DeltaSize, usual: tuple[float, float], limit: float) -> float:
@@ -155,9 +170,10 @@ def standings_after(standings: Standings, nodes: Sequence[str], measured: Sequen
     return after
 
 
-def agreement_of_all(standings: Standings) -> float:
-    """The lower median of the nodes' agreements, so that between two the doubt is the anchor's; -1 without any."""
-    return median_low([standing.agreement for standing in standings.values() if standing.compared] or [-1.0])
+def _share_agreeing(standings: Standings, least: float) -> float:
+    """Of the nodes that were compared with anchors, the share that agrees with them at least so much; 0 of none."""
+    agreements = [standing.agreement for standing in standings.values() if standing.compared]
+    return sum(agreement >= least for agreement in agreements) / len(agreements) if agreements else 0.0
 
 
 def newest(anchors: Mapping[int, Adapter], count: int) -> dict[int, Adapter]:

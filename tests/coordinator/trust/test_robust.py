@@ -83,6 +83,14 @@ def test_the_latest_delta_of_a_node_is_its_vote() -> None:
     assert usual_size({"a": Standing(sized(5, 5))}, ["a"], [sized(1, 1)]) == (1, 1)
 
 
+def test_the_coordinators_own_delta_has_a_vote_and_half_of_it_is_the_least_that_is_usual() -> None:
+    tiny, honest = sized(1e-3, 1e-3), sized(1, 10)
+    assert usual_size({}, list("abcd"), [tiny, honest, tiny, honest], honest) == (1, 10)
+    assert usual_size({}, list("abcd"), [sized(100, 1000), honest, sized(100, 1000), honest], honest) == (1, 10)
+    assert usual_size({}, list("abcd"), [tiny, tiny, tiny, honest], honest) == (0.5, 5)
+    assert usual_size({}, list("ab"), [honest, honest], sized(1e-6, 1e-6)) == (1, 10)
+
+
 def test_a_share_of_a_delta_moves_products_by_no_more_than_its_size_says(adapter: MakeAdapter) -> None:
     head, delta = adapter(2, -3), adapter(5, 7)
     reach = size_of(head, delta).reach
@@ -104,8 +112,25 @@ def factor(standings: dict[str, Standing], cosine: float | None, probation: bool
 
 
 def test_a_node_that_always_turns_against_the_anchor_is_left_out_from_its_second_update_on() -> None:
-    assert factor(FLEET, -0.6) == 1
-    assert factor(FLEET | {"x": Standing(sized(1)).after(seen(-0.6))}, -0.5) == 0
+    assert factor(FLEET, -0.2) == 1
+    assert factor(FLEET | {"x": Standing(sized(1)).after(seen(-0.2))}, -0.2) == 0
+
+
+def test_an_update_that_points_backwards_is_left_out_at_once() -> None:
+    assert factor(FLEET, -0.31) == 0
+    assert factor(FLEET | {"x": Standing(sized(1)).after(seen(0.9))}, -0.31) == 0
+    assert factor(FLEET, -0.31, backwards=-1) == 1
+
+
+def test_the_first_buffer_may_be_of_liars_but_for_one_update() -> None:
+    first = TrustStage().factors({}, list("abcd"), [seen(-0.6), seen(0.6), seen(-0.6), seen(-0.6)], False)
+    assert first == [0, 1, 0, 0]
+
+
+def test_where_nobody_agrees_with_the_anchor_nothing_points_backwards() -> None:
+    assert TrustStage().factors({}, list("abcd"), [seen(-0.6)] * 4, False) == [1] * 4
+    far = {node: Standing(sized(1), agreement=-0.5, compared=3) for node in "uvwxyz"}
+    assert factor(far | {"a": FLEET["a"]}, -0.5) == 1
 
 
 def test_one_update_that_turns_against_the_anchor_is_forgiven_a_node_that_learns_the_same() -> None:
@@ -114,7 +139,7 @@ def test_one_update_that_turns_against_the_anchor_is_forgiven_a_node_that_learns
 
 def test_where_most_nodes_turn_against_the_anchor_the_anchor_is_in_doubt_and_no_node() -> None:
     against = {node: Standing(sized(1), agreement=-0.5, compared=3) for node in "xyz"}
-    assert factor({"a": FLEET["a"], "b": FLEET["b"]} | against, -0.5) == 1
+    assert factor({"a": FLEET["a"], "b": FLEET["b"]} | against, -0.2) == 1
     assert factor(against, -0.5, probation=True, caution=0.25) == 0.25
 
 
