@@ -192,6 +192,8 @@ class Faults:
                 for _ in range(10):
                     proxy.cut()
                     time.sleep(seconds / 10)
+            case "out of order":
+                proxy.reorder(held_s=seconds / 3, late_s=seconds / 3)
         self._wait(seconds)
         proxy.delay_s = proxy.bytes_per_s = 0.0
         proxy.cuts.clear()

@@ -1,4 +1,4 @@
-"""A TCP proxy with faults: a slow link, cuts in the midst of a payload, bytes that arrive wrong. It knows no MQTT."""
+"""A TCP proxy with faults: a slow link, cuts in the midst of a payload, bytes that arrive wrong or late."""
 
 import asyncio
 import contextlib
@@ -25,6 +25,7 @@ class FaultProxy:
         self.bytes_up = self.bytes_down = self.connections = 0  # that got through so far
         self._target_port = target_port
         self._open: set[asyncio.StreamWriter] = set()
+        self._up: dict[asyncio.StreamWriter, asyncio.Event] = {}  # towards clients: may their bytes go on?
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         started: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -35,6 +36,13 @@ class FaultProxy:
     def cut(self) -> None:
         """Drop every connection now; new ones are let through."""
         self._loop.call_soon_threadsafe(self._drop)
+
+    def reorder(self, held_s: float, late_s: float) -> None:
+        """Hold back what clients say from now on, drop them after `held_s`, and let it arrive `late_s` after that.
+
+        So the target hears the end of an old connection in the midst of the new one, and each of them in its order.
+        """
+        asyncio.run_coroutine_threadsafe(self._reorder(held_s, late_s), self._loop)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
@@ -60,12 +68,15 @@ class FaultProxy:
             return
         self._open |= {client_out, target_out}
         self.connections += 1
+        self._up[client_out] = may_go_on = asyncio.Event()
+        may_go_on.set()
         up, down = (cuts.popleft() if cuts else None for cuts in (self.cuts, self.cuts_down))
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(
-                self._pump(client_in, target_out, client_out, up, self._carried_up),
+                self._pump(client_in, target_out, client_out, up, self._carried_up, may_go_on),
                 self._pump(target_in, client_out, target_out, down, self._carried_down),
             )
+        self._up.pop(client_out, None)
 
     async def _pump(
         self,
@@ -74,10 +85,13 @@ class FaultProxy:
         back: asyncio.StreamWriter,
         left: int | None,
         carried: Callable[[bytes], bytes],
+        may_go_on: asyncio.Event | None = None,
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(4096 if left is None else min(4096, left)):
                 await self._linger(len(data))
+                if may_go_on is not None:
+                    await may_go_on.wait()
                 sink.write(carried(data))
                 await sink.drain()
                 left = None if left is None else left - len(data)
@@ -97,6 +111,17 @@ class FaultProxy:
 
     async def _linger(self, size: int) -> None:
         await asyncio.sleep(self.delay_s + (size / self.bytes_per_s if self.bytes_per_s else 0))
+
+    async def _reorder(self, held_s: float, late_s: float) -> None:
+        old = dict(self._up)
+        for may_go_on in old.values():
+            may_go_on.clear()
+        await asyncio.sleep(held_s)
+        for client_out in old:
+            client_out.transport.abort()
+        await asyncio.sleep(late_s)
+        for may_go_on in old.values():
+            may_go_on.set()
 
     def _drop(self) -> None:
         for end in self._open:

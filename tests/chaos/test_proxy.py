@@ -1,0 +1,85 @@
+"""The link with faults: what an old connection said can arrive behind what a new one says."""
+
+import socket
+import threading
+import time
+
+from chaos.proxy import FaultProxy
+from tests.patience import PATIENCE_S
+
+
+class Target:
+    """A program behind the link; `heard` is what arrived, in its order, each with the number of its connection."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, bytes]] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def has_heard(self, *pieces: tuple[int, bytes]) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.heard != list(pieces) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.heard == list(pieces)
+
+    def _serve(self) -> None:
+        number = 0
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._hear, args=(number, connection), daemon=True).start()
+            number += 1
+
+    def _hear(self, number: int, connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(100):
+                self.heard.append((number, data))
+
+
+def is_cut(client: socket.socket) -> bool:
+    """Waits until it is."""
+    client.settimeout(PATIENCE_S)
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_the_end_of_an_old_connection_arrives_in_the_midst_of_the_new_one() -> None:
+    target = Target()
+    proxy = FaultProxy(target.port)
+    try:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as old:
+            old.sendall(b"first")
+            assert target.has_heard((0, b"first"))
+            proxy.reorder(held_s=0.5, late_s=1.0)
+            time.sleep(0.2)
+            old.sendall(b"late")
+            assert is_cut(old)
+        with socket.create_connection(("127.0.0.1", proxy.port)) as new:
+            new.sendall(b"second")
+            assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"))
+            new.sendall(b"third")
+            assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"), (1, b"third"))
+    finally:
+        proxy.close()
+        target.close()
+
+
+def test_a_link_goes_on_as_before_when_nothing_was_under_way() -> None:
+    target = Target()
+    proxy = FaultProxy(target.port)
+    try:
+        proxy.reorder(held_s=0.0, late_s=0.0)
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.sendall(b"hello")
+            assert target.has_heard((0, b"hello"))
+    finally:
+        proxy.close()
+        target.close()
