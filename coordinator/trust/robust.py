@@ -5,7 +5,7 @@ the anchors it has trained on its own examples, and the gate fold. Nothing is ta
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import NamedTuple
@@ -48,6 +48,8 @@ class Standing:
 
 REMEMBERED = 8  # updates that a node's agreement is the mean of, about
 MOST, SOME = 1 / 2, 1 / 4  # of the nodes: more than MOST make the anchor a measure, SOME make it no accident
+PLAUSIBLE = 20  # times shorter or longer than the anchor may be what measures others
+FLEET = 3  # nodes; of fewer there is no majority
 Standings = Mapping[str, Standing]
 
 
@@ -58,19 +60,22 @@ class TrustStage(BaseModel):
     stale update looks hostile. One update says little, unless it points backwards: a node's mean over several is what
     excludes it, and only where the anchor is a measure that most nodes agree with: where it is not, the calibration set
     is unlike the fleet. What points backwards is left out where some nodes agree: an anchor that has nothing to do with
-    what the fleet learns is at right angles to it, and neither along nor against. While the head is on probation every
-    update has to prove itself, as in FLTrust (Cao et al., arXiv 2012.13995).
+    what the fleet learns is at right angles to it, and neither along nor against; and unless more nodes go on pointing
+    backwards than agree. While the head is on probation every update has to prove itself, as in FLTrust (Cao et al.,
+    arXiv 2012.13995).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     anchors: int = Field(default=16, ge=1, le=1000, description="of the latest versions, kept to compare updates with")
-    after: int = Field(default=2, ge=1, le=1000, description="updates of a node that are compared before it can be out")
+    after: int = Field(
+        default=2, ge=1, le=1000, description="updates of a node that are compared before its mean can exclude it"
+    )
     least: float = Field(
         default=-0.05, ge=-1, le=1, description="mean cosine under which a node's updates are not used"
     )
     backwards: float = Field(
-        default=-0.3, ge=-1, le=1, description="cosine under which a single update is not used, from the first one on"
+        default=-0.3, ge=-1, lt=0, description="cosine under which a single update is not used, from the first one on"
     )
     fleet: float = Field(
         default=0.05, ge=-1, le=1, description="agreement that most nodes need for the anchor to be a measure of others"
@@ -82,17 +87,26 @@ class TrustStage(BaseModel):
     ) -> list[float]:
         """What to multiply each update's weight by; `standings` are those of all nodes without these updates."""
         after = standings_after(standings, nodes, measured)
-        agreeing = _share_agreeing(after, self.fleet)
+        compared = [standing for standing in after.values() if standing.compared]
+        is_measure = _share(standing.agreement >= self.fleet for standing in compared) > MOST
+        has_backwards = self._has_backwards(compared)
         return [
-            self._factor(after[node], one.cosine, agreeing, probation)
+            self._factor(after[node], one.cosine, is_measure, has_backwards, probation)
             for node, one in zip(nodes, measured, strict=True)
         ]
 
-    def _factor(self, standing: Standing, cosine: float | None, agreeing: float, probation: bool) -> float:
-        is_measure = agreeing > MOST
+    def _has_backwards(self, compared: Sequence[Standing]) -> bool:
+        """Whether some nodes agree with the anchor as clearly as others turn against it, and not fewer than those."""
+        agree = [standing.agreement >= -self.backwards for standing in compared]
+        against = sum(one.agreement < self.backwards and one.compared >= self.after for one in compared)
+        return _share(agree) >= SOME and sum(agree) >= against
+
+    def _factor(
+        self, standing: Standing, cosine: float | None, is_measure: bool, has_backwards: bool, probation: bool
+    ) -> float:
         if is_measure and standing.compared >= self.after and standing.agreement < self.least:
             return 0.0
-        if agreeing >= SOME and cosine is not None and cosine < self.backwards:
+        if has_backwards and cosine is not None and cosine < self.backwards:
             return 0.0
         if not probation:
             return 1.0
@@ -134,25 +148,35 @@ def usual_size(
     """The lower medians over all nodes of their latest delta's norm and reach, those in the buffer included.
 
     One vote for each node, however often it sends: a buffer of few updates can be full of attackers, a fleet cannot.
-    `own` is the newest anchor's: one vote more, and half of it is the least that is usual. Else nodes that send next to
-    nothing would have everybody's delta shortened to that.
+    `own` is the newest anchor's size. What is next to nothing beside it, or absurdly long, has no vote: the first nodes
+    to send may be liars, and would say how far all others may go. From the third node on it has a vote itself.
     """
     latest = {node: standing.size for node, standing in standings.items()} | dict(zip(nodes, sizes, strict=True))
-    votes = [*latest.values(), *([own] if own is not None else ())]
-    norm, whole = median_low(size.norm for size in votes), median_low(size.reach.whole for size in votes)
-    return (norm, whole) if own is None else (max(norm, own.norm / 2), max(whole, own.reach.whole / 2))
+    votes = list(latest.values())
+    if own is not None:
+        plausible = [size for size in votes if own.norm <= PLAUSIBLE * size.norm and size.norm <= PLAUSIBLE * own.norm]
+        votes = [*plausible, own] if len(latest) >= FLEET else plausible or votes
+    return median_low(size.norm for size in votes), median_low(size.reach.whole for size in votes)
 
 
 def clip_factor(size: DeltaSize, usual: tuple[float, float], limit: float) -> float:
-    """What to multiply a delta by: 1 within `limit` times the usual norm and reach, else what makes it a usual one.
+    """What to multiply a delta by, so that neither its norm nor its reach gains by being over `limit` times the usual.
 
-    Not to the limit: whoever exaggerates would still count for so many times as much as the honest.
+    Up to the limit it is left as it is; beyond it, the longer it is the shorter it becomes, down to the usual.
+    Shortened to the limit, whoever exaggerates would count for so many times as much as the honest.
     """
     norm, whole = usual
-    if size.norm <= limit * norm and size.reach.whole <= limit * whole:
+    times = max(_ratio(size.norm, norm), _ratio(size.reach.whole, whole))
+    if times <= limit:
         return 1.0
-    by_norm = 1.0 if size.norm <= norm else norm / size.norm
-    return by_norm if size.reach.whole <= whole else min(by_norm, _share_within(size.reach, whole))
+    left = max(1.0, limit**2 / times)
+    by_norm = min(1.0, left * norm / size.norm) if size.norm else 1.0
+    most = left * whole
+    return by_norm if size.reach.whole <= most else min(by_norm, _share_within(size.reach, most))
+
+
+def _ratio(length: float, usual: float) -> float:
+    return length / usual if usual else math.inf if length else 0.0
 
 
 def _share_within(reach: Reach, bound: float) -> float:
@@ -170,10 +194,10 @@ def standings_after(standings: Standings, nodes: Sequence[str], measured: Sequen
     return after
 
 
-def _share_agreeing(standings: Standings, least: float) -> float:
-    """Of the nodes that were compared with anchors, the share that agrees with them at least so much; 0 of none."""
-    agreements = [standing.agreement for standing in standings.values() if standing.compared]
-    return sum(agreement >= least for agreement in agreements) / len(agreements) if agreements else 0.0
+def _share(of: Iterable[bool]) -> float:
+    """How many of them are true; 0 of none."""
+    all_ = list(of)
+    return sum(all_) / len(all_) if all_ else 0.0
 
 
 def newest(anchors: Mapping[int, Adapter], count: int) -> dict[int, Adapter]:

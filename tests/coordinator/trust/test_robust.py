@@ -44,10 +44,17 @@ def test_a_delta_longer_than_the_limit_is_made_as_long_as_usual() -> None:
 
 
 def test_a_delta_over_one_limit_is_within_the_usual_by_both_measures() -> None:
-    over_by_norm = sized(8, linear=4, square=0)
+    over_by_norm = sized(12, linear=4, square=0)
     assert clip_factor(over_by_norm, (4, 1), limit=1.5) == 1 / 4
-    over_by_reach = sized(1.5, linear=8, square=0)
-    assert clip_factor(over_by_reach, (1, 4), limit=1.5) == 1 / 2
+    over_by_reach = sized(2, linear=12, square=0)
+    assert clip_factor(over_by_reach, (1, 4), limit=1.5) == 1 / 3
+
+
+def test_a_delta_a_little_over_the_limit_is_shortened_a_little_and_a_longer_one_to_less() -> None:
+    def left(length: float) -> float:
+        return length * clip_factor(sized(length), (1, 1), limit=2)
+
+    assert [left(length) for length in (1.9, 2, 2.5, 4, 100)] == pytest.approx([1.9, 2, 1.6, 1, 1])
 
 
 def test_factors_that_are_short_apart_and_move_much_together_are_shortened_by_what_their_product_does() -> None:
@@ -83,12 +90,19 @@ def test_the_latest_delta_of_a_node_is_its_vote() -> None:
     assert usual_size({"a": Standing(sized(5, 5))}, ["a"], [sized(1, 1)]) == (1, 1)
 
 
-def test_the_coordinators_own_delta_has_a_vote_and_half_of_it_is_the_least_that_is_usual() -> None:
-    tiny, honest = sized(1e-3, 1e-3), sized(1, 10)
-    assert usual_size({}, list("abcd"), [tiny, honest, tiny, honest], honest) == (1, 10)
-    assert usual_size({}, list("abcd"), [sized(100, 1000), honest, sized(100, 1000), honest], honest) == (1, 10)
-    assert usual_size({}, list("abcd"), [tiny, tiny, tiny, honest], honest) == (0.5, 5)
-    assert usual_size({}, list("ab"), [honest, honest], sized(1e-6, 1e-6)) == (1, 10)
+def test_what_is_absurd_beside_the_coordinators_own_delta_has_no_vote_and_that_has_one() -> None:
+    tiny, honest, huge = sized(1e-3, 1e-3), sized(1, 10), sized(100, 1000)
+    for others in ([tiny, tiny, honest], [tiny, tiny, tiny], [huge, huge, honest], [huge, huge, huge]):
+        assert usual_size({}, list("abcd"), [honest, *others], own=honest) == (1, 10)
+    assert usual_size({}, list("abc"), [huge, huge, huge], own=honest) == (1, 10)
+    long = sized(10, 100)
+    assert usual_size({}, list("abcd"), [long] * 4, own=honest) == (10, 100)
+
+
+def test_of_less_than_three_nodes_the_coordinators_own_delta_is_no_measure() -> None:
+    """How long a node trains is its owner's choice."""
+    assert usual_size({}, ["a"], [sized(3, 30)], own=sized(1, 10)) == (3, 30)
+    assert usual_size({}, ["a"], [sized(1, 10)], own=sized(5, 50)) == (1, 10)
 
 
 def test_a_share_of_a_delta_moves_products_by_no_more_than_its_size_says(adapter: MakeAdapter) -> None:
@@ -129,8 +143,14 @@ def test_the_first_buffer_may_be_of_liars_but_for_one_update() -> None:
 
 def test_where_nobody_agrees_with_the_anchor_nothing_points_backwards() -> None:
     assert TrustStage().factors({}, list("abcd"), [seen(-0.6)] * 4, False) == [1] * 4
-    far = {node: Standing(sized(1), agreement=-0.5, compared=3) for node in "uvwxyz"}
-    assert factor(far | {"a": FLEET["a"]}, -0.5) == 1
+
+
+def test_a_minority_that_agrees_shuts_nobody_out_who_goes_on_pointing_elsewhere() -> None:
+    """A calibration set like a quarter of the fleet, or a quarter of the fleet that agrees with it on purpose."""
+    against = {node: Standing(sized(1), agreement=-0.5, compared=3) for node in "mnopqrstu"}
+    assert factor(FLEET | against, -0.5) == 1
+    barely = {node: Standing(sized(1), agreement=0.06, compared=3) for node in "abcd"}
+    assert factor(barely, -0.31) == 1
 
 
 def test_one_update_that_turns_against_the_anchor_is_forgiven_a_node_that_learns_the_same() -> None:
