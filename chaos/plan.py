@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Target = Literal["broker", "coordinator", "load-0", "load-1", "node"]
-LinkFault = Literal["slow", "cut in the midst", "corrupt", "reconnects", "out of order"]
+LinkFault = Literal["slow", "cut in the midst", "corrupt", "reconnects", "late"]
 
 # named points: what a process is about to do when it dies, by the system calls that say so
 POINTS: dict[str, dict[Target, tuple[str, ...]]] = {
@@ -146,7 +146,7 @@ def _at_point(chance: random.Random) -> Fault:
 
 
 def _others(chance: random.Random) -> tuple[Fault, ...]:
-    links: tuple[LinkFault, ...] = ("slow", "cut in the midst", "corrupt", "reconnects", "out of order")
+    links: tuple[LinkFault, ...] = ("slow", "cut in the midst", "corrupt", "reconnects", "late")
     return (
         Freeze(_pause(chance)),
         FullDisk(_pause(chance), "coordinator", chance.uniform(0.5, 2)),

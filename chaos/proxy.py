@@ -40,7 +40,7 @@ class FaultProxy:
     def reorder(self, held_s: float, late_s: float) -> None:
         """Hold back what clients say from now on, drop them after `held_s`, and let it arrive `late_s` after that.
 
-        So the target hears the end of an old connection in the midst of the new one, and each of them in its order.
+        What a client takes for lost then arrives all the same, before or after what it says on its next connection.
         """
         asyncio.run_coroutine_threadsafe(self._reorder(held_s, late_s), self._loop)
 

@@ -18,7 +18,7 @@ from schemas.adapter import Adapter, Layout
 from schemas.codec import CodecError, decode
 from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
 
-_POINTER, _EARLIER, _TERMS, _CERTIFICATE = "pointer.json", "earlier.json", "terms.json", "certificate.signed"
+_POINTER, _TERMS, _CERTIFICATE = "pointer.json", "terms.json", "certificate.signed"
 
 
 class DamagedFile(ValueError):
@@ -28,29 +28,32 @@ class DamagedFile(ValueError):
 def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview, earlier: GlobalPointer | None = None) -> None:
     """Make this the version held, its body in one piece or several; on disk when the call returns.
 
-    Of other versions only that of `earlier` stays.
+    Of other versions only that of `earlier` stays, which was held until now: there is never room needed for three.
     """
-    write_whole(_body_file(folder, pointer), *body)
+    pointers = [pointer] if earlier is None else [pointer, earlier]
+    stay = {_body_file(folder, one) for one in pointers}
     if earlier is not None:
-        write_whole(folder / _EARLIER, earlier.to_bytes())
-    write_whole(folder / _POINTER, pointer.to_bytes())
-    stay = {_body_file(folder, one) for one in (pointer, earlier) if one is not None}
-    for old in set(folder.glob("*.safetensors")) - stay:
-        old.unlink()
+        _clear(folder, stay)
+    write_whole(_body_file(folder, pointer), *body)
+    write_whole(folder / _POINTER, b"\n".join(one.to_bytes() for one in pointers))
+    _clear(folder, stay)
 
 
 def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
     """The version held, verified; None when there is none yet. Raises DamagedFile."""
-    pointer = _pointer(folder / _POINTER)
     try:
-        return GlobalAdapter(pointer, verified(folder, pointer, layout)) if pointer is not None else None
+        return (
+            GlobalAdapter(pointers[0], verified(folder, pointers[0], layout))
+            if (pointers := _pointers(folder))
+            else None
+        )
     except FileNotFoundError:
         return None
 
 
 def recall_earlier(folder: Path) -> GlobalPointer | None:
     """The version that `keep` was told to leave there, its body not looked at; None without one. Raises DamagedFile."""
-    return _pointer(folder / _EARLIER)
+    return next(iter(_pointers(folder)[1:]), None)
 
 
 def verified(folder: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
@@ -104,13 +107,19 @@ def recall_certificate(folder: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _pointer(path: Path) -> GlobalPointer | None:
+def _clear(folder: Path, stay: set[Path]) -> None:
+    for old in set(folder.glob("*.safetensors")) - stay:
+        old.unlink()
+
+
+def _pointers(folder: Path) -> list[GlobalPointer]:
+    """A line for the version held, and one for the earlier that stayed; in one file, so that both change at once."""
     try:
-        return GlobalPointer.from_bytes(path.read_bytes())
+        return [GlobalPointer.from_bytes(line) for line in (folder / _POINTER).read_bytes().split(b"\n", 1)]
     except FileNotFoundError:
-        return None
+        return []
     except InvalidMessage as fault:
-        raise DamagedFile(f"{path}: {fault}") from fault
+        raise DamagedFile(f"{folder / _POINTER}: {fault}") from fault
 
 
 def _body_file(folder: Path, pointer: GlobalPointer) -> Path:

@@ -259,7 +259,7 @@ class Node:
         layout = self.state.layout
         try:
             return held_adapter.verified(self._release_folder, pointer, layout) if layout is not None else None
-        except (held_adapter.DamagedFile, FileNotFoundError) as fault:
+        except (held_adapter.DamagedFile, OSError) as fault:  # whatever the disk says: the broker has it too
             log.warning("%s; version %d will be fetched", fault, pointer.version)
             return None
 

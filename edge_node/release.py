@@ -1,7 +1,7 @@
 """From the release pointer to an adapter that is served: which one to fetch, and whether to believe what comes. Pure.
 
 A node that does not serve fetches nothing of it. (epoch, version) of what is served never falls: a way back to an older
-version comes with a higher epoch. One step back costs no download: the release before the last is on disk.
+version comes with a higher epoch. One step back costs no download: what was proven before the last is on disk.
 """
 
 import math

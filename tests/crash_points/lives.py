@@ -112,6 +112,8 @@ def _held_steps(folder: Path) -> Iterator[None]:
     yield
     held_adapter.keep(folder / "release", *_pointer(4), earlier=_pointer(3)[0])
     yield
+    held_adapter.keep(folder / "release", *_pointer(3), earlier=_pointer(4)[0])  # one step back
+    yield
     held_adapter.keep_terms(head, _terms(2))
     yield
     held_adapter.keep_certificate(head, b"a newer certificate")
@@ -129,15 +131,14 @@ def _held_now(folder: Path) -> object:
 
 
 def _released_now(folder: Path) -> list[object]:
-    """The release, and the one before it, which is never given up for the newer one's sake."""
-    released = held_adapter.recall(folder, LAYOUT)
+    """The release and the earlier one: whenever a pointer is there, so is its body."""
+    released, earlier = held_adapter.recall(folder, LAYOUT), held_adapter.recall_earlier(folder)
     if released is None:
         return [None, None]
-    earlier = held_adapter.recall_earlier(folder)
-    if released.pointer.version == 4 or earlier is not None:
-        assert earlier is not None
-        assert held_adapter.verified(folder, earlier, LAYOUT) == adapter_of(3.0)
-    return [released.pointer.version, released.adapter == adapter_of(float(released.pointer.version))]
+    assert released.adapter == adapter_of(float(released.pointer.version))
+    if earlier is not None:
+        assert held_adapter.verified(folder, earlier, LAYOUT) == adapter_of(float(earlier.version))
+    return [released.pointer.version, earlier and earlier.version]
 
 
 def _held_goes_on(folder: Path) -> None:
