@@ -25,7 +25,7 @@ from broker.recording import (
 )
 from coordinator.journal import event_of_row
 from coordinator.replay.recorded import read_row
-from edge_node.held_adapter import DamagedFile, recall, recall_terms
+from edge_node.held_adapter import DamagedFile, recall, recall_earlier, recall_terms
 from fuzz.bodies import layout
 from fuzz.messages import FEDERATION, key
 from fuzz.mutators import in_json, in_lines
@@ -160,7 +160,7 @@ def check_held(data: bytes) -> None:
     path = folder(os.getpid())
     written(data, "pointer.json")
     written(data, "terms.json")
-    for read in (lambda: recall(path, layout()), lambda: recall_terms(path)):
+    for read in (lambda: recall(path, layout()), lambda: recall_earlier(path), lambda: recall_terms(path)):
         try:
             read()
         except DamagedFile as refusal:
@@ -179,5 +179,5 @@ TARGETS = (
     Target("signing-key", check_signing_key, 10, largest=500),
     Target("bundle", check_bundle, 4, in_json, largest=2000),
     Target("gguf", check_gguf, 15, largest=2000),
-    Target("held-version", check_held, 4, in_json, largest=1000),
+    Target("held-version", check_held, 4, in_lines, largest=2000),
 )

@@ -304,7 +304,7 @@ def of_files(folder: Path, path: Path) -> Seeds:
         "bundle": [member.model_dump_json().encode(), ring().to_bytes(),
                    sign(key("root"), KEYS_TOPIC, certificate.to_bytes())],
         "gguf": [gguf()],
-        "held-version": [pointer.to_bytes()],
+        "held-version": [pointer.to_bytes(), pointer.to_bytes() + b"\n" + pointer.to_bytes()],
     }  # fmt: skip
 
 

@@ -78,7 +78,15 @@ def test_the_page_says_how_much_was_run_and_what_was_missed(pages: ModuleType) -
     rows = [run("none", 0.0, 1.0), run("alie", 0.2, 2.0)]
     size = {"task": "narrow", "layers": 2, "updates": 16}
     page = pages.page(size, 20, True, rows)
-    assert "from 2 runs: 20 nodes of the narrow task" in page and "16 updates, seeds 0, commit ccccccc" in page
+    assert "from 2 runs: 20 nodes of the narrow task" in page and "16 updates, commit ccccccc." in page
     assert pages.SHORT in page and pages.SHORT not in pages.page(size, 20, False, rows)
     assert "| 20% | 3.0% | 50.0% | alie | **missed** |" in page
     assert "| alie | 20% | 2.000 |" in page
+
+
+def test_rules_are_compared_over_the_seeds_that_all_of_them_have(pages: ModuleType) -> None:
+    rows = [run("alie", 0.2, loss, seed) for seed, loss in enumerate((2.0, 3.0, 4.0))]
+    rows.append(run("alie", 0.2, 2.5) | {"rule": "mean"})
+    page = pages.page({"task": "narrow", "layers": 2, "updates": 16}, 20, True, rows)
+    assert "medians over seeds 0, 1, 2 of `ours`" in page and "run with, seeds 0." in page
+    assert "| alie | 20% | 2.500 | 2.000 |" in page
