@@ -130,12 +130,13 @@ def test_a_run_must_end() -> None:
 
 def test_a_private_run_is_the_same_twice_and_more_noise_teaches_less(simulate, fedbuff: FedBuff) -> None:
     def loss(multiplier: float) -> float:
-        terms = PrivacyTerms(clip_norm=1.0, noise_multiplier=multiplier)
-        one, other = (simulate(fedbuff, privacy=terms, updates=16) for _ in range(2))
+        # as much is learnt without noise that chance, or another processor's rounding, does not hide it
+        terms = PrivacyTerms(clip_norm=10.0, noise_multiplier=multiplier)
+        one, other = (simulate(fedbuff, privacy=terms, updates=48) for _ in range(2))
         assert one.model_dump_json(exclude=MEASURED) == other.model_dump_json(exclude=MEASURED)
         return float(one.points[-1].loss)
 
-    assert loss(0.0) < loss(100.0)
+    assert loss(0.0) < loss(10.0)
 
 
 def test_privacy_is_not_for_central_training_nor_for_steps_without_a_bound() -> None:
