@@ -177,7 +177,9 @@ class CoordinatorActor:
             return False
         due = service.deadline
         answered = self.model is not None and self.model.has_answered
-        return answered or self.client.has_events or (due is not None and self._now_ns() >= due)
+        # it wakes up twice a second, and finds out; with nothing to do it would not be woken here
+        set_back = self._now_ns() < self.service.seen_ns
+        return answered or set_back or self.client.has_events or (due is not None and self._now_ns() >= due)
 
     @property
     def due_in_s(self) -> float | None:
