@@ -194,7 +194,7 @@ class Faults:
                     time.sleep(seconds / 10)
             case "late":  # before the client is back, which says it again; and when the broker knows of its return
                 for late_s in (0.05, seconds / 2):
-                    proxy.reorder(held_s=0.2, late_s=late_s)
+                    proxy.deliver_late(held_s=0.2, late_s=late_s)
                     time.sleep(0.2 + late_s)
         self._wait(seconds)
         proxy.delay_s = proxy.bytes_per_s = 0.0

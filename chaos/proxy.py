@@ -37,12 +37,12 @@ class FaultProxy:
         """Drop every connection now; new ones are let through."""
         self._loop.call_soon_threadsafe(self._drop)
 
-    def reorder(self, held_s: float, late_s: float) -> None:
+    def deliver_late(self, held_s: float, late_s: float) -> None:
         """Hold back what clients say from now on, drop them after `held_s`, and let it arrive `late_s` after that.
 
         What a client takes for lost then arrives all the same, before or after what it says on its next connection.
         """
-        asyncio.run_coroutine_threadsafe(self._reorder(held_s, late_s), self._loop)
+        asyncio.run_coroutine_threadsafe(self._deliver_late(held_s, late_s), self._loop)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
@@ -112,7 +112,7 @@ class FaultProxy:
     async def _linger(self, size: int) -> None:
         await asyncio.sleep(self.delay_s + (size / self.bytes_per_s if self.bytes_per_s else 0))
 
-    async def _reorder(self, held_s: float, late_s: float) -> None:
+    async def _deliver_late(self, held_s: float, late_s: float) -> None:
         old = dict(self._up)
         for may_go_on in old.values():
             may_go_on.clear()

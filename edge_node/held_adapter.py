@@ -41,12 +41,9 @@ def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview, earlie
 
 def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
     """The version held, verified; None when there is none yet. Raises DamagedFile."""
+    pointer = next(iter(_pointers(folder)), None)
     try:
-        return (
-            GlobalAdapter(pointers[0], verified(folder, pointers[0], layout))
-            if (pointers := _pointers(folder))
-            else None
-        )
+        return GlobalAdapter(pointer, verified(folder, pointer, layout)) if pointer is not None else None
     except FileNotFoundError:
         return None
 

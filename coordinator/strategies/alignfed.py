@@ -56,7 +56,9 @@ class AlignFed(Buffered):
     )
     participation: bool = Field(default=True, description="weigh nodes more that were heard less")
     norm_limit: float | None = Field(
-        default=2.0, ge=1, description="deltas longer than so many times the fleet's median are shortened to it"
+        default=2.0,
+        ge=1,
+        description="deltas longer than so many times the fleet's median are shortened, longer ones more",
     )
     largest_share: float | None = Field(
         default=0.5, gt=0, le=1, description="of the weights of a version, for one node"

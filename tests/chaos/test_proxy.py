@@ -3,8 +3,11 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
-from chaos.proxy import FaultProxy
+import pytest
+
 from tests.patience import PATIENCE_S
 
 HELD_S = 4.0  # what is said a second from now is held back, also on a busy machine
@@ -53,39 +56,38 @@ def is_cut(client: socket.socket) -> bool:
         return True
 
 
-def test_the_end_of_an_old_connection_arrives_in_the_midst_of_the_new_one() -> None:
-    target = Target()
-    proxy = FaultProxy(target.port)
-    try:
-        with socket.create_connection(("127.0.0.1", proxy.port)) as old:
-            old.sendall(b"first")
-            assert target.has_heard((0, b"first"))
-            proxy.reorder(held_s=HELD_S, late_s=HELD_S)
-            time.sleep(HELD_S / 4)
-            old.sendall(b"late")
-            assert is_cut(old)
-        with socket.create_connection(("127.0.0.1", proxy.port)) as new:
-            new.sendall(b"second")
-            assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"))
-            new.sendall(b"third")
-            assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"), (1, b"third"))
-    finally:
-        proxy.close()
-        target.close()
+@pytest.fixture
+def target() -> Iterator[Target]:
+    running = Target()
+    yield running
+    running.close()
 
 
-def test_a_connection_that_says_nothing_is_cut_and_the_next_one_is_not_held_back() -> None:
-    target = Target()
-    proxy = FaultProxy(target.port)
-    try:
-        with socket.create_connection(("127.0.0.1", proxy.port)) as idle:
-            idle.sendall(b"hello")
-            assert target.has_heard((0, b"hello"))
-            proxy.reorder(held_s=0.0, late_s=PATIENCE_S)
-            assert is_cut(idle)
-        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-            client.sendall(b"again")
-            assert target.has_heard((0, b"hello"), (1, b"again"))
-    finally:
-        proxy.close()
-        target.close()
+def test_the_end_of_an_old_connection_arrives_in_the_midst_of_the_new_one(target: Target, fault_proxy: Any) -> None:
+    proxy = fault_proxy(target.port)
+    with socket.create_connection(("127.0.0.1", proxy.port)) as old:
+        old.sendall(b"first")
+        assert target.has_heard((0, b"first"))
+        proxy.deliver_late(held_s=HELD_S, late_s=HELD_S)
+        time.sleep(HELD_S / 4)
+        old.sendall(b"late")
+        assert is_cut(old)
+    with socket.create_connection(("127.0.0.1", proxy.port)) as new:
+        new.sendall(b"second")
+        assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"))
+        new.sendall(b"third")
+        assert target.has_heard((0, b"first"), (1, b"second"), (0, b"late"), (1, b"third"))
+
+
+def test_a_connection_that_says_nothing_is_cut_and_the_next_one_is_not_held_back(
+    target: Target, fault_proxy: Any
+) -> None:
+    proxy = fault_proxy(target.port)
+    with socket.create_connection(("127.0.0.1", proxy.port)) as idle:
+        idle.sendall(b"hello")
+        assert target.has_heard((0, b"hello"))
+        proxy.deliver_late(held_s=0.0, late_s=PATIENCE_S)
+        assert is_cut(idle)
+    with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+        client.sendall(b"again")
+        assert target.has_heard((0, b"hello"), (1, b"again"))

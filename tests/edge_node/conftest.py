@@ -1,5 +1,6 @@
 """A node's core to talk to, and a coordinator that says what the test wants. Adapters are 2x2, made of one number."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from broker.embedded import EmbeddedBroker, find_mosquitto
 from edge_node.core import initial_state, step
 from edge_node.effects import Effect, StoreUpdate
 from edge_node.events import BrokerConnected, Event, HandedOver, Heard, LayoutDescribed, Ticked, TrainingFinished
@@ -191,6 +193,14 @@ def begin(memory: Memory | None = None, outbox: Any = (), terms: Any = None, hel
     identity = Identity("home", boot_id="b0" * 16, base_model=BASE_MODEL, settings=EdgeSettings(**chosen))
     layout = LAYOUT if terms is not None else None
     return initial_state(identity, memory or Memory(), 0.0, outbox, terms, layout, held)
+
+
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
+def each_broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
+    if request.param == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("MOSQUITTO IS NOT INSTALLED (apt install mosquitto)")
+    with EmbeddedBroker(request.param) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from broker.client import Client
-from broker.embedded import EmbeddedBroker, find_mosquitto
+from broker.embedded import EmbeddedBroker
 from broker.events import Disconnected, Message, Publication, Published
 from edge_node.effects import EndFetch, FetchPiece, Note, ServeAdapter
 from edge_node.events import BrokerConnected, BrokerLost, Ticked
@@ -256,14 +256,6 @@ class Link:
         self._client.stop(1)
         self._coordinator.stop(1)
         self._outbox.__exit__()
-
-
-@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
-def each_broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
-    if request.param == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("MOSQUITTO IS NOT INSTALLED (apt install mosquitto)")
-    with EmbeddedBroker(request.param) as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from base_model.examples import save_examples
 from base_model.layout import initial_adapter, layout_of
 from base_model.reference import ResolvedModel, resolve
-from broker.embedded import EmbeddedBroker, find_mosquitto
+from broker.embedded import EmbeddedBroker
 from schemas.adapter import Adapter
 from tests.edge_node.processes.by_hand import EXAMPLES, LORA, Federation, NodeProcess
 
@@ -24,14 +24,6 @@ def resolved(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def first(resolved: ResolvedModel) -> Adapter:
     """The adapter of version 0."""
     return initial_adapter(layout_of(resolved, LORA), seed=0)
-
-
-@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
-def each_broker(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
-    if request.param == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("MOSQUITTO IS NOT INSTALLED (apt install mosquitto)")
-    with EmbeddedBroker(request.param) as running:
-        yield running
 
 
 @pytest.fixture
