@@ -1,6 +1,7 @@
 """Events on their way from the network thread to the caller, and which messages are still to be acknowledged.
 
-Pure but for a lock and a wait; knows nothing of sockets. QoS 0 messages are dropped and counted when the caller falls
+Pure but for a lock and a wait; knows nothing of sockets. What happens to the connection and to what we publish overtakes
+the messages of others: behind thousands of them our own publications would wait for one another. QoS 0 messages are dropped and counted when the caller falls
 behind. QoS 1 messages are not: an inbox `is_full` of bytes asks its owner to read no more from the network until the
 caller has taken some. Unread are then also the broker's answers to what we publish, so a caller who has to answer under
 any load lets QoS 1 messages be dropped as well, and relies on their senders, who send again what is not answered. The
@@ -12,7 +13,7 @@ from collections import deque
 
 from broker.events import Event, Message, NetworkThreadDied
 
-MAX_WAITING = 1_000  # QoS 0 messages find no room behind so many events
+MAX_WAITING = 1_000  # QoS 0 messages find no room behind so many others
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of messages; QoS 0 finds no room in the second half
 
 
@@ -28,7 +29,8 @@ class Inbox:
         self._bytes = 0  # of the messages that wait
         self._drops_all = drops_all
         self._dropped_mids: set[int] = set()  # to be acknowledged in their turn
-        self._events: deque[Event] = deque()
+        self._news: deque[Event] = deque()  # all but messages: few, small, and handed out first
+        self._messages: deque[Message] = deque()
         self._unacknowledged: deque[int] = deque()  # packet ids of this generation, in the order received
         self._acknowledged: list[int] = []
         self._failure: BaseException | None = None
@@ -46,25 +48,17 @@ class Inbox:
             self._acknowledged.clear()
             self._dropped_mids.clear()
             if session_present:
-                self._events = deque(e for e in self._events if not (isinstance(e, Message) and e.qos > 0))
-                self._bytes = sum(map(_held, self._events))
+                self._messages = deque(message for message in self._messages if message.qos == 0)
+                self._bytes = sum(message.held for message in self._messages)
 
     def put(self, event: Event) -> None:
         """Append an event for the caller."""
         with self._changed:
-            if isinstance(event, Message):
-                if event.qos > 0:
-                    self._unacknowledged.append(event.mid)
-                    if self._drops_all and self._bytes + _held(event) > self._max_bytes:
-                        self.dropped += 1
-                        self._dropped_mids.add(event.mid)
-                        self._pass_over_dropped()
-                        return
-                elif len(self._events) >= self._max_waiting or self._bytes + _held(event) > self._max_bytes // 2:
-                    self.dropped += 1
-                    return
-            self._events.append(event)
-            self._bytes += _held(event)
+            if not isinstance(event, Message):
+                self._news.append(event)
+            elif self._has_room_for(event):
+                self._messages.append(event)
+                self._bytes += event.held
             self._changed.notify()
 
     def fail(self, failure: BaseException) -> None:
@@ -76,20 +70,41 @@ class Inbox:
     def get(self, timeout_s: float | None) -> Event | None:
         """The next event, or None when `timeout_s` passes first. Raises NetworkThreadDied."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._events) or self._failure is not None, timeout_s)
+            self._changed.wait_for(lambda: self._has_any or self._failure is not None, timeout_s)
             if self._failure is not None:
                 raise NetworkThreadDied(f"the MQTT network thread stopped: {self._failure!r}") from self._failure
-            if not self._events:
+            if self._news:
+                return self._news.popleft()
+            if not self._messages:
                 return None
-            event = self._events.popleft()
-            self._bytes -= _held(event)
-            return event
+            message = self._messages.popleft()
+            self._bytes -= message.held
+            return message
 
     @property
     def is_full(self) -> bool:
         """Whether nothing more should be read from the network: so many bytes wait for the caller."""
         with self._changed:
             return self._bytes >= self._max_bytes and not self._drops_all
+
+    @property
+    def _has_any(self) -> bool:
+        return bool(self._news or self._messages)
+
+    def _has_room_for(self, message: Message) -> bool:
+        """Whether a message finds room; one that finds none is counted, and of QoS 1 acknowledged in its turn."""
+        with_it = self._bytes + message.held
+        if message.qos == 0:
+            has_room = len(self._messages) < self._max_waiting and with_it <= self._max_bytes // 2
+        else:
+            self._unacknowledged.append(message.mid)
+            has_room = not self._drops_all or with_it <= self._max_bytes
+        if not has_room:
+            self.dropped += 1
+            if message.qos > 0:
+                self._dropped_mids.add(message.mid)
+                self._pass_over_dropped()
+        return has_room
 
     def _pass_over_dropped(self) -> None:
         """Acknowledge what was dropped and is next: the order holds for all."""
@@ -115,8 +130,3 @@ class Inbox:
         with self._changed:
             taken, self._acknowledged = self._acknowledged, []
             return taken
-
-
-def _held(event: Event) -> int:
-    """The memory that an event takes while it waits; events that are no messages are few and small."""
-    return event.held if isinstance(event, Message) else 0

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from broker.events import Connected, Message, MessageProperties, NetworkThreadDied
+from broker.events import Connected, Message, MessageProperties, NetworkThreadDied, Published
 from broker.inbox import Inbox
 
 CONNECTED = Connected(session_present=True, max_packet_size=None, receive_maximum=None)
@@ -58,6 +58,14 @@ def test_messages_that_the_broker_will_send_again_do_not_wait_twice() -> None:
     inbox.begin_generation(session_present=True)
     inbox.put(message(1, generation=2))
     assert [inbox.get(0), inbox.get(0), inbox.get(0)] == [CONNECTED, message(1, generation=2), None]
+
+
+def test_what_becomes_of_our_own_publications_does_not_wait_behind_messages() -> None:
+    inbox = connected_inbox()
+    for event in (message(7), message(8, qos=0), Published(1, None), message(9), CONNECTED, Published(2, None)):
+        inbox.put(event)
+    assert [inbox.get(0) for _ in range(3)] == [Published(1, None), CONNECTED, Published(2, None)]
+    assert [inbox.get(0) for _ in range(4)] == [message(7), message(8, qos=0), message(9), None]
 
 
 def test_messages_that_the_broker_has_forgotten_are_kept() -> None:

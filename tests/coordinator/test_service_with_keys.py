@@ -198,11 +198,12 @@ def test_enrolment_and_revocation_take_effect_while_the_coordinator_runs(
     d = play("d")
     d.until_version(0)
 
-    def is_taken() -> bool:  # within a second of the enrolment, so what was sent before is sent again
-        d.send("d", 0, d.head, 1.0)
-        return any(receipt.status == "accepted" for receipt in d.receipts)
-
-    d.until(is_taken)
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(receipt.status == "accepted" for receipt in d.receipts):
+        assert time.monotonic() < deadline, f"no update of d was accepted: {d.receipts}"
+        d.send("d", 0, d.head, 1.0)  # again and again: the coordinator reads the key ring once a second
+        again = time.monotonic() + 0.2
+        d.until(lambda again=again: bool(d.receipts) or time.monotonic() > again)
     running.kill()
     assert all(version.agrees for version in replay(running.data_dir / "journal.db"))
 
