@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_node.memory import let_go_of_values
 from edge_node.serving.graph_inputs import factor_names
 from edge_node.serving.mapped_factors import Factor, MappedFactors, map_factors
 from edge_node.serving.session import ONNX_FAULTS, WITHOUT, Conversation, Session
@@ -68,6 +69,7 @@ class Inference:
         self._check(factors)
         _check_values(adapter, factors)
         slot = AdapterSlot(version, digest, map_factors(factors))
+        let_go_of_values(adapter.values)  # of a file they came from: what is served is a copy of its own
         self._try(slot)
         return slot
 
