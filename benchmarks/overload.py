@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/overload.py --minutes 10 --json overload.json --write PROMISES.md
 
-A real coordinator on a real mosquitto, without keys, and updates of 65,536 parameters, written as nodes write them, from
-fifty nodes that a client of another make plays. First each node sends its next update when the last is answered: what is answered in a second is the
-load that the coordinator can take. Then ten times as many are sent whatever is answered. The broker's queue overflows,
-as it would, and the coordinator drops what it has no room for; nothing is sent twice, as nodes would do. At the end
-every update that was told `accepted` is looked up in the journal and in the versions. Memory is resident memory, by
-minute; the bar is 10 % between the second minute and the last.
+A real coordinator on a real mosquitto, without keys, and updates of 65,536 parameters, written as nodes write them,
+from fifty nodes that a client of another make plays. First each node sends its next update when the last is answered:
+what is answered in a second is the load that the coordinator can take. Then ten times as many are sent whatever is
+answered. The broker's queue overflows, as it would, and the coordinator drops what it has no room for; nothing is sent
+twice, as nodes would do. At the end every update that was told `accepted` is looked up in the journal and in the
+versions. Memory is resident memory, by minute; the bar is 10 % between the second minute and the last.
 """
 
 import argparse
@@ -40,10 +40,11 @@ from broker.embedded import EmbeddedBroker
 from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.chunks import describe
 from schemas.codec import encode
-from schemas.messages import GlobalManifest, GlobalPointer, Receipt, UpdateManifest, join_body, update_id
+from schemas.messages import CodecId, GlobalManifest, GlobalPointer, Receipt, UpdateManifest, join_body, update_id
 from schemas.topics import GlobalHead, ReceiptFor, UpdateManifestOf, route, topic_filter
 
-FEDERATION, NODES, RANK, CODEC = "overload", 50, 16, "kltp"
+FEDERATION, NODES, RANK = "overload", 50, 16
+CODEC: CodecId = "kltp"
 BUFFER = 200  # so that what waits in the broker is not too old when its turn comes
 LAYERS, WIDTH = 4, 256
 TIMES = 10.5  # so that ten are left of it when the sender loses time

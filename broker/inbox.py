@@ -1,11 +1,12 @@
 """Events on their way from the network thread to the caller, and which messages are still to be acknowledged.
 
-Pure but for a lock and a wait; knows nothing of sockets. What happens to the connection and to what we publish overtakes
-the messages of others: behind thousands of them our own publications would wait for one another. QoS 0 messages are dropped and counted when the caller falls
-behind. QoS 1 messages are not: an inbox `is_full` of bytes asks its owner to read no more from the network until the
-caller has taken some. Unread are then also the broker's answers to what we publish, so a caller who has to answer under
-any load lets QoS 1 messages be dropped as well, and relies on their senders, who send again what is not answered. The
-window of unacknowledged messages bounds nothing: mosquitto 2.0.11 sends another window for each acknowledgement.
+Pure but for a lock and a wait; knows nothing of sockets. What happens to the connection and to what we publish
+overtakes the messages of others: behind thousands of them our own publications would wait for one another. QoS 0
+messages are dropped and counted when the caller falls behind. QoS 1 messages are not: an inbox `is_full` of bytes asks
+its owner to read no more from the network until the caller has taken some. Unread are then also the broker's answers to
+what we publish, so a caller who has to answer under any load lets QoS 1 messages be dropped as well, and relies on
+their senders, who send again what is not answered. The window of unacknowledged messages bounds nothing: mosquitto
+2.0.11 sends another window for each acknowledgement.
 """
 
 import threading
