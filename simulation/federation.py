@@ -202,7 +202,9 @@ class Federation:
             case UpdateArrived(job, messages):
                 self._receive(job, messages)
             case AnswerCame(question_id, payload):
-                self._tell(Answered(_at_ns(self.now), question_id, payload))
+                # when it goes back to what is served, it withdraws what it asked for the version in the making
+                if any(asked.id == question_id for asked in self._state.open_questions):
+                    self._tell(Answered(_at_ns(self.now), question_id, payload))
 
     # --- nodes ---
 

@@ -89,9 +89,13 @@ def digest_of(task: Task) -> str:
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """The commit of this program, with a plus sign where files have changed since; unknown outside of a checkout."""
+    """The commit of this program, with a plus sign where files have changed since; unknown outside of a checkout.
+
+    Earlier runs that are kept there are no part of the program.
+    """
     try:
-        head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+        program = ("--", ":/", ":(top,exclude)results")
+        head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", *program)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}+" if changed else head

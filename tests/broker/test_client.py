@@ -19,6 +19,7 @@ from broker.embedded import EmbeddedBroker
 from broker.events import Connected, Disconnected, Message, NetworkThreadDied, Publication, Published
 from broker.inbox import Inbox
 from broker.settings import BrokerSettings
+from tests.ports import free_port
 
 Connect = Callable[..., Client]
 Expect = Callable[..., Any]
@@ -87,9 +88,7 @@ def test_a_server_that_says_nothing_is_given_up(expect: Expect, monkeypatch: pyt
 
 
 def test_a_broker_of_an_older_mqtt_is_refused_in_words(tmp_path: Path, expect: Expect) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "iotcore", "--port", str(port), "--listen", "127.0.0.1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         with running(BrokerSettings(port=port)) as client:

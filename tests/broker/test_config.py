@@ -17,6 +17,7 @@ from broker.client import MAX_IN_FLIGHT, Client
 from broker.config import AclRule, TlsFiles, acl, deployment_config, loopback_config
 from broker.events import Connected, Disconnected, Message, Publication, Published, Subscribed
 from broker.settings import BrokerSettings
+from tests.ports import free_port
 
 Expect = Callable[..., Any]
 
@@ -111,13 +112,6 @@ def serving(program: str, folder: Path, text: str, port: int) -> Iterator[subpro
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

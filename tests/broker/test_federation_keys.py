@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -47,6 +46,7 @@ from schemas.topics import (
     parse,
     route,
 )
+from tests.ports import free_port
 
 HOSTS = ("127.0.0.1", "localhost")
 
@@ -506,9 +506,7 @@ def test_what_a_preflight_tries_is_allowed_to_a_node_and_to_the_coordinator(
 def test_alignfed_broker_denies_a_revoked_node_by_itself(
     keys: Path, mosquitto: str, tmp_path: Path, expect: Callable[..., Any]
 ) -> None:
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        port = probing.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "alignfed", "broker", "--port", str(port), "--keys", str(keys)]
     command += ["--data-dir", str(tmp_path / "data")]
     own = Publication(route("plant", NodeStateOf("kitchen")).topic, b"x")

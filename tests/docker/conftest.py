@@ -8,7 +8,6 @@ for the next run; containers, networks and volumes go. What is measured on the w
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PROJECT, NODES = "alignfedtest", 3
@@ -210,7 +211,7 @@ def execute() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def built(checkout: Path, base: str, mosquitto: str) -> Iterator[Project]:
     """Both images, built; nothing runs yet."""
-    ports = {name: str(_free_port()) for name in ("PAGE_PORT", "TEST_PORT", "OUTSIDE_PORT")}
+    ports = {name: str(free_port()) for name in ("PAGE_PORT", "TEST_PORT", "OUTSIDE_PORT")}
     variables = {
         "BASE": base,
         "MOSQUITTO_IMAGE": mosquitto,
@@ -222,13 +223,6 @@ def built(checkout: Path, base: str, mosquitto: str) -> Iterator[Project]:
     project.compose(["docker/compose.yaml"], "build")
     yield project
     project.compose(["docker/compose.yaml", "docker/compose.recorder.yaml"], "down", "--volumes", "--remove-orphans")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from broker.embedded import find_mosquitto
 from coordinator.journal import read_updates
 from coordinator.registry import Registry
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "index.md"
 
@@ -65,9 +65,7 @@ class Operator:
 
 @pytest.fixture
 def operator(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Operator]:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    somebody = Operator(tmp_path, tiny_model_dir, port)
+    somebody = Operator(tmp_path, tiny_model_dir, free_port())
     yield somebody
     for process in somebody.running:
         process.kill()

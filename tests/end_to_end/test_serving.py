@@ -5,7 +5,6 @@ Every answer is compared afterwards with what the adapter that it names says, by
 
 import json
 import queue
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from edge_node.serving.inference import AdapterSlot, Inference, ServedVersion
 from edge_node.serving.session import Session
 from schemas.adapter import LoraConfig
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 PROMPTS = ("turn on the desk lamp", "set the volume to 20 percent", "turn off the lights in the office")
 LEARNING_RATE = 0.02  # each version answers otherwise
@@ -162,8 +162,7 @@ def _text(session: Session, slot: AdapterSlot, chat: ChatTokens, prompt: str) ->
 def test_openais_client_and_a_device_are_answered_while_the_node_trains_and_swaps(
     fleet: Any, tiny_model_dir: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     for name in ("node-0", "node-1"):
         add(fleet.folder / f"{name}.toml", **{"edge.training.learning_rate": LEARNING_RATE})
     add(fleet.folder / "node-0.toml", **{"edge.serving.http": f"127.0.0.1:{port}"})

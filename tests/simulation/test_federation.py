@@ -7,6 +7,8 @@ from itertools import pairwise
 import psutil
 import pytest
 
+from base_model.settings import TrainingConfig
+from coordinator.stages import ReleaseStage
 from coordinator.strategies import (
     AlignFed,
     AlignFedLiteral,
@@ -17,6 +19,7 @@ from coordinator.strategies import (
     FFALora,
     Strategy,
 )
+from coordinator.trust.robust import HeadGuard
 from schemas.adapter import Adapter, LoraConfig
 from simulation.federation import Released, Version
 from simulation.schedule import Schedule, Turnover
@@ -293,3 +296,12 @@ def test_nodes_of_several_ranks_share_one_adapter(happen, simulate) -> None:
 def test_nodes_that_share_one_factor_need_one_rank() -> None:
     with pytest.raises(ValueError, match="ffa_lora shares one factor alone"):
         SimulationConfig(method="ffa", strategy=FFALora(), node_ranks=(4,))
+
+
+def test_an_answer_for_a_version_that_was_taken_back_bothers_nobody(happen) -> None:
+    nervous = ReleaseStage(choose="gated", guard=HeadGuard(rise=0, slack=0, probation=1))
+    strategy = AlignFed(buffer_size=2, anchor=None, align="semantic", release=nervous)
+    wild = TrainingConfig(steps=2, batch_size=2, learning_rate=0.3)
+    slow = LEVEL.model_copy(update={"server_speed": 0.3})
+    versions = happen(strategy, updates=24, schedule=slow, training=wild, seed=3)
+    assert any(version.manifest.returned for version in versions)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -34,6 +33,7 @@ from edge_node.settings import EdgeSettings
 from edge_node.state import GlobalAdapter, HeldOutLoss, Identity, Memory, Training, TrainingJob
 from schemas.messages import GlobalPointer, NodeMetrics, NodeState
 from schemas.topics import GlobalHead, NodeMetricsOf, NodeStateOf, route
+from tests.ports import free_port
 
 FEDERATION, BOOT, SECOND = "test", "b" * 32, 1_000_000_000
 GATED = FedBuff(buffer_size=3, anchor=AnchorStage(), release=ReleaseStage(choose="gated"))
@@ -44,8 +44,7 @@ TOPIC = re.compile(r"[^/+#]+/device/([a-zA-Z0-9_-]+/)?[a-zA-Z0-9_-]+/config")
 @pytest.fixture
 def address() -> str:
     """A free address on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 ENTER, LEAVE, HOME, DIMMED_NAME = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H", "\x1b[1;2mtest"
 COMMAND = [sys.executable, "-m", "alignfed", "status", "--watch"]
@@ -25,8 +25,7 @@ COMMAND = [sys.executable, "-m", "alignfed", "status", "--watch"]
 @pytest.fixture
 def address() -> str:
     """A free address on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

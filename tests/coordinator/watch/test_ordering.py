@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from coordinator.journal import read_nodes
 from coordinator.replay.inside import replay_journal
 from coordinator.watch.ordering import WITHIN_S, WRONG_TOKENS, Guard, Unwelcome
 from coordinator.watch.token_file import read_or_make_token
+from tests.ports import free_port
 
 TOKEN = "t" * 43
 HERE = {"host": "127.0.0.1:9100", "authorization": f"Bearer {TOKEN}"}
@@ -91,8 +91,7 @@ def test_a_token_that_would_not_do_is_refused_in_words(tmp_path: Path, content: 
 
 @pytest.fixture
 def address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Real node processes, a real broker, a real tiny model."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from base_model.reference import ResolvedModel, resolve
 from broker.embedded import EmbeddedBroker
 from schemas.adapter import Adapter
 from tests.edge_node.processes.by_hand import EXAMPLES, LORA, Federation, NodeProcess
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,9 @@ def broker() -> Iterator[EmbeddedBroker]:
         yield running
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+@pytest.fixture(name="free_port")
+def _free_port() -> int:
+    return free_port()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import http.client
 import json
 import queue
-import socket
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,6 +22,7 @@ from edge_node.settings import ProbeSettings, ServingSettings
 from schemas.adapter import Adapter
 from schemas.messages import GlobalPointer
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 EXAMPLES = (
     Example(prompt="turn on the desk lamp", completion='{"intent": "HassTurnOn", "name": "desk lamp"}'),
@@ -163,9 +163,7 @@ def served_version(port):
 
 
 def test_a_node_goes_back_by_itself_and_an_operator_may_go_back_to_nothing(resolved, cache, trained, misled):
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     told = queue.SimpleQueue()
     settings = ServingSettings(http=f"127.0.0.1:{port}", mqtt=False)
     serving = Serving(resolved, ChatTokens(resolved.path), cache, settings, None, told.put, own)
