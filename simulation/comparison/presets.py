@@ -7,7 +7,7 @@ machine, for the plan that is printed before anything runs.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from simulation.comparison.regimes import CALIBRATION, REGIMES, Regime
+from simulation.comparison.regimes import CALIBRATION, LONG, REGIMES, THOUSAND, Regime
 from simulation.methods import CENTRALISED
 from simulation.settings import Measuring
 
@@ -126,19 +126,21 @@ FULL = Preset(
         # what never asks the base model is not computed again for another calibration set
         **{regime.name: (Entry((OURS,)), Entry((STRONGEST,), closely=True)) for regime in CALIBRATION},
         **dict.fromkeys(("slow-server", "wide-speed", "easier"), (Entry((OURS, STRONGEST), seeds=2),)),
+        # where updates are furthest from the head, alignment has most to gain
         **dict.fromkeys(
-            ("high-staleness", "mixed-ranks", "long-jobs"), (Entry((OURS, STRONGEST, "alignfed_transplant"), seeds=2),)
+            ("high-staleness", "long-jobs"), (Entry((OURS, "alignfed_transplant")), Entry((STRONGEST,), seeds=2))
         ),
+        "mixed-ranks": (Entry((OURS, STRONGEST, "alignfed_transplant"), seeds=2),),
     },
     sized=lambda regime: regime,
 )
 
-LONG = Preset(
+END_POINT = Preset(
     name="long",
-    about="the end point: 2,000 updates and the ceiling",
+    about="the end point: 2,000 updates and the ceiling; and a thousand homes",
     seeds=FULL.seeds,
-    meetings={"long": (Entry((OURS, STRONGEST, CEILING)),)},
+    meetings={LONG.name: (Entry((OURS, STRONGEST, CEILING)),), THOUSAND.name: (Entry((OURS,), seeds=1),)},
     sized=lambda regime: regime,
 )
 
-PRESETS = {preset.name: preset for preset in (CI, FULL, LONG)}
+PRESETS = {preset.name: preset for preset in (CI, FULL, END_POINT)}

@@ -1,6 +1,7 @@
 """The results as a document, written from a comparison's summary and from nothing else, never by hand.
 
-The summary is kept beside it, so that anyone can write it again and find no difference.
+The summary is kept beside it, so that anyone can write it again and find no difference; its images lie in a folder of
+its name, so that two comparisons can have a document each.
 """
 
 import shutil
@@ -13,7 +14,6 @@ from simulation.comparison.tables import PARTS, Column, learning
 from simulation.comparison.verdicts import Verdict
 from simulation.comparison.wording import TERMS, duration, meaning_of_intervals, with_range
 
-IMAGES = Path("images") / "results"
 CURVES = "curves-"
 Methods = dict[str, MethodSummary]
 
@@ -26,19 +26,19 @@ def write_results(out: Path, document: Path) -> None:
     if not (out / NAME).exists():
         raise FileNotFoundError(f"{out / NAME} does not exist: run the comparison first, with --out {out}")
     comparison = Comparison.model_validate_json((out / NAME).read_bytes())
-    images = document.parent / IMAGES
-    shutil.rmtree(images, ignore_errors=True)  # of another comparison
-    shutil.copytree(out / "figures", images)
+    images = Path("images") / document.stem
+    shutil.rmtree(document.parent / images, ignore_errors=True)  # of another comparison
+    shutil.copytree(out / "figures", document.parent / images)
     shutil.copyfile(out / NAME, document.with_suffix(".json"))
-    document.write_text(render(comparison), encoding="utf-8")
+    document.write_text(render(comparison, images), encoding="utf-8")
 
 
-def render(comparison: Comparison) -> str:
-    """The document as Markdown."""
-    return "\n\n".join(_parts(comparison)) + "\n"
+def render(comparison: Comparison, images: Path) -> str:
+    """The document as Markdown; `images` is where its pictures lie, seen from it."""
+    return "\n\n".join(_parts(comparison, images)) + "\n"
 
 
-def _parts(comparison: Comparison) -> Iterator[str]:
+def _parts(comparison: Comparison, images: Path) -> Iterator[str]:
     yield "# Results"
     yield (
         "This page is written by a command from the runs, not by hand. Below are all methods that were run, all seeds, "
@@ -50,9 +50,9 @@ def _parts(comparison: Comparison) -> Iterator[str]:
         yield "\n".join(f"- `{name}`: {reason}" for name, reason in comparison.failures.items())
     yield from _verdicts(comparison)
     yield "## In pictures"
-    yield from (_image(comparison, name) for name in comparison.figures if not name.startswith(CURVES))
+    yield from (_image(comparison, images, name) for name in comparison.figures if not name.startswith(CURVES))
     for regime, methods in comparison.regimes.items():
-        yield from _regime(comparison, regime, methods)
+        yield from _regime(comparison, images, regime, methods)
     yield from _conditions(comparison)
 
 
@@ -66,20 +66,30 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     unmeasured = [verdict for verdict in comparison.verdicts if verdict.measured is None]
     if unmeasured:
         yield "## What these runs do not measure"
-        yield "\n".join(f"- {verdict.bar} ({verdict.regime}): {verdict.asked}" for verdict in unmeasured)
+        yield "\n".join(_unmeasured(comparison, unmeasured))
+
+
+def _unmeasured(comparison: Comparison, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """A line for each bar of a regime that was run, one for all of the others."""
+    here = [verdict for verdict in verdicts if verdict.regime in comparison.regimes]
+    elsewhere = [verdict for verdict in verdicts if verdict.regime not in comparison.regimes]
+    yield from (f"- {verdict.bar} ({verdict.regime}): {verdict.asked}" for verdict in here)
+    if elsewhere:
+        regimes = ", ".join(f"`{regime}`" for regime in dict.fromkeys(verdict.regime for verdict in elsewhere))
+        yield f"- {len(elsewhere)} bars of regimes that were not run here: {regimes}"
 
 
 def _verdict(verdict: Verdict) -> tuple[str, ...]:
     return verdict.bar, verdict.regime, verdict.asked, with_range(verdict.measured, verdict.unit), verdict.note
 
 
-def _regime(comparison: Comparison, regime: str, methods: Methods) -> Iterator[str]:
+def _regime(comparison: Comparison, images: Path, regime: str, methods: Methods) -> Iterator[str]:
     some = next(iter(methods.values()))
     targets = ", ".join(f"{target:g}" for target in comparison.targets[regime])
     yield f"## Regime `{regime}`"
     yield f"{comparison.about_regimes[regime].capitalize()}. {some.nodes} nodes. Targets: {targets}."
     if CURVES + regime in comparison.figures:
-        yield _image(comparison, CURVES + regime)
+        yield _image(comparison, images, CURVES + regime)
     shown = learning(list(some.time_to))
     yield _medians(methods, shown)
     yield _folded("who has what part, and what it costs", _medians(methods, PARTS))
@@ -127,9 +137,9 @@ def _conditions(comparison: Comparison) -> Iterator[str]:
     yield _table(("method", "what it is"), [(f"`{name}`", about) for name, about in comparison.about_methods.items()])
 
 
-def _image(comparison: Comparison, name: str) -> str:
+def _image(comparison: Comparison, images: Path, name: str) -> str:
     caption = comparison.figures[name]
-    return f"![{caption}]({(IMAGES / name).as_posix()}.png)\n\n*{caption}*"
+    return f"![{caption}]({(images / name).as_posix()}.png)\n\n*{caption}*"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

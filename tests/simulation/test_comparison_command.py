@@ -161,7 +161,8 @@ def test_the_document_is_written_from_the_summary_alone(compared: Compared, tmp_
     document.parent.mkdir()
     write_results(compared.options.out, document)
     text = document.read_text()
-    assert render(Comparison.model_validate_json(document.with_suffix(".json").read_bytes())) == text
+    comparison = Comparison.model_validate_json(document.with_suffix(".json").read_bytes())
+    assert render(comparison, Path("images") / "results") == text
     pictures = re.findall(r"\]\((images/results/[^)]+)\)", text)
     assert pictures
     assert all((document.parent / picture).is_file() for picture in pictures)
