@@ -163,13 +163,12 @@ def _task(task: TaskSpec, seed: int, asks: bool) -> TaskSpec:
 
 def _measuring(preset: Preset, regime: Regime, method: str, strategy: Strategy | None) -> Measuring:
     """As often as the others per update, for a method that makes a version of every update, or of a round's."""
-    if preset.is_measured_closely(regime.name, method):
-        return CLOSELY
+    measuring = CLOSELY if preset.is_measured_closely(regime.name, method) else regime.measuring
     if isinstance(strategy, FedAsync):
-        return regime.measuring.model_copy(update={"every": PER_VERSION * regime.measuring.every})
+        return measuring.model_copy(update={"every": PER_VERSION * measuring.every})
     if isinstance(strategy, FedAvg):
-        return regime.measuring.model_copy(update={"every": 1})
-    return regime.measuring
+        return measuring.model_copy(update={"every": 1})
+    return measuring
 
 
 def _known(name: str, things: Mapping[str, Thing], kind: str) -> Thing:
