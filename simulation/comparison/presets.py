@@ -6,6 +6,7 @@ machine, for the plan that is printed before anything runs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from simulation.comparison.regimes import CALIBRATION, LONG, REGIMES, THOUSAND, Regime
 from simulation.methods import CENTRALISED
@@ -29,11 +30,12 @@ WITH_OUR_STAGES = {
 
 @dataclass(frozen=True)
 class Ablation:
-    """A module of the method: the run with it, the run without, and which of the two is the default."""
+    """A module of the method: the run with it, the run without, what it is for, and which of the two is the default."""
 
     module: str
     present: str
     absent: str
+    purpose: Literal["loss", "fairness"] = "loss"
 
     @property
     def is_default(self) -> bool:
@@ -44,7 +46,7 @@ class Ablation:
 ABLATIONS = (
     Ablation("alignment by transplant", "alignfed_transplant", OURS),
     Ablation("alignment on activations", "alignfed_semantic", OURS),
-    Ablation("participation weights", OURS, "alignfed_no_participation"),
+    Ablation("participation weights", OURS, "alignfed_no_participation", purpose="fairness"),
     Ablation("anchor", OURS, "alignfed_no_anchor"),
     Ablation("release stage", OURS, "alignfed_no_release"),
 )

@@ -148,10 +148,20 @@ def test_with_poor_calibration_a_loss_within_the_interval_is_no_loss():
 
 
 def test_a_module_that_is_on_must_help():
-    useless = three("alignfed") + three("alignfed_no_participation")
-    assert verdict_on("participation weights", useless).met is False
-    useful = three("alignfed", losses=(4.0, 0.5)) + three("alignfed_no_participation", losses=(4.0, 0.8))
-    assert verdict_on("participation weights", useful).met is True
+    useless = three("alignfed") + three("alignfed_no_anchor")
+    assert verdict_on("anchor: loss", useless).met is False
+    useful = three("alignfed", losses=(4.0, 0.5)) + three("alignfed_no_anchor", losses=(4.0, 0.8))
+    assert verdict_on("anchor: loss", useful).met is True
+
+
+def test_a_module_for_fairness_need_not_lower_the_loss_but_must_give_slow_nodes_weight():
+    without = [made("alignfed_no_participation", seed, slow_weight=0.1) for seed in SEEDS]
+    for weight, fair in ((0.2, True), (0.1, False)):
+        runs = [*without, *(made("alignfed", seed, slow_weight=weight) for seed in SEEDS)]
+        assert verdict_on("participation weights: loss", runs).met is True
+        assert verdict_on("participation weights: the slowest", runs).met is fair
+    dearer = [*without, *(made("alignfed", seed, losses=(4.0, 2.0, 1.5), slow_weight=0.2) for seed in SEEDS)]
+    assert verdict_on("participation weights: loss", dearer).met is False
 
 
 def test_a_module_that_is_off_need_not_help():
