@@ -6,6 +6,7 @@ MQTT 5 only: older versions answer a refused message with success.
 """
 
 import contextlib
+import logging
 import math
 import random
 import selectors
@@ -42,6 +43,8 @@ from broker.inbox import Inbox
 from broker.outgoing import Outgoing, OutgoingQueue
 from broker.settings import BrokerSettings
 
+log = logging.getLogger("broker")
+
 MAX_IN_FLIGHT = 20  # unacknowledged messages in each direction
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 0.2, 30.0
 _CONNECT_TIMEOUT_S = 10.0
@@ -73,6 +76,7 @@ class Client:
         if not client_id or any(mark in client_id for mark in "$+#/"):  # iotcore does not survive such a client
             raise ValueError(f"a client id must not be empty or contain $ + # or /, got {client_id!r}")
         self._settings = settings
+        self._has_warned = False  # of what nobody asked for
         self._inbox = Inbox(drops_all=drops_when_behind)
         self._outgoing = OutgoingQueue(settings.max_packet_size, MAX_IN_FLIGHT)
         self._lock = threading.Lock()  # guards the three below
@@ -391,7 +395,18 @@ class Client:
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         before, size = self._traffic, len(message.payload)
         self._traffic = replace(before, messages_in=before.messages_in + 1, bytes_in=before.bytes_in + size)
-        self._inbox.put(_message(message, self._inbox.generation))
+        came = _message(message, self._inbox.generation)
+        if came.topic.startswith("$") and not self._is_asked_for(came.topic):
+            if not self._has_warned:
+                log.warning("the broker sends what nobody asked it for, first on %r: it may be lying", came.topic[:100])
+            self._has_warned = True
+            return
+        self._inbox.put(came)
+
+    def _is_asked_for(self, topic: str) -> bool:
+        """Whether we listen to this topic, which begins with a $: no wildcard takes it in."""
+        with self._lock:
+            return any(paho.topic_matches_sub(one, topic) for one in self._filters if one.startswith("$"))
 
 
 def next_wait_s(last_s: float, served_s: float) -> float:

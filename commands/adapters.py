@@ -126,14 +126,18 @@ def verify_adapters(
     """Check the whole chain of versions.
 
     The signature of every manifest and of the decision on it from the federation's root down, its place in the order,
-    and every adapter's bytes. Needs no broker. Without keys only order and bytes are checked, which is said.
+    and every adapter's bytes; where the coordinator's journal lies beside them, that no version is missing at the end.
+    Needs no broker. Without keys only order and bytes are checked, which is said.
     """
+    from coordinator.journal import read_versions
     from coordinator.trust.verification import read_certified, verify_chain
 
     registry = _registry(config, data_dir)
+    journal = registry.folder.parent / "journal.db"
+    recorded = read_versions(journal) if journal.exists() else ()
     bundle = keys or configuration(config).security.keys
     certified = read_certified(bundle) if bundle is not None else None
-    versions = list(verify_chain(registry, certified))
+    versions = list(verify_chain(registry, certified, recorded))
     faults = [version for version in versions if version.fault is not None]
     if as_json:
         root = certified.member.root if certified else None
@@ -147,6 +151,8 @@ def verify_adapters(
         print_table(["version", "digest", "signed by", "verdict"], rows)
         if certified is None:
             note("No keys are set: order and bytes were checked, signatures were not. Name the bundle by --keys.")
+        if not journal.exists():
+            note(f"There is no {journal}: whether newer versions are missing cannot be told.")
     if faults:
         fail(f"{len(faults)} of {len(versions)} versions are not as they should be", FAILED)
 

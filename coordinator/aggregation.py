@@ -118,7 +118,9 @@ def discard(state: FederationState, updates: tuple[AdapterUpdate, ...], objectio
     effects: tuple[Effect, ...] = ()
     for update in updates:
         ledger = state.nodes[update.node]
-        state = with_ledger(state, update.node, replace(ledger, accepted=without(ledger.accepted, update.update_id)))
+        late = ledger.late + (objection.kind != "finished")  # as it is counted in `refuse`
+        accepted = without(ledger.accepted, update.update_id)
+        state = with_ledger(state, update.node, replace(ledger, accepted=accepted, late=late))
         state, more = refuse(state, update.node, update.update_id, objection)
         effects = (*effects, *more)
     return state, effects

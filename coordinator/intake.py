@@ -379,11 +379,15 @@ def _too_long(state: FederationState, delta: Adapter) -> Objection | None:
 def refuse(
     state: FederationState, node: str, id_: str, objection: Objection, manifest: UpdateManifest | None = None
 ) -> Step:
-    """Answer with the objection, note it in the node's ledger, and collect none of the update's late chunks."""
+    """Answer with the objection, note it in the node's ledger, and collect none of the update's late chunks.
+
+    A node that has not heard the answer offers the same update again: that speaks against the link, not the node.
+    """
     before = _ledger(state, node)
     refused = (*(other for other in before.refused if other != id_), id_)[-REMEMBERED_REFUSALS:]
     after = replace(before, refused=refused, partial=without(before.partial, id_))
-    if objection.kind != "finished":  # nothing speaks against a node that has not heard of the end
+    # nor does anything speak against a node that has not heard of the end
+    if objection.kind != "finished" and id_ not in before.refused:
         after = after.with_refusal(objection.kind, objection.reason[:MAX_SENTENCE])
     state = with_ledger(state, node, after)
     answer = receipt(node, id_, objection.status, objection.reason, manifest=manifest)

@@ -1,8 +1,9 @@
 """The journal: everything that ever went into the core, raw and in order, and beside it what came of it, for reading.
 
-The recording file holds one row for each event: messages as they arrived, and under topics that no client can publish
-to, the terms of the federation, its first adapter, the base model's answers, ticks and starts. The core's state is a
-fold over these rows. The tables `versions` and `updates` are written in the same transaction and only ever read by
+The recording file holds one row for each event: messages as they arrived, and under topics of its own, which are none
+of the federation's, the terms of the federation, its first adapter, the base model's answers, ticks and starts. Whoever
+writes a message here has made sure that its topic is one of the federation's. The core's state is a fold over these
+rows. The tables `versions` and `updates` are written in the same transaction and only ever read by
 people, tools and tests.
 """
 

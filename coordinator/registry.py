@@ -87,6 +87,11 @@ class Registry:
         """The decision on a version as it was signed; None if it never was."""
         return _content(self._seal("decisions", version))
 
+    def newest_sealed(self) -> tuple[int, int]:
+        """The newest version that was ever signed, and the newest with a signed decision; -1 where there is none."""
+        folder = self.folder / "signatures"
+        return max(_numbered(folder, "signed"), default=-1), max(_numbered(folder / "decisions", "signed"), default=-1)
+
     def unsealed(self) -> list[GlobalManifest]:
         """The manifests that were not signed as they are, oldest first."""
         # bytes are compared, not parsed: every start looks at every version there has ever been
@@ -159,6 +164,6 @@ def _is_sealed(signed: bytes | None, path: Path) -> bool:
     return signed is not None and unsigned(signed) == path.read_bytes()
 
 
-def _numbered(folder: Path) -> list[int]:
-    """The versions that have a file there, oldest first."""
-    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+def _numbered(folder: Path, kind: str = "json") -> list[int]:
+    """The versions that have a file of this kind there, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob(f"*.{kind}") if path.stem.isdecimal())

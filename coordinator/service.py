@@ -64,6 +64,7 @@ from coordinator.watch.status import Facts, ProcessStatus
 from coordinator.watch.teller import Teller
 from schemas.messages import GlobalManifest, ReleaseReport
 from schemas.topics import (
+    Address,
     NodeMetricsOf,
     NodeStateOf,
     UpdateChunk,
@@ -206,9 +207,13 @@ class Service:
         state, history, effects = self.state, self.history, list[Effect]()
         with self.keeper.deciding(), self.lease.transaction():
             for message in messages:
+                address = parse(self.federation, message.topic)
+                if address is None:  # it could pass for an event of our own, once it is in the journal
+                    self._log_drop("unexpected topic", repr(message.topic[:100]))
+                    continue
                 event, row = self._event_of(message)
                 with self.poison.taking(message.topic):
-                    if self._listens_to_node(event):
+                    if self._listens_to_node(address, event):
                         continue
                     state, more = step(state, event)
                 record(self.journal, row, more)
@@ -232,9 +237,8 @@ class Service:
             return (poisoned := Poisoned(*about)), row_of_event(poisoned)
         return Received(*about), row_of(message)
 
-    def _listens_to_node(self, event: Received | Poisoned) -> bool:
+    def _listens_to_node(self, address: Address, event: Received | Poisoned) -> bool:
         """Whether a message is what a node says of itself, which is shown and never journalled."""
-        address = parse(self.federation, event.topic)
         if isinstance(event, Received):
             self.fleet = hear(self.fleet, address, event.payload, event.at_ns, self.state.config.limits.nodes)
         return is_of_nodes(address)

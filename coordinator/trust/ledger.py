@@ -63,6 +63,7 @@ class NodeLedger:
     partial: Mapping[str, PartialUpdate] = field(default_factory=dict)
     refused: tuple[str, ...] = ()  # the latest few ids, so that their late chunks are not collected
     refusals: Mapping[Refusal, int] = field(default_factory=dict)  # every one, those of accepted updates too
+    late: int = 0  # of these, refusals of updates that were accepted first, and so count as participation too
     last_refusal: str | None = None  # the reason that the node was told
     overclaimed: int = 0  # updates that claimed more participation than is counted here
     hour: int = 0  # since 1970, of the latest update that was decoded
@@ -83,18 +84,20 @@ class NodeLedger:
         return not (self.participation or self.accepted or self.partial or self.quarantine)
 
     @property
-    def refused_share(self) -> float:
-        """Refused updates of all that were decided; those refused after they had been accepted count once."""
-        late = self.refusals.get("distrusted", 0) + self.refusals.get("overflow", 0)
+    def decided(self) -> int:
+        """Updates that were accepted or refused; those refused after they had been accepted count once."""
         refused = sum(self.refusals.values())
-        decided = max(refused, self.participation + refused - late)
-        return refused / decided if decided else 0.0
+        return max(refused, self.participation + refused - self.late)
+
+    @property
+    def refused_share(self) -> float:
+        """Refused updates of all that were decided."""
+        return sum(self.refusals.values()) / self.decided if self.decided else 0.0
 
     @property
     def alarm(self) -> bool:
         """Whether so many of its updates are refused that somebody should find out why."""
-        decided = self.participation + sum(self.refusals.values())
-        return decided >= ALARM_AFTER and self.refused_share > ALARM_SHARE
+        return self.decided >= ALARM_AFTER and self.refused_share > ALARM_SHARE
 
     def with_refusal(self, kind: Refusal, reason: str) -> "NodeLedger":
         """One more refusal, with the reason that the node is told."""
@@ -115,7 +118,7 @@ class NodeLedger:
 
     def forgiven(self) -> "NodeLedger":
         """Without what speaks against the node; what it has contributed stays counted."""
-        return replace(self, refusals={}, last_refusal=None, overclaimed=0, standing=None, quarantine=None)
+        return replace(self, refusals={}, late=0, last_refusal=None, overclaimed=0, standing=None, quarantine=None)
 
 
 class NodeReport(BaseModel):

@@ -36,18 +36,20 @@ class Seals:
     def seal_what_is_open(self, state: FederationState) -> None:
         """Seal what a crash has left unsealed, and what is from before the federation had keys.
 
-        What was signed otherwise stays as it is and is found by whoever verifies, but the newest of each: those alone a
-        crash can have left between their writing and their sealing.
+        Both are newer than all that was sealed. What lies behind that without its signature, or with another, is not
+        believed: it stays as it is, and is found by whoever verifies. But the newest of each may be written anew, and a
+        crash come before its seal.
         """
         if self._keys is None:
             return
+        newest, newest_decision = self._registry.newest_sealed()
         for manifest in self._registry.unsealed():
-            if self._registry.seal_of(manifest.version) is None or manifest.version == state.head.version:
+            if manifest.version > newest or manifest.version == state.head.version:
                 self.seal(manifest)
             else:
                 log.error("the manifest of version %d is not what was signed", manifest.version)
         for report in self._registry.unsealed_decisions():
-            if self._registry.seal_of_decision(report.judged) is None or report == state.release:
+            if report.judged > newest_decision or report == state.release:
                 self.seal_decision(report)
             else:
                 log.error("the decision on version %d is not what was signed", report.judged)

@@ -4,7 +4,7 @@ Needs the registry and, for the signatures, the root's public key with its certi
 nothing that is not signed, and believes no file to be what its name says.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,19 +46,29 @@ def read_certified(bundle: Path) -> Certified:
     return Certified(member, certificates)
 
 
-def verify_chain(registry: Registry, certified: Certified | None) -> Iterator[VerifiedVersion]:
-    """Each version, oldest first. Without `certified` signatures are not looked at."""
+def verify_chain(
+    registry: Registry, certified: Certified | None, recorded: Iterable[GlobalManifest] = ()
+) -> Iterator[VerifiedVersion]:
+    """Each version, oldest first. Without `certified` signatures are not looked at.
+
+    `recorded` are the manifests in the journal, where it is at hand: a chain that was cut off at its end is sound.
+    """
+    in_journal = {manifest.version: manifest for manifest in recorded}
     parent: str | None = NO_DIGEST
     epoch, expected, used = 0, 0, dict[str, int]()
+    newest_key = 0  # number of the newest certificate so far: who has a key that was replaced can still sign with it
     for version in registry.numbers():
         manifest: GlobalManifest | None = None
         signed_by = None
         try:
             manifest = registry.manifest(version)
             if certified is not None:
-                signed_by = _signer(registry, manifest, certified)
-                _check_decision(registry, version, certified)
+                certificate = _signer(registry, manifest, certified, newest_key)
+                signed_by, newest_key = key_id(certificate.key), certificate.number
+                _check_decision(registry, version, certified, newest_key)
             fault = _fault(registry, manifest, version, expected, parent, epoch, used)
+            if fault is None and in_journal.get(version, manifest) != manifest:
+                fault = "the journal has another version of this number"
         except (RegistryError, InvalidMessage) as error:
             fault = str(error)
         yield VerifiedVersion(version, manifest.digest if manifest else None, signed_by, fault)
@@ -68,6 +78,8 @@ def verify_chain(registry: Registry, certified: Certified | None) -> Iterator[Ve
             used |= {given.update_id: version for given in manifest.inputs}
     for version in sorted(set(registry.decided()) - set(registry.numbers())):
         yield VerifiedVersion(version, None, None, "something was decided on it, and there is no such version")
+    for version in sorted(in_journal.keys() - set(registry.numbers())):
+        yield VerifiedVersion(version, in_journal[version].digest, None, "it is in the journal, and missing here")
 
 
 def _fault(
@@ -97,38 +109,39 @@ def _fault(
     return None
 
 
-def _signer(registry: Registry, manifest: GlobalManifest, certified: Certified) -> str:
-    """The id of the certified key that has signed this very manifest. Raises InvalidMessage, RegistryError."""
+def _signer(registry: Registry, manifest: GlobalManifest, certified: Certified, at_least: int) -> KeyCertificate:
+    """The certificate, not below a number, of the key that has signed this manifest: InvalidMessage, RegistryError."""
     payload = registry.seal_of(manifest.version)
     if payload is None:
         raise RegistryError(f"version {manifest.version} was never signed; starting the coordinator with keys signs it")
     topic = route(certified.member.federation, GlobalManifestOf(manifest.version)).topic
-    certificate, message = _opened(topic, payload, certified)
+    certificate, message = _opened(topic, payload, certified, at_least)
     if message != manifest.to_bytes():
         raise InvalidMessage("what was signed is another manifest")
-    name = key_id(certificate.key)
     if manifest.created_at_ns > certificate.expires_at_ns:
-        raise InvalidMessage(f"it was made after the certificate of key {name} had expired")
-    return name
+        raise InvalidMessage(f"it was made after the certificate of key {key_id(certificate.key)} had expired")
+    return certificate
 
 
-def _check_decision(registry: Registry, version: int, certified: Certified) -> None:
+def _check_decision(registry: Registry, version: int, certified: Certified, at_least: int) -> None:
     """Raise InvalidMessage or RegistryError unless the decision on a version, if there is one, is as it was signed."""
     decision, payload = registry.decision(version), registry.seal_of_decision(version)
     if decision is None and payload is None:  # it was passed over
         return
     if payload is None:
         raise RegistryError("the decision on it was never signed; starting the coordinator with keys signs it")
-    _, message = _opened(decision_name(certified.member.federation, version), payload, certified)
+    _, message = _opened(decision_name(certified.member.federation, version), payload, certified, at_least)
     if decision is None:
         raise RegistryError("the decision on it is missing; its signature is there")
     if message != decision.to_bytes():
         raise InvalidMessage("what was signed is another decision on it")
 
 
-def _opened(name: str, payload: bytes, certified: Certified) -> tuple[KeyCertificate, bytes]:
-    """What a certified key has signed for this name, with the key's certificate. Raises InvalidMessage."""
+def _opened(name: str, payload: bytes, certified: Certified, at_least: int) -> tuple[KeyCertificate, bytes]:
+    """What a certified key, its certificate not below a number, has signed for this name. Raises InvalidMessage."""
     signer = take_apart(payload).key_id
     if (certificate := certified.certificates.get(signer)) is None:
         raise InvalidMessage(f"key {signer} signed it, which the root has not certified")
+    if certificate.number < at_least:
+        raise InvalidMessage(f"key {signer} signed it, which had been replaced before: somebody has it who should not")
     return certificate, verified(certificate.key, name, payload)

@@ -22,13 +22,13 @@ SENT = 150  # messages of half a MiB: more than twice what may wait
 
 
 class BadBroker:
-    """It says yes to one client, then sends without minding the window, and reads nothing."""
+    """It says yes to one client, then sends without minding the window, on these topics in turn, and reads nothing."""
 
-    def __init__(self, messages: int) -> None:
+    def __init__(self, messages: int, topics: tuple[str, ...] = ("t",)) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.settings = BrokerSettings(port=self._listener.getsockname()[1])
         self.sent = 0
-        self._messages, self._ended = messages, threading.Event()
+        self._messages, self._topics, self._ended = messages, topics, threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -43,7 +43,8 @@ class BadBroker:
             connection.recv(4096)  # the whole CONNECT: it is small
             connection.sendall(CONNACK)
             for number in range(1, self._messages + 1):
-                packet = memoryview(publish_packet(number, number.to_bytes(2, "big") + bytes(MIB // 2)))
+                topic = self._topics[number % len(self._topics)]
+                packet = memoryview(publish_packet(topic, number, number.to_bytes(2, "big") + bytes(MIB // 2)))
                 connection.settimeout(0.1)
                 while packet and not self._ended.is_set():
                     try:
@@ -54,9 +55,9 @@ class BadBroker:
             self._ended.wait()
 
 
-def publish_packet(mid: int, payload: bytes) -> bytes:
-    """A PUBLISH of QoS 1 on the topic `t`, without properties."""
-    body = b"\0\1t" + mid.to_bytes(2, "big") + b"\0" + payload
+def publish_packet(topic: str, mid: int, payload: bytes) -> bytes:
+    """A PUBLISH of QoS 1, without properties."""
+    body = len(topic).to_bytes(2, "big") + topic.encode() + mid.to_bytes(2, "big") + b"\0" + payload
     length, left = b"", len(body)
     while left or not length:
         left, low = left >> 7, left & 0x7F
@@ -66,7 +67,7 @@ def publish_packet(mid: int, payload: bytes) -> bytes:
 
 @pytest.fixture
 def bad_broker(request: pytest.FixtureRequest) -> Iterator[BadBroker]:
-    broker = BadBroker(getattr(request, "param", 0))
+    broker = BadBroker(*getattr(request, "param", (0,)))
     yield broker
     broker.end()
 
@@ -87,7 +88,7 @@ def connected(bad_broker: BadBroker, expect: Expect) -> Iterator[Callable[..., C
         client.stop(timeout_s=0)
 
 
-@pytest.mark.parametrize("bad_broker", [SENT], indirect=True)
+@pytest.mark.parametrize("bad_broker", [(SENT,)], indirect=True)
 def test_a_broker_that_sends_more_than_it_may_is_not_read_until_there_is_room_and_nothing_is_lost(
     bad_broker: BadBroker, connected: Callable[..., Client], expect: Expect
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_broker_that_sends_more_than_it_may_is_not_read_until_there_is_room_an
     assert MAX_WAITING_BYTES > MAX_IN_FLIGHT * MAX_PACKET_SIZE  # a broker that keeps to the window never has to wait
 
 
-@pytest.mark.parametrize("bad_broker", [SENT], indirect=True)
+@pytest.mark.parametrize("bad_broker", [(SENT,)], indirect=True)
 def test_a_client_that_has_to_answer_reads_all_and_keeps_what_there_is_room_for(
     bad_broker: BadBroker, connected: Callable[..., Client], expect: Expect
 ) -> None:
@@ -119,6 +120,17 @@ def test_a_client_that_has_to_answer_reads_all_and_keeps_what_there_is_room_for(
     assert [int.from_bytes(message.payload[:2], "big") for message in arrived] == list(range(1, kept + 1))
     for message in arrived:
         client.ack(message)
+
+
+@pytest.mark.parametrize("bad_broker", [(4, ("t", "$journal/config"))], indirect=True)
+def test_a_topic_with_a_dollar_arrives_only_where_somebody_listens_to_it(
+    bad_broker: BadBroker, connected: Callable[..., Client], expect: Expect
+) -> None:
+    client = connected(subscriptions=["#"])
+    assert [expect(client, Message).payload[1] for _ in range(2)] == [2, 4]
+    with Client((other := BadBroker(2, ("$journal/config",))).settings, "test", subscriptions=["$journal/#"]) as client:
+        assert [expect(client, Message).payload[1] for _ in range(2)] == [1, 2]
+    other.end()
 
 
 def test_what_a_broker_does_not_read_comes_to_an_end_and_what_may_be_lost_before_what_may_not(

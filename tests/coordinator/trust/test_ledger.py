@@ -1,7 +1,6 @@
 """What the coordinator counts of each node, and what it does about one: refusals by kind, quotas, alarm, quarantine."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -95,9 +94,23 @@ def test_one_bad_update_of_two_is_no_alarm(patient: FederationState, message: Ma
     assert not [effect for effect in told if isinstance(effect, RaiseAlarm)]
 
 
-def test_an_update_that_is_refused_after_it_was_accepted_counts_once() -> None:
-    ledger = replace(NodeLedger(participation=4), refusals={"distrusted": 1, "stale": 1})
-    assert ledger.refused_share == 2 / 5
+def test_an_update_that_is_refused_after_it_was_accepted_counts_once(
+    patient: FederationState, message: MakeMessage
+) -> None:
+    good = [message("a", 1, sequence=sequence) for sequence in range(4)]
+    state, told = play(patient, *good, ordered(1, Quarantine(node="a", reason="a trial")))
+    ledger = state.nodes["a"]
+    assert (receipts(told)[-4:], ledger.participation, ledger.decided) == (["rejected"] * 4, 4, 4)
+    assert ledger.refused_share == 1
+
+
+def test_an_update_that_is_offered_again_after_its_refusal_counts_once(
+    patient: FederationState, message: MakeMessage
+) -> None:
+    bad = message("a", 1, base_version=7)
+    state, told = play(patient, bad, bad, bad)
+    assert receipts(told) == ["rejected"] * 3
+    assert state.nodes["a"].refusals == {"unknown version": 1}
 
 
 def test_a_node_that_has_not_heard_of_the_end_is_not_blamed(

@@ -89,6 +89,19 @@ def test_a_missing_version_a_missing_adapter_and_a_missing_signature_are_named(r
     assert "version 1 is missing" in faults(registry, known)[2]
 
 
+def test_what_is_missing_at_the_end_is_named_by_the_journal_beside_it(registry: Registry, keys: Path) -> None:
+    known, recorded = read_certified(keys / "coordinator"), registry.versions()
+    assert [v.fault for v in verify_chain(registry, known, recorded)] == [None] * 4
+    for place in ("manifests/{}.json", "signatures/{}.signed", "decisions/{}.json", "signatures/decisions/{}.signed"):
+        (registry.folder / place.format(3)).unlink()
+    assert faults(registry, known) == {}  # it is a sound chain, only a shorter one
+    [missing] = [v for v in verify_chain(registry, known, recorded) if v.fault is not None]
+    assert (missing.version, missing.digest) == (3, recorded[3].digest)
+    assert "missing" in (missing.fault or "")
+    other = recorded[1].model_copy(update={"created_at_ns": 1})
+    assert [v.version for v in verify_chain(registry, known, [recorded[0], other]) if v.fault is not None] == [1]
+
+
 def test_the_chain_of_another_history_does_not_join(registry: Registry, keys: Path) -> None:
     path = registry.folder / "manifests" / "2.json"
     forged = json.loads(path.read_text()) | {"parent": "0" * 64}
@@ -101,6 +114,20 @@ def test_a_key_that_the_root_has_not_certified_signs_nothing(registry: Registry,
     topic = route("test", GlobalManifestOf(3)).topic
     registry.seal(3, sign(stranger, topic, registry.manifest(3).to_bytes()))
     assert "has not certified" in faults(registry, read_certified(keys / "coordinator"))[3]
+
+
+def test_a_key_that_was_replaced_signs_nothing_after_the_newer_one(registry: Registry, keys: Path) -> None:
+    rotate(keys, days=100)
+    newest = Seals(registry, CoordinatorKeys(keys / "coordinator", "test"), "test")
+    newest.seal(registry.manifest(2))
+    newest.seal_decision(registry.decision(2))
+    known = read_certified(keys / "coordinator")
+    assert faults(registry, known).keys() == {3}
+    assert "had been replaced" in faults(registry, known)[3]
+    newest.seal(registry.manifest(3))
+    assert "had been replaced" in faults(registry, known)[3]  # what was decided on it
+    newest.seal_decision(registry.decision(3))
+    assert faults(registry, known) == {}
 
 
 def test_a_false_certificate_is_not_read_over(keys: Path, tmp_path: Path) -> None:
@@ -134,10 +161,10 @@ def test_a_decision_without_its_signature_a_signature_without_its_decision_and_o
 
 
 def test_a_decision_is_not_that_on_another_version(registry: Registry, keys: Path) -> None:
-    shutil.copy(registry.folder / "decisions" / "1.json", registry.folder / "decisions" / "2.json")
+    shutil.copy(registry.folder / "decisions" / "2.json", registry.folder / "decisions" / "3.json")
     signatures = registry.folder / "signatures" / "decisions"
-    shutil.copy(signatures / "1.signed", signatures / "2.signed")
-    assert decision_name("test", 2) in faults(registry, read_certified(keys / "coordinator"))[2]
+    shutil.copy(signatures / "2.signed", signatures / "3.signed")
+    assert decision_name("test", 3) in faults(registry, read_certified(keys / "coordinator"))[3]
 
 
 def test_a_start_seals_what_was_never_sealed_and_nothing_that_was_changed(
@@ -147,12 +174,17 @@ def test_a_start_seals_what_was_never_sealed_and_nothing_that_was_changed(
     seals = Seals(registry, CoordinatorKeys(keys / "coordinator", "test"), "test")
     state, _ = found(config(FedBuff(buffer_size=1)), adapter(0), 0)
     state = replace(state, head=replace(state.head, version=3), release=registry.release())
-    for kind, number in (("", 3), ("", 1), ("decisions", 3), ("decisions", 0)):
+    for kind, number in (("", 3), ("", 2), ("decisions", 3), ("decisions", 2), ("", 0)):
         (registry.folder / "signatures" / kind / f"{number}.signed").unlink()
-    changed = registry.folder / "decisions" / "2.json"
-    changed.write_text(changed.read_text().replace('"version":2', '"version":1'))
+    changed = registry.folder / "decisions" / "1.json"
+    changed.write_text(changed.read_text().replace('"version":1', '"version":0'))
     seals.seal_what_is_open(state)
-    assert faults(registry, known).keys() == {2}
+    found_then = faults(registry, known)
+    assert found_then.keys() == {0, 1}
+    assert "never signed" in found_then[0]  # whoever can take a signature away must not get another
+    shutil.rmtree(registry.folder / "signatures")
+    seals.seal_what_is_open(state)  # as if the federation had had no keys so far
+    assert faults(registry, known) == {}
 
 
 def test_a_start_seals_anew_what_a_rollback_decided_before_it_was_cut_short(
