@@ -39,6 +39,7 @@ FIGURES = (
     ("The same of the honest node that fares worst", "honest_rejected_worst", ".0%", "Of its own updates."),
     ("Updates of liars refused", "liars_rejected", ".0%", "Or given no weight."),
 )
+ALIKE = 0.001  # of a loss
 NEAREST = "The attack that comes nearest to each bar, or goes beyond it."
 
 
@@ -60,12 +61,28 @@ def page(size: Row, nodes: int, is_short: bool, done: Sequence[Row]) -> str:
             caution=SHORT if is_short else "",
         )
     ]
+    parts.append(_alike(compared))
     parts.append(f"\n## What must hold\n\n{NEAREST}\n\n" + table(done))
     for title, name, form, why in FIGURES:
         parts.append(f"\n## {title}\n\n{why}\n\n" + _table(compared, name, form))
     parts.append("\n## What the attacks are\n\n| attack | what a liar sends |\n|---|---|\n")
     parts.append("".join(f"| {attack} | {what} |\n" for attack, what in ATTACKS.items()))
     return "".join(parts)
+
+
+def _alike(done: Sequence[Row]) -> str:
+    """Under which attacks `ours` ends where the plain mean does: there its checks found nothing to hold on to."""
+    loss = {(one["attack"], one["share"], one["rule"]): one["loss"] for one in done if one["loss"] is not None}
+    ends = {(attack, share): end for (attack, share, rule), end in loss.items() if rule == OURS and attack != NONE}
+    better = {at for at, end in ends.items() if not math.isclose(end, loss.get((*at, "mean"), math.inf), rel_tol=ALIKE)}
+    attacks = [attack for attack in ATTACKS if attack in {a for a, _ in ends} - {a for a, _ in better}]
+    if not attacks:
+        return ""
+    return (
+        f"\nUnder {', '.join(attacks)} `ours` ends where the plain mean does: their deltas are\n"
+        "no longer than honest ones and do not turn against the anchor, so that nothing is clipped or left out.\n"
+        "What is withstood there, averaging withstands.\n"
+    )
 
 
 def _table(done: Sequence[Row], name: str, form: str) -> str:

@@ -1,5 +1,7 @@
 """docs/attacks.md is written from runs alone, and a bar that is missed is said to be, by the worst of the attacks."""
 
+import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -90,3 +92,18 @@ def test_rules_are_compared_over_the_seeds_that_all_of_them_have(pages: ModuleTy
     page = pages.page({"task": "narrow", "layers": 2, "updates": 16}, 20, True, rows)
     assert "medians over seeds 0, 1, 2 of `ours`" in page and "run with, seeds 0." in page
     assert "| alie | 20% | 2.500 | 2.000 |" in page
+
+
+def test_the_page_is_what_the_runs_beside_it_say(pages: ModuleType) -> None:
+    document = BENCHMARKS.parent / "docs" / "attacks.md"
+    kept = json.loads(document.with_suffix(".json").read_bytes())
+    text = document.read_text(encoding="utf-8")
+    nodes = int(re.search(r"runs: (\d+) nodes", text)[1])  # type: ignore[index]
+    assert pages.page(kept["size"], nodes, "These runs are short" in text, kept["runs"]) == text
+
+
+def test_the_page_says_where_ours_is_no_better_than_the_mean(pages: ModuleType) -> None:
+    size = {"task": "narrow", "layers": 2, "updates": 48}
+    rows = [run("alie", 0.2, 1.0, rule="mean"), run("alie", 0.2, 1.0), run("scale", 0.2, 9.0, rule="mean")]
+    text = pages.page(size, 20, False, [{**row, "kept": 1.0} for row in (*rows, run("scale", 0.2, 1.0))])
+    assert "Under alie `ours` ends where the plain mean does" in text
