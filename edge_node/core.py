@@ -37,7 +37,7 @@ from edge_node.events import (
     Ticked,
     TrainingFailed,
     TrainingFinished,
-    VersionKept,
+    VersionArrived,
 )
 from edge_node.state import EdgeState, GlobalAdapter, Identity, Memory, WaitingUpdate
 from schemas import topics
@@ -172,8 +172,10 @@ def _handle(state: EdgeState, event: Event) -> tuple[EdgeState, Effects]:
             return learning.on_failed(state, event)
         case AdapterTried():
             return release.on_tried(state, event)
-        case VersionKept():
-            return fetch.on_kept(state, event), ()
+        case VersionArrived():
+            return _both(
+                state, lambda state: fetch.on_arrived(state, event), lambda state: release.on_arrived(state, event)
+            )
         case ReleaseRecalled():
             return release.on_recalled(state, event)
         case ConditionsRead(conditions=conditions):

@@ -1,19 +1,20 @@
 """A version on its way to us, piece by piece: what to ask the broker for, when to ask again, what has come. Pure.
 
 Its manifest comes first, then its chunks, each on a topic of its own, and the next is asked for when the one before is
-here: a link that is cut, a broker that forgets and a newer version cost what was in the midst of it. Which version is
-wanted, and what becomes of it, fetch.py and release.py know.
+here: a link that is cut, a broker that forgets and a newer version cost what was in the midst of it. What has come goes
+to disk, and is believed when all of it is there and has the digest that the pointer names. Which version is wanted, and
+what becomes of it, fetch.py and release.py know.
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 
 from edge_node.backoff import LONGEST_S, wait_s
-from edge_node.effects import Effects, EndFetch, FetchPiece, Note
+from edge_node.effects import DropPieces, Effects, EndFetch, FetchPiece, KeepPieces, Note, VerifyArrived
 from edge_node.state import EdgeState, Fetch
-from schemas.adapter import Adapter, Layout
+from schemas.adapter import Layout
 from schemas.chunks import Assembly, CorruptChunk, verify
-from schemas.codec import decode, largest_body
+from schemas.codec import largest_body
 from schemas.messages import Body, GlobalManifest, GlobalPointer, InvalidMessage, split_body
 from schemas.topics import Address, GlobalAverageChunk, GlobalChunk, GlobalManifestOf
 
@@ -32,7 +33,7 @@ def too_large(state: EdgeState, wanted: GlobalPointer) -> str | None:
     return f"{wanted.size} bytes are more than the {largest} it can need" if wanted.size > largest else None
 
 
-def with_manifest(state: EdgeState, fetch: Fetch, at: float, payload: bytes) -> Fetch:
+def with_manifest(state: EdgeState, fetch: Fetch, at: float, payload: bytes) -> tuple[Fetch, Effects]:
     """The fetch that knows what its body should be; InvalidMessage, CorruptChunk for a manifest that is not true."""
     head, inline = split_body(payload)
     manifest, pointer = GlobalManifest.from_bytes(head), fetch.pointer
@@ -41,27 +42,19 @@ def with_manifest(state: EdgeState, fetch: Fetch, at: float, payload: bytes) -> 
         raise InvalidMessage(f"the manifest of version {pointer.version} has no average, which is to be served")
     _check_manifest(manifest, body, pointer, state)
     if not body.chunks:
-        return replace(fetch, assembly=Assembly(body), inline=verify(inline, body))
-    return _with(fetch, at, fetch.assembly.with_manifest(body))
+        keep = KeepPieces(pointer, 0, (verify(inline, body),))
+        return replace(fetch, assembly=Assembly(body)), (keep, VerifyArrived(pointer, _layout(state)))
+    return _to_disk(state, _with(fetch, at, fetch.assembly.with_manifest(body)))
 
 
-def with_chunk(fetch: Fetch, at: float, index: int, chunk: bytes) -> Fetch:
+def with_chunk(state: EdgeState, fetch: Fetch, at: float, index: int, chunk: bytes) -> tuple[Fetch, Effects]:
     """The fetch with one more piece; CorruptChunk for a piece, or for more bytes, than the pointer announced."""
-    held = fetch.assembly.held - len(fetch.assembly.parts.get(index, b""))
+    held = fetch.assembly.held - fetch.assembly.size_of(index)
     if index >= fetch.pointer.chunks or held + len(chunk) > fetch.pointer.size:
         raise CorruptChunk(
             f"chunk {index} of {len(chunk)} bytes is more than the pointer to version {fetch.pointer.version} announced"
         )
-    return _with(fetch, at, fetch.assembly.with_chunk(index, chunk))
-
-
-def whole(state: EdgeState, fetch: Fetch) -> tuple[bytes, Adapter] | None:
-    """The verified bytes and the adapter, once all is here; CorruptChunk, CodecError if they are none of our layout."""
-    body = fetch.assembly.body
-    if body is None or not fetch.assembly.is_complete:
-        return None
-    content = fetch.assembly.join() if body.chunks else fetch.inline
-    return content, decode(content, _layout(state), "safetensors")
+    return _to_disk(state, _with(fetch, at, fetch.assembly.with_chunk(index, chunk)))
 
 
 def asked_again(fetch: Fetch, at: float, name: str) -> tuple[Fetch, Effects]:
@@ -84,12 +77,16 @@ def reconnected(fetch: Fetch | None, at: float) -> Fetch | None:
 
 
 def changes(before: Iterable[Fetch | None], after: Iterable[Fetch | None]) -> Effects:
-    """What to subscribe to, and what no longer, for the broker to send the pieces that are wanted now."""
+    """What to subscribe to, and what no longer, for the broker to send the pieces that are wanted now.
+
+    Of a version that is not on its way any more nothing stays on disk, but where it is held.
+    """
+    before, after = list(before), list(after)
     old, new = _wanted(before), _wanted(after)
     listens = {piece for _, piece in new}
     ended = dict.fromkeys(piece for _, piece in old if piece not in listens)
     begun = dict.fromkeys(piece for digest, piece in new if (digest, piece) not in old)
-    return (*map(EndFetch, ended), *map(FetchPiece, begun))
+    return (*map(EndFetch, ended), *map(FetchPiece, begun), *map(DropPieces, _on_disk(before, after)))
 
 
 def same_version(one: GlobalPointer, other: GlobalPointer) -> bool:
@@ -105,12 +102,29 @@ def _wanted(fetches: Iterable[Fetch | None]) -> list[tuple[str, Address]]:
     return [(digest, piece) for digest, piece in pieces if piece is not None]
 
 
+def _on_disk(before: Iterable[Fetch | None], after: Iterable[Fetch | None]) -> list[GlobalPointer]:
+    """The versions that are not on their way any more, of which something may be on disk."""
+    left = [fetch.pointer for fetch in before if fetch is not None and fetch.assembly.body is not None]
+    on_their_way = [fetch.pointer for fetch in after if fetch is not None]
+    return [pointer for pointer in left if not any(same_version(pointer, other) for other in on_their_way)]
+
+
 def _next_piece(pointer: GlobalPointer, assembly: Assembly) -> Address | None:
     """The manifest, then the first chunk that is missing; None when all is here."""
     if assembly.body is None:
         return GlobalManifestOf(pointer.version)
     chunk = GlobalAverageChunk if pointer.variant == "average" else GlobalChunk
     return next((chunk(pointer.version, index) for index in assembly.missing), None)
+
+
+def _to_disk(state: EdgeState, fetch: Fetch) -> tuple[Fetch, Effects]:
+    """Let go of what has come in its turn, for it goes to disk; with the last of it, the whole is verified there."""
+    offset = sum(fetch.assembly.taken)
+    assembly, pieces = fetch.assembly.take_out()
+    if not pieces:
+        return fetch, ()
+    fetch, keep = replace(fetch, assembly=assembly), KeepPieces(fetch.pointer, offset, pieces)
+    return fetch, (keep, VerifyArrived(fetch.pointer, _layout(state))) if assembly.is_complete else (keep,)
 
 
 def _with(fetch: Fetch, at: float, assembly: Assembly) -> Fetch:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from edge_node.state import TrainingJob, Update
-from schemas.adapter import Adapter, LoraConfig
+from schemas.adapter import Adapter, Layout, LoraConfig
 from schemas.messages import CoordinatorState, GlobalPointer, NodeMetrics, NodeState
 from schemas.topics import Address
 
@@ -58,6 +58,30 @@ class EndFetch:
 
 
 @dataclass(frozen=True)
+class KeepPieces:
+    """Put the next pieces of a version on its way on disk, behind the `offset` bytes of it that are to stay there."""
+
+    pointer: GlobalPointer
+    offset: int
+    pieces: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class VerifyArrived:
+    """Look whether the pieces on disk are what the pointer names, an adapter; the answer is VersionArrived."""
+
+    pointer: GlobalPointer
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class DropPieces:
+    """Remove from disk what is there of a version that is not on its way any more."""
+
+    pointer: GlobalPointer
+
+
+@dataclass(frozen=True)
 class KeepRelease:
     """Write a verified release to disk; of those before it only `earlier` stays there."""
 
@@ -83,10 +107,9 @@ class ServeAdapter:
 
 @dataclass(frozen=True)
 class KeepVersion:
-    """Write a verified version to disk in place of the one before; the answer is VersionKept."""
+    """Keep a version that has arrived and is verified, on disk, in place of the one before."""
 
     pointer: GlobalPointer
-    body: bytes
 
 
 @dataclass(frozen=True)
@@ -200,6 +223,9 @@ Effect = (
     | RememberCertificate
     | FetchPiece
     | EndFetch
+    | KeepPieces
+    | VerifyArrived
+    | DropPieces
     | KeepVersion
     | KeepRelease
     | RecallRelease

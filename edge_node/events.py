@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from edge_node.policy import Conditions
-from edge_node.state import GlobalAdapter
 from schemas.adapter import Adapter, Layout
 from schemas.messages import GlobalPointer
 
@@ -121,11 +120,13 @@ class AdapterTried:
 
 
 @dataclass(frozen=True)
-class VersionKept:
-    """The version held is on disk, and this is the same adapter, read from there."""
+class VersionArrived:
+    """A version is on disk, whole and verified, and mapped from there; `fault` says why it is none to be believed."""
 
     at: float
-    held: GlobalAdapter
+    pointer: GlobalPointer
+    adapter: Adapter | None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ Event = (
     | TrainingFailed
     | HandedOver
     | AdapterTried
-    | VersionKept
+    | VersionArrived
     | ReleaseRecalled
     | ConditionsRead
     | Ticked

@@ -8,11 +8,9 @@ from dataclasses import replace
 from edge_node import download
 from edge_node.download import same_version
 from edge_node.effects import Effects, KeepVersion, Note, RememberMark, Warn
-from edge_node.events import VersionKept
-from edge_node.state import EdgeState, Fetch, GlobalAdapter
+from edge_node.events import VersionArrived
+from edge_node.state import EdgeState, GlobalAdapter
 from schemas.adapter import Adapter
-from schemas.chunks import CorruptChunk
-from schemas.codec import CodecError
 from schemas.messages import GlobalPointer
 
 PATIENCE_S = 5.0  # how long a version on its way holds back training on the one before
@@ -42,7 +40,8 @@ def on_manifest(state: EdgeState, at: float, version: int, payload: bytes) -> tu
     fetch = state.fetch
     if fetch is None or fetch.pointer.version != version:
         return state, ()  # of a version that we no longer fetch
-    return _hold_if_whole(state, download.with_manifest(state, fetch, at, payload), at)
+    fetch, effects = download.with_manifest(state, fetch, at, payload)
+    return replace(state, fetch=fetch), effects
 
 
 def on_chunk(state: EdgeState, at: float, version: int, index: int, chunk: bytes) -> tuple[EdgeState, Effects]:
@@ -50,14 +49,18 @@ def on_chunk(state: EdgeState, at: float, version: int, index: int, chunk: bytes
     fetch = state.fetch
     if fetch is None or fetch.pointer.version != version:
         return state, ()
-    return _hold_if_whole(state, download.with_chunk(fetch, at, index, chunk), at)
+    fetch, effects = download.with_chunk(state, fetch, at, index, chunk)
+    return replace(state, fetch=fetch), effects
 
 
-def on_kept(state: EdgeState, event: VersionKept) -> EdgeState:
-    """Let go of the copy in memory of what is on disk."""
-    if state.held is None or not same_version(event.held.pointer, state.held.pointer):
-        return state  # another is held by now
-    return replace(state, held=replace(state.held, adapter=event.held.adapter))
+def on_arrived(state: EdgeState, event: VersionArrived) -> tuple[EdgeState, Effects]:
+    """Take the version that was on its way for our own, if it is what it should be."""
+    fetch = state.fetch
+    if fetch is None or not same_version(event.pointer, fetch.pointer):
+        return state, ()
+    if event.adapter is None:
+        return _refuse(state, fetch.pointer, event.fault)
+    return _hold(state, event.at, fetch.pointer, event.adapter)
 
 
 def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
@@ -94,25 +97,13 @@ def _begin(state: EdgeState, wanted: GlobalPointer, at: float) -> tuple[EdgeStat
     return replace(state, fetch=download.begin(wanted, at)), ()
 
 
-def _hold_if_whole(state: EdgeState, fetch: Fetch, at: float) -> tuple[EdgeState, Effects]:
-    """Take the version on its way for our own once it is here, if it is an adapter of our layout."""
-    state = replace(state, fetch=fetch)
-    try:
-        whole = download.whole(state, fetch)
-    except (CorruptChunk, CodecError) as fault:
-        return _refuse(state, fetch.pointer, fault)
-    return _hold(state, at, fetch.pointer, *whole) if whole is not None else (state, ())
-
-
-def _hold(
-    state: EdgeState, at: float, pointer: GlobalPointer, body: bytes, adapter: Adapter
-) -> tuple[EdgeState, Effects]:
+def _hold(state: EdgeState, at: float, pointer: GlobalPointer, adapter: Adapter) -> tuple[EdgeState, Effects]:
     state = replace(state, held=GlobalAdapter(pointer, adapter), newer_until=at)
     state, mark = _raise_mark(state, (pointer.epoch, pointer.version))
-    return state, (KeepVersion(pointer, body), *mark, Note(f"version {pointer.version} held", version=pointer.version))
+    return state, (KeepVersion(pointer), *mark, Note(f"version {pointer.version} held", version=pointer.version))
 
 
-def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:
+def _refuse(state: EdgeState, pointer: GlobalPointer, fault: str | None) -> tuple[EdgeState, Effects]:
     """Give a version up; it is tried again only when a pointer to it is heard again."""
     return replace(state, head=None), (Warn(f"refused version {pointer.version}: {fault}", version=pointer.version),)
 

@@ -7,11 +7,12 @@ waits needs no memory for them. It does not decide what to hold.
 
 import hashlib
 import mmap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from broker.whole_file import write_whole
+from broker.whole_file import move_whole, write_pieces, write_whole
 from edge_node.memory import let_go_of_values
 from edge_node.state import GlobalAdapter
 from schemas.adapter import Adapter, Layout
@@ -19,24 +20,39 @@ from schemas.codec import CodecError, decode
 from schemas.messages import CoordinatorState, GlobalPointer, InvalidMessage
 
 _POINTER, _TERMS, _CERTIFICATE = "pointer.json", "terms.json", "certificate.signed"
+_PIECE = 1 << 18  # values
 
 
 class DamagedFile(ValueError):
     """A file of the held version is not what was written; it is harmless to fetch the version again."""
 
 
-def keep(folder: Path, pointer: GlobalPointer, *body: bytes | memoryview, earlier: GlobalPointer | None = None) -> None:
-    """Make this the version held, its body in one piece or several; on disk when the call returns.
+def keep(
+    folder: Path, pointer: GlobalPointer, body: Iterable[bytes | memoryview], earlier: GlobalPointer | None = None
+) -> None:
+    """Make this the version held, its body in pieces; on disk when the call returns.
 
     Of other versions only that of `earlier` stays, which was held until now: there is never room needed for three.
     """
     pointers = [pointer] if earlier is None else [pointer, earlier]
-    stay = {_body_file(folder, one) for one in pointers}
     if earlier is not None:
-        _clear(folder, stay)
-    write_whole(_body_file(folder, pointer), *body)
-    write_whole(folder / _POINTER, b"\n".join(one.to_bytes() for one in pointers))
-    _clear(folder, stay)
+        _clear(folder, pointers)
+    write_pieces(_body_file(folder, pointer), body)
+    _point_to(folder, pointers)
+
+
+def keep_file(folder: Path, pointer: GlobalPointer, file: Path) -> None:
+    """Make this the only version held, its body a file of the same file system; on disk when the call returns."""
+    move_whole(file, _body_file(folder, pointer))
+    _point_to(folder, [pointer])
+
+
+def body_of(adapter: Adapter) -> Iterator[bytes | memoryview]:
+    """The bytes of an adapter's file, in pieces; of values that are mapped, no more than one is in memory at a time."""
+    yield adapter.layout.safetensors_header
+    for start in range(0, adapter.layout.size, _PIECE):
+        yield adapter.values[start : start + _PIECE].astype("<f4", copy=False).data
+        let_go_of_values(adapter.values)
 
 
 def recall(folder: Path, layout: Layout) -> GlobalAdapter | None:
@@ -55,23 +71,28 @@ def recall_earlier(folder: Path) -> GlobalPointer | None:
 
 def verified(folder: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
     """A version that was kept here, if its file is what was written; DamagedFile, FileNotFoundError if it is not."""
+    return verified_file(_body_file(folder, pointer), pointer, layout)
+
+
+def verified_file(path: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
+    """The adapter in a file, mapped from there, if that is what the pointer names; DamagedFile if it is not."""
     try:
-        with _body_file(folder, pointer).open("rb") as file:
+        with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != pointer.digest:
-                raise DamagedFile(f"the body of version {pointer.version} in {folder} is damaged")
-        return on_disk(folder, pointer, layout)
+                raise DamagedFile(f"the body of version {pointer.version} in {path.parent} is damaged")
+        return mapped(path, layout)
     except CodecError as fault:
-        raise DamagedFile(f"{folder}: {fault}") from fault
+        raise DamagedFile(f"{path.parent}: {fault}") from fault
 
 
-def on_disk(folder: Path, pointer: GlobalPointer, layout: Layout) -> Adapter:
-    """A version that was kept here, its values mapped from the file; CodecError if it is none of this layout."""
+def mapped(path: Path, layout: Layout) -> Adapter:
+    """The adapter in a file, its values mapped from there; CodecError if it is none of this layout."""
     header, size = layout.safetensors_header, 4 * layout.size
-    with _body_file(folder, pointer).open("rb") as file:
+    with path.open("rb") as file:
         if (begun := file.read(len(header))) != header or file.seek(0, 2) != len(header) + size:
             return decode(begun + file.read(), layout, "safetensors")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    adapter = Adapter(layout, np.frombuffer(mapped, dtype="<f4", offset=len(header)).astype(np.float32, copy=False))
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    adapter = Adapter(layout, np.frombuffer(memory, dtype="<f4", offset=len(header)).astype(np.float32, copy=False))
     if not adapter.is_finite:
         raise CodecError("the adapter holds NaN or infinite values")
     let_go_of_values(adapter.values)
@@ -104,8 +125,14 @@ def recall_certificate(folder: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _clear(folder: Path, stay: set[Path]) -> None:
-    for old in set(folder.glob("*.safetensors")) - stay:
+def _point_to(folder: Path, pointers: list[GlobalPointer]) -> None:
+    """The bodies are there: from now on they are what is held."""
+    write_whole(folder / _POINTER, b"\n".join(one.to_bytes() for one in pointers))
+    _clear(folder, pointers)
+
+
+def _clear(folder: Path, stay: list[GlobalPointer]) -> None:
+    for old in set(folder.glob("*.safetensors")) - {_body_file(folder, one) for one in stay}:
         old.unlink()
 
 

@@ -15,6 +15,7 @@ from broker.bundle import Bundle
 from broker.connection import Connection
 from broker.events import Connected, Disconnected, Message, Published, Subscribed
 from edge_node import core, effects, events, held_adapter, state
+from edge_node.arrivals import Arrivals
 from edge_node.memory import give_back_memory, let_go_of_values
 from edge_node.outbox import Outbox
 from edge_node.publisher import Publisher
@@ -80,9 +81,9 @@ class Node:
     def __init__(self, identity: state.Identity, equipment: Equipment, at: float) -> None:
         self._identity, self._equipment = identity, equipment
         self._head_folder, self._release_folder = equipment.folder / "head", equipment.folder / "release"
+        self._arrivals = Arrivals(equipment.folder / "arriving")
         self._own: deque[events.Event] = deque()  # what this node has to tell its core
         self._at = at
-        self._kept: dict[str, Adapter] = {}  # the version held as it is read from disk, by its digest
         self._took_memory = True  # beginning does
         node, client, bundle = identity.settings.node, equipment.client, equipment.bundle
         self._publisher = Publisher(client, identity.federation, node, equipment.outbox, self._handed_over, bundle)
@@ -212,7 +213,9 @@ class Node:
                 client.unsubscribe(topics.route(federation, piece).topic)
             case effects.ServeAdapter(pointer, adapter):
                 if self._equipment.serving is not None:
-                    self._equipment.serving.serve(pointer, self._kept.get(pointer.digest, adapter))
+                    self._equipment.serving.serve(pointer, adapter)
+            case effects.VerifyArrived(pointer, layout):
+                self._own.append(self._arrived(pointer, layout))
             case effects.RecallRelease(pointer):
                 self._own.append(events.ReleaseRecalled(self._at, pointer, self._recalled_release(pointer)))
             case effects.DescribeLayout(lora):
@@ -230,12 +233,14 @@ class Node:
         """What has to be on disk before anything that follows it is done."""
         outbox = self._equipment.outbox
         match effect:
-            case effects.KeepVersion(pointer, body):
-                held_adapter.keep(self._head_folder, pointer, body)
-                self._look_at_kept(pointer)
+            case effects.KeepPieces(pointer, offset, pieces):
+                self._arrivals.put(pointer, offset, pieces)
+            case effects.DropPieces(pointer):
+                self._arrivals.drop(pointer)
+            case effects.KeepVersion(pointer):
+                held_adapter.keep_file(self._head_folder, pointer, self._arrivals.file(pointer))
             case effects.KeepRelease(pointer, adapter, earlier):
-                header, values = adapter.layout.safetensors_header, adapter.values.astype("<f4", copy=False)
-                held_adapter.keep(self._release_folder, pointer, header, values.data, earlier=earlier)
+                held_adapter.keep(self._release_folder, pointer, held_adapter.body_of(adapter), earlier)
             case effects.RememberTerms(terms):
                 held_adapter.keep_terms(self._head_folder, terms)
             case effects.RememberMark(mark):
@@ -255,6 +260,12 @@ class Node:
             case _:
                 raise ValueError(f"nobody carries out {effect}")
 
+    def _arrived(self, pointer: GlobalPointer, layout: Layout) -> events.VersionArrived:
+        try:
+            return events.VersionArrived(self._at, pointer, self._arrivals.verified(pointer, layout))
+        except held_adapter.DamagedFile as fault:
+            return events.VersionArrived(self._at, pointer, None, str(fault))
+
     def _recalled_release(self, pointer: GlobalPointer) -> Adapter | None:
         layout = self.state.layout
         try:
@@ -262,13 +273,6 @@ class Node:
         except (held_adapter.DamagedFile, OSError) as fault:  # whatever the disk says: the broker has it too
             log.warning("%s; version %d will be fetched", fault, pointer.version)
             return None
-
-    def _look_at_kept(self, pointer: GlobalPointer) -> None:
-        """Let the core have a version from disk; its copy in memory is not needed any more."""
-        if (held := self.state.held) is not None and held.pointer == pointer:
-            adapter = held_adapter.on_disk(self._head_folder, pointer, held.adapter.layout)
-            self._kept = {pointer.digest: adapter}
-            self._own.append(events.VersionKept(self._at, state.GlobalAdapter(pointer, adapter)))
 
     def _handed_over(self, update_id: str) -> None:
         self._own.append(events.HandedOver(self._at, update_id))

@@ -10,11 +10,9 @@ from dataclasses import replace
 from edge_node import download
 from edge_node.download import same_version
 from edge_node.effects import Effects, KeepRelease, Note, RecallRelease, RememberReleaseMark, ServeAdapter, Warn
-from edge_node.events import AdapterTried, ReleaseRecalled, ServedMeasured
-from edge_node.state import EdgeState, Fetch, HeldOutLoss
+from edge_node.events import AdapterTried, ReleaseRecalled, ServedMeasured, VersionArrived
+from edge_node.state import EdgeState, HeldOutLoss
 from schemas.adapter import Adapter
-from schemas.chunks import CorruptChunk
-from schemas.codec import CodecError
 from schemas.messages import GlobalPointer, Variant
 
 
@@ -46,7 +44,8 @@ def on_manifest(state: EdgeState, at: float, version: int, payload: bytes) -> tu
     fetch = state.release_fetch
     if fetch is None or fetch.pointer.version != version:
         return state, ()
-    return _take_up_if_whole(state, download.with_manifest(state, fetch, at, payload))
+    fetch, effects = download.with_manifest(state, fetch, at, payload)
+    return replace(state, release_fetch=fetch), effects
 
 
 def on_chunk(
@@ -56,7 +55,18 @@ def on_chunk(
     fetch = state.release_fetch
     if fetch is None or (fetch.pointer.version, fetch.pointer.variant) != (version, variant):
         return state, ()
-    return _take_up_if_whole(state, download.with_chunk(fetch, at, index, chunk))
+    fetch, effects = download.with_chunk(state, fetch, at, index, chunk)
+    return replace(state, release_fetch=fetch), effects
+
+
+def on_arrived(state: EdgeState, event: VersionArrived) -> tuple[EdgeState, Effects]:
+    """Serve the release that was on its way, if it is what it should be."""
+    fetch = state.release_fetch
+    if fetch is None or not same_version(event.pointer, fetch.pointer):
+        return state, ()
+    if event.adapter is None:
+        return _refuse(state, fetch.pointer, event.fault)
+    return _take_up(state, fetch.pointer, event.adapter)
 
 
 def pursue(state: EdgeState, at: float) -> tuple[EdgeState, Effects]:
@@ -129,23 +139,13 @@ def _begin(state: EdgeState, wanted: GlobalPointer, at: float) -> tuple[EdgeStat
     return replace(state, release_fetch=download.begin(wanted, at)), ()
 
 
-def _take_up_if_whole(state: EdgeState, fetch: Fetch) -> tuple[EdgeState, Effects]:
-    """Serve the release on its way once it is here, if it is an adapter of our layout."""
-    state = replace(state, release_fetch=fetch)
-    try:
-        whole = download.whole(state, fetch)
-    except (CorruptChunk, CodecError) as fault:
-        return _refuse(state, fetch.pointer, fault)
-    return _take_up(state, fetch.pointer, whole[1]) if whole is not None else (state, ())
-
-
 def _take_up(state: EdgeState, pointer: GlobalPointer, adapter: Adapter) -> tuple[EdgeState, Effects]:
     # the fetch ends when pursue finds that nothing more is wanted. It goes to disk when it is proven: until then a node
     # that dies has the one before there, and this one from the broker again
     return replace(state, served=pointer), (ServeAdapter(pointer, adapter),)
 
 
-def _refuse(state: EdgeState, pointer: GlobalPointer, fault: ValueError) -> tuple[EdgeState, Effects]:
+def _refuse(state: EdgeState, pointer: GlobalPointer, fault: str | None) -> tuple[EdgeState, Effects]:
     """Give a release up; it is tried again only when a pointer to it is heard again."""
     return replace(state, release=None), (
         Warn(f"refused to serve version {pointer.version}: {fault}", version=pointer.version),

@@ -38,7 +38,10 @@ class GlobalAdapter:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A version on its way: what has arrived of it, and when to ask the broker for its next piece again."""
+    """A version on its way: what has arrived of it, and when to ask the broker for its next piece again.
+
+    What has come in its turn is on disk; `assembly` holds what has not.
+    """
 
     pointer: GlobalPointer
     asked_at: float  # for the next piece
@@ -47,7 +50,6 @@ class Fetch:
     subscribed: bool = True
     attempts: int = 1  # for the next piece
     assembly: Assembly = field(default_factory=Assembly)
-    inline: bytes = b""  # a body that came with its manifest
 
 
 @dataclass(frozen=True)

@@ -35,26 +35,34 @@ def split(body: bytes, chunk_size: int = MAX_CHUNK_SIZE) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True)
 class Assembly:
-    """What has arrived of one body. `body` is None until the manifest has come; chunks may come before it."""
+    """What has arrived of one body. `body` is None until the manifest has come; chunks may come before it.
+
+    `taken` are the sizes in bytes of its first chunks, where those are not here any more: see `take_out`.
+    """
 
     body: Body | None = None
     parts: Mapping[int, bytes] = field(default_factory=dict)
+    taken: tuple[int, ...] = ()
 
     @property
     def held(self) -> int:
-        """Bytes held so far."""
-        return sum(map(len, self.parts.values()))
+        """Bytes that have come so far."""
+        return sum(self.taken) + sum(map(len, self.parts.values()))
 
     @property
     def missing(self) -> tuple[int, ...]:
         """Numbers of the chunks that have not arrived; empty while the manifest is unknown."""
-        expected = range(len(self.body.chunks)) if self.body else range(0)
+        expected = range(len(self.taken), len(self.body.chunks)) if self.body else range(0)
         return tuple(index for index in expected if index not in self.parts)
 
     @property
     def is_complete(self) -> bool:
         """Whether the manifest and every chunk are here."""
         return self.body is not None and not self.missing
+
+    def size_of(self, index: int) -> int:
+        """Bytes of one chunk; 0 while it has not arrived."""
+        return self.taken[index] if index < len(self.taken) else len(self.parts.get(index, b""))
 
     def with_chunk(self, index: int, chunk: bytes) -> Self:
         """Add one chunk; a repeated one changes nothing, a false one raises CorruptChunk."""
@@ -65,26 +73,42 @@ class Assembly:
                 raise CorruptChunk(f"chunk {index} does not exist: the manifest names {len(self.body.chunks)}")
             if _sha256(chunk) != self.body.chunks[index]:
                 raise CorruptChunk(f"chunk {index} is not the bytes that the manifest names")
-            if self.held - len(self.parts.get(index, b"")) + len(chunk) > self.body.size:
+            if index < len(self.taken):
+                return self
+            if self.held - self.size_of(index) + len(chunk) > self.body.size:
                 raise CorruptChunk(f"with chunk {index} the body is more than the {self.body.size} bytes it should be")
         return replace(self, parts={**self.parts, index: chunk})
 
     def with_manifest(self, body: Body) -> Self:
         """Learn what the body should be; chunks that turn out false are dropped, and so are missing again.
 
-        True ones that are more bytes than the body make its size the lie: then none is kept.
+        True ones that are more bytes than the body make its size the lie: then none is kept. Of another body than what
+        it should be so far, what was taken out is missing again.
         """
+        if body == self.body:
+            return self
         true = {
             index: chunk
             for index, chunk in self.parts.items()
             if index < len(body.chunks) and _sha256(chunk) == body.chunks[index]
         }
-        return replace(self, body=body, parts=true if sum(map(len, true.values())) <= body.size else {})
+        return replace(self, body=body, parts=true if sum(map(len, true.values())) <= body.size else {}, taken=())
+
+    def take_out(self) -> tuple[Self, tuple[bytes, ...]]:
+        """The same without the chunks that continue what was taken out before, and those chunks, in their order.
+
+        Each is what the manifest names; whether all of them are, only the digest of the whole body says.
+        """
+        start = len(self.taken)
+        stop = next(iter(self.missing), len(self.body.chunks) if self.body else 0)
+        pieces = tuple(self.parts[index] for index in range(start, stop))
+        left = {index: chunk for index, chunk in self.parts.items() if index >= stop}
+        return replace(self, parts=left, taken=self.taken + tuple(map(len, pieces))), pieces
 
     def join(self) -> bytes:
         """The whole body, verified; ValueError while chunks are missing, CorruptChunk if the sum is wrong."""
-        if self.body is None or self.missing:
-            raise ValueError("the body is not complete yet")
+        if self.body is None or self.missing or self.taken:
+            raise ValueError("the body is not complete yet, or not here any more")
         return verify(b"".join(self.parts[index] for index in range(len(self.body.chunks))), self.body)
 
 

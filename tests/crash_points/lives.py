@@ -11,6 +11,7 @@ from coordinator.process import EXPECTED
 from coordinator.state import FederationConfig
 from coordinator.strategies import FedBuff
 from edge_node import held_adapter
+from edge_node.arrivals import Arrivals
 from edge_node.outbox import Outbox
 from edge_node.publisher import publication
 from edge_node.service import EXPECTED_FAULTS
@@ -78,10 +79,10 @@ def _outbox_goes_on(folder: Path) -> None:
 # --- the held adapter ---
 
 
-def _pointer(version: int) -> tuple[GlobalPointer, bytes]:
+def _pointer(version: int) -> tuple[GlobalPointer, list[bytes]]:
     body = encode(adapter_of(float(version)), "safetensors")
     digest = adapter_of(float(version)).digest
-    return GlobalPointer(epoch=1, version=version, digest=digest, parent=None, size=len(body), chunks=0), body
+    return GlobalPointer(epoch=1, version=version, digest=digest, parent=None, size=len(body), chunks=0), [body]
 
 
 def _terms(epoch: int) -> CoordinatorState:
@@ -118,6 +119,12 @@ def _held_steps(folder: Path) -> Iterator[None]:
     yield
     held_adapter.keep_certificate(head, b"a newer certificate")
     yield
+    arrivals, (pointer, (body,)) = Arrivals(folder / "arriving"), _pointer(5)
+    for offset in range(0, len(body), 100):
+        arrivals.put(pointer, offset, [body[offset : offset + 100]])
+    assert arrivals.verified(pointer, LAYOUT) == adapter_of(5.0)
+    held_adapter.keep_file(head, pointer, arrivals.file(pointer))
+    yield
 
 
 def _held_now(folder: Path) -> object:
@@ -142,6 +149,8 @@ def _released_now(folder: Path) -> list[object]:
 
 
 def _held_goes_on(folder: Path) -> None:
+    Arrivals(folder / "arriving")
+    assert list((folder / "arriving").iterdir()) == []
     held_adapter.keep(folder / "head", *_pointer(9))
     held = held_adapter.recall(folder / "head", LAYOUT)
     assert held is not None and held.pointer.version == 9

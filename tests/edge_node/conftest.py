@@ -36,6 +36,7 @@ from schemas.topics import (
     ReceiptFor,
     route,
 )
+from tests.edge_node.pieces import Pieces
 
 LORA = LoraConfig(rank=2, target_modules=("x",))
 LAYOUT = Layout(lora=LORA, tensors=(("x.lora_A.weight", (2, 2)), ("x.lora_B.weight", (2, 2))))
@@ -122,6 +123,7 @@ class Node:
     now: float = 0.0
     first: tuple[Effect, ...] = ()  # what it asked for before it was told anything
     asked: list[Effect] = field(default_factory=list)  # every effect so far
+    pieces: Pieces = field(default_factory=Pieces)
 
     @property
     def name(self) -> str:
@@ -131,8 +133,11 @@ class Node:
         return self.state.held.pointer.version if self.state.held is not None else None
 
     def tell(self, event: Event) -> tuple[Effect, ...]:
+        """What it asks for, and what follows when its disk has answered."""
         self.state, effects = step(self.state, event)
         self.asked += effects
+        for answer in self.pieces.answers(effects, self.now):
+            effects += self.tell(answer)
         return effects
 
     def hears(self, address: Address, payload: bytes | Message) -> tuple[Effect, ...]:

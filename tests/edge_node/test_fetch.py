@@ -1,22 +1,39 @@
 """From the head pointer to a version in hand."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_node.effects import EndFetch, FetchPiece, KeepVersion, Note, RememberMark, Train, Warn
-from edge_node.events import BrokerLost
+from edge_node.core import step
+from edge_node.effects import (
+    DropPieces,
+    EndFetch,
+    FetchPiece,
+    KeepPieces,
+    KeepVersion,
+    Note,
+    RememberMark,
+    Train,
+    VerifyArrived,
+    Warn,
+)
+from edge_node.events import BrokerLost, Heard, VersionArrived
 from edge_node.state import Memory
 from schemas.adapter import Adapter
 from schemas.chunks import describe
-from schemas.topics import GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease
+from schemas.topics import GlobalChunk, GlobalHead, GlobalManifestOf, GlobalRelease, route
 
 
 def kinds(effects: Any) -> list[str]:
     return [type(effect).__name__ for effect in effects]
+
+
+def written(effects: Any) -> list[KeepPieces]:
+    return [effect for effect in effects if isinstance(effect, KeepPieces)]
 
 
 def test_a_node_fetches_what_the_head_names(member: Any, coordinator: Any) -> None:
@@ -29,7 +46,7 @@ def test_a_version_is_held_once_its_manifest_and_all_chunks_are_here(member: Any
     assert len(version.chunks) > 2
     member.receives(version)
     assert member.state.held.adapter == coordinator.adapter(2.5)
-    assert KeepVersion(version.pointer, version.body) in member.asked
+    assert KeepVersion(version.pointer) in member.asked
     assert RememberMark((1, 3)) in member.asked
     assert EndFetch(GlobalManifestOf(3)) in member.asked
     assert EndFetch(GlobalChunk(3, len(version.chunks) - 1)) in member.asked
@@ -49,6 +66,64 @@ def test_chunks_may_come_in_any_order_and_before_the_manifest(member: Any, coord
     assert member.version_held() is None
     member.hears(GlobalManifestOf(3), version.manifest)
     assert member.state.held.pointer == version.pointer
+
+
+def test_what_comes_out_of_turn_goes_to_disk_in_its_turn(member: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, chunk_size=100)
+    first, second, third = version.chunks[:3]
+    member.hears(GlobalHead(), version.pointer)
+    member.hears(GlobalChunk(3, 2), third)
+    assert not written(member.hears(GlobalManifestOf(3), version.manifest))
+    assert not written(member.hears(GlobalChunk(3, 1), second))
+    effects = member.hears(GlobalChunk(3, 0), first)
+    assert written(effects) == [KeepPieces(version.pointer, 0, (first, second, third))]
+    assert not written(member.hears(GlobalChunk(3, 1), second))  # again
+
+
+def test_nothing_is_held_before_the_disk_has_said_that_the_whole_is_true(member: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.5, chunk_size=100)
+    member.receives(replace(version, chunks=version.chunks[:-1]))
+    last = route("home", GlobalChunk(3, len(version.chunks) - 1)).topic
+    state, effects = step(member.state, Heard(member.now, last, version.chunks[-1]))
+    assert VerifyArrived(version.pointer, coordinator.adapter(0).layout) in effects
+    assert state.held is None and KeepVersion(version.pointer) not in effects
+    state, effects = step(state, VersionArrived(member.now, version.pointer, coordinator.adapter(2.5)))
+    assert state.held.adapter == coordinator.adapter(2.5) and KeepVersion(version.pointer) in effects
+
+
+def test_chunks_that_are_true_one_by_one_and_false_together_are_refused(member: Any, coordinator: Any) -> None:
+    version, other = coordinator.version(3, 1.0, chunk_size=100), coordinator.version(3, 2.0, chunk_size=100)
+    lie = describe(other.body, "safetensors", 100, inline=0).model_copy(update={"sha256": version.pointer.digest})
+    effects = member.receives(
+        replace(other, pointer=version.pointer, manifest=coordinator.version(3, body=lie, chunk_size=100).manifest)
+    )
+    assert not any(isinstance(effect, KeepVersion) for effect in member.asked)
+    assert any(isinstance(effect, Warn) and effect.text.startswith("refused version 3") for effect in effects)
+    assert DropPieces(version.pointer) in effects
+    member.receives(version)
+    assert member.state.held.adapter == coordinator.adapter(1.0)
+
+
+def test_another_list_of_chunks_for_the_same_body_begins_it_again(member: Any, coordinator: Any) -> None:
+    version, other = coordinator.version(3, 1.0, chunk_size=100), coordinator.version(3, 2.0, chunk_size=100)
+    lie = describe(other.body, "safetensors", 100, inline=0).model_copy(update={"sha256": version.pointer.digest})
+    member.hears(GlobalHead(), version.pointer)
+    member.hears(GlobalManifestOf(3), coordinator.version(3, body=lie, chunk_size=100).manifest)
+    for index, chunk in enumerate(other.chunks[:-1]):
+        member.hears(GlobalChunk(3, index), chunk)
+    member.receives(version)
+    assert member.state.held.adapter == coordinator.adapter(1.0)
+
+
+def test_a_version_that_is_not_wanted_any_more_leaves_nothing_on_disk(member: Any, coordinator: Any) -> None:
+    older, newer = coordinator.version(3, 3.0, chunk_size=100), coordinator.version(4, 4.0, chunk_size=100)
+    member.hears(GlobalHead(), older.pointer)
+    member.hears(GlobalManifestOf(3), older.manifest)
+    member.hears(GlobalChunk(3, 0), older.chunks[0])
+    assert DropPieces(older.pointer) in member.hears(GlobalHead(), newer.pointer)
+    member.receives(newer)
+    assert member.version_held() == 4
+    assert member.pieces.kept == {}
 
 
 def test_a_false_chunk_is_ignored_and_the_true_one_still_counts(member: Any, coordinator: Any) -> None:

@@ -1,5 +1,6 @@
 """What a node that waits has in memory: no module that only a command line or a serving node needs, and no adapter."""
 
+import hashlib
 import json
 import mmap
 import subprocess
@@ -15,11 +16,11 @@ from broker.security import SecuritySettings
 from broker.settings import BrokerSettings
 from commands.node_process import NodeOrder
 from edge_node import held_adapter
-from edge_node.effects import KeepVersion
-from edge_node.events import VersionKept
+from edge_node.effects import KeepPieces
 from edge_node.memory import MAPS, let_go_of_file, let_go_of_values
 from edge_node.settings import EdgeSettings
 from schemas.adapter import Adapter, Layout, LoraConfig
+from schemas.topics import GlobalChunk, GlobalHead, GlobalManifestOf
 
 NOT_WANTED = (
     *("typer", "rich", "structlog", "pydantic_settings", "configuration", "coordinator"),  # of the command line
@@ -71,8 +72,8 @@ def test_settings_reach_the_nodes_process_as_they_are() -> None:
 def test_a_kept_adapter_is_in_memory_only_while_it_is_looked_at(tmp_path: Path, coordinator: Any) -> None:
     adapter = Adapter(LARGE, np.arange(LARGE.size, dtype=np.float32))
     pointer = coordinator.version(1).pointer.model_copy(update={"digest": adapter.digest})
-    held_adapter.keep(tmp_path, pointer, adapter.to_safetensors())
-    kept = held_adapter.on_disk(tmp_path, pointer, LARGE)
+    held_adapter.keep(tmp_path, pointer, held_adapter.body_of(adapter))
+    kept = held_adapter.verified(tmp_path, pointer, LARGE)
     mapped = kept.values.base.obj if isinstance(kept.values.base, memoryview) else kept.values.base
     assert isinstance(mapped, mmap.mmap)
     assert resident(mapped) == 0
@@ -98,15 +99,28 @@ def test_what_was_written_over_a_mapped_file_is_not_lost(tmp_path: Path) -> None
     assert clean[:] == b"a" * size
 
 
-def test_the_core_lets_go_of_a_version_that_is_on_disk(member: Any, coordinator: Any) -> None:
-    version = coordinator.version(3, 2.0)
-    member.receives(version)
-    assert any(isinstance(effect, KeepVersion) for effect in member.asked)
-    from_disk = coordinator.held(3, 2.0)
-    assert member.state.held.adapter is not from_disk.adapter
-    member.tell(VersionKept(member.now, from_disk))
-    assert member.state.held.adapter is from_disk.adapter
-    member.receives(coordinator.version(4, 4.0))
-    newer = member.state.held
-    member.tell(VersionKept(member.now, from_disk))  # it comes late
-    assert member.state.held == newer
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is resident")
+def test_of_a_mapped_adapter_that_is_written_elsewhere_one_piece_is_in_memory(tmp_path: Path, coordinator: Any) -> None:
+    adapter = Adapter(LARGE, np.arange(LARGE.size, dtype=np.float32))
+    pointer = coordinator.version(1).pointer.model_copy(update={"digest": adapter.digest})
+    held_adapter.keep(tmp_path, pointer, held_adapter.body_of(adapter))
+    kept = held_adapter.verified(tmp_path, pointer, LARGE)
+    memory = kept.values.base.obj if isinstance(kept.values.base, memoryview) else kept.values.base
+    assert isinstance(memory, mmap.mmap)
+    content, most = hashlib.sha256(), 0
+    for piece in held_adapter.body_of(kept):
+        content.update(piece)
+        most = max(most, resident(memory))
+    assert content.hexdigest() == adapter.digest
+    assert 0 < most < 2 * LARGE.size  # half of its bytes
+    assert resident(memory) == 0
+
+
+def test_no_piece_of_a_version_waits_in_memory_for_those_after_it(member: Any, coordinator: Any) -> None:
+    version = coordinator.version(3, 2.0, chunk_size=100)
+    member.hears(GlobalHead(), version.pointer)
+    member.hears(GlobalManifestOf(3), version.manifest)
+    for index, chunk in enumerate(version.chunks[:-1]):
+        assert KeepPieces(version.pointer, 100 * index, (chunk,)) in member.hears(GlobalChunk(3, index), chunk)
+        assert member.state.fetch.assembly.parts == {}
+        assert member.state.fetch.assembly.held == 100 * (index + 1)

@@ -37,6 +37,7 @@ from schemas.topics import (
     route,
 )
 from schemas.trust import Trust
+from tests.edge_node.pieces import Pieces
 
 ROOT, ONLINE, NEXT, STOLEN = (SigningKey.from_bytes(bytes([number]) * 32) for number in range(4))
 NOW_NS, SECOND_NS = 1_800_000_000 * 10**9, 10**9
@@ -57,10 +58,13 @@ class Victim:
     state: EdgeState
     now: float = 0.0
     done: list[Effect] = field(default_factory=list)
+    pieces: Pieces = field(default_factory=Pieces)
 
     def tell(self, event: Any) -> tuple[Effect, ...]:
         self.state, effects = step(self.state, event)
         self.done += effects
+        for answer in self.pieces.answers(effects, self.now):
+            effects += self.tell(answer)
         return effects
 
     def hears_raw(self, address: Address, payload: bytes) -> tuple[Effect, ...]:

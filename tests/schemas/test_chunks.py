@@ -98,6 +98,43 @@ def test_false_chunks_cost_a_repeat_and_never_a_false_body(
     assert assembly.join() == body
 
 
+@given(BODIES, CHUNK_SIZES, RANDOM)
+def test_what_is_taken_out_as_it_comes_is_the_body_in_its_order(body: bytes, size: int, random: Random) -> None:
+    manifest, chunks = chunked(body, size), split(body, size)
+    arrivals: list[int | None] = [None, *range(len(chunks)), *(random.randrange(len(chunks)) for _ in range(5))]
+    random.shuffle(arrivals)
+    assembly, taken = Assembly(), list[bytes]()
+    for index in arrivals:
+        assembly = assembly.with_manifest(manifest) if index is None else assembly.with_chunk(index, chunks[index])
+        assembly, pieces = assembly.take_out()
+        taken += pieces
+        assert assembly.body is None or len(taken) not in assembly.parts  # the next one is never here
+        assert assembly.held == sum(map(len, taken)) + sum(map(len, assembly.parts.values()))
+    assert assembly.is_complete and assembly.parts == {}
+    assert b"".join(taken) == body
+    with pytest.raises(ValueError, match="not here any more"):
+        assembly.join()
+
+
+def test_before_the_manifest_nothing_can_be_taken_out() -> None:
+    assembly = Assembly().with_chunk(0, b"ab")
+    assert assembly.take_out() == (assembly, ())
+
+
+def test_for_another_manifest_what_was_taken_out_is_missing_again() -> None:
+    assembly, taken = Assembly().with_manifest(chunked(b"abcd", 2)).with_chunk(0, b"ab").take_out()
+    assert taken == (b"ab",)
+    assert assembly.with_manifest(chunked(b"abcd", 2)) == assembly
+    assert assembly.with_manifest(chunked(b"abef", 2)).missing == (0, 1)
+
+
+def test_a_false_chunk_in_the_place_of_one_that_was_taken_out_is_refused() -> None:
+    assembly, _ = Assembly().with_manifest(chunked(b"abcd", 2)).with_chunk(0, b"ab").take_out()
+    assert assembly.with_chunk(0, b"ab") == assembly
+    with pytest.raises(CorruptChunk, match="not the bytes"):
+        assembly.with_chunk(0, b"xy")
+
+
 def test_nothing_is_missing_before_the_manifest_says_what_there_should_be() -> None:
     assembly = Assembly().with_chunk(7, b"early")
     assert assembly.missing == ()
@@ -195,9 +232,9 @@ ARRIVALS = st.lists(
 )
 
 
-@given(ARRIVALS)
+@given(ARRIVALS, st.data())
 def test_whatever_comes_in_whatever_order_a_known_claim_is_never_exceeded(
-    arrivals: list[tuple[int, bytes] | Body],
+    arrivals: list[tuple[int, bytes] | Body], data: st.DataObject
 ) -> None:
     assembly = Assembly()
     for arrival in arrivals:
@@ -205,7 +242,9 @@ def test_whatever_comes_in_whatever_order_a_known_claim_is_never_exceeded(
             assembly = assembly.with_manifest(arrival) if isinstance(arrival, Body) else assembly.with_chunk(*arrival)
         except CorruptChunk:
             continue
-        assert assembly.held == sum(map(len, assembly.parts.values()))
+        if data.draw(st.booleans()):
+            assembly, _ = assembly.take_out()
+        assert assembly.held == sum(assembly.taken) + sum(map(len, assembly.parts.values()))
         assert assembly.body is None or assembly.held <= assembly.body.size
 
 
