@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_node.memory import give_back_memory
 from edge_node.serving.inference import AdapterSlot, begin
 from edge_node.serving.session import PIECE, Conversation, Session
 
@@ -77,6 +78,7 @@ def _read(conversation: Conversation, prompt: Sequence[int], is_cancelled: Calla
         if is_cancelled():
             raise Cancelled
         logits = _next(conversation, prompt[start : start + PIECE])
+    give_back_memory()  # pieces take much more than the tokens after them
     return logits
 
 

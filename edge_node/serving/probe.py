@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from base_model.chat_tokens import ChatTokens
 from base_model.examples import Example
+from edge_node.memory import give_back_memory
 from edge_node.serving.inference import AdapterSlot, begin
 from edge_node.serving.session import Session
 from edge_node.settings import ProbeSettings
@@ -80,6 +81,7 @@ class Probe:
         about = (slot.digest if slot is not None else None, example)
         if about not in self._known:
             self._known[about] = self._measured(slot, example)
+            give_back_memory()  # what was served before is still here: this is when a node has most
         return self._known[about]
 
     def _measured(self, slot: AdapterSlot | None, example: Example) -> NDArray[np.float64]:
@@ -92,10 +94,9 @@ class Probe:
         for start in range(0, len(tokens) - 1, PIECE):
             piece = tokens[start : min(start + PIECE, len(tokens) - 1)]
             rows = [place for place in range(len(piece)) if start + place >= len(prompt) - 1]
-            # a graph gives at least one row
-            logits = conversation.read(piece, rows or [0])
             following = tokens[start + rows[0] + 1 : start + len(piece) + 1] if rows else []
-            losses.append(_losses(logits[: len(rows)], following))
+            # a graph gives at least one row; nothing holds this piece's logits when the next one's come
+            losses.append(_losses(conversation.read(piece, rows or [0])[: len(rows)], following))
         return np.concatenate(losses)
 
 
