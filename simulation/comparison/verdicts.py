@@ -251,6 +251,24 @@ def _modules(regimes: Regimes) -> Iterator[Verdict]:
                 ),
                 lambda m: m.low > 0,
             )
+    yield from _modules_elsewhere(regimes)
+
+
+def _modules_elsewhere(regimes: Regimes) -> Iterator[Verdict]:
+    """What a module is worth under other conditions, by the loss at the end: between, few versions are measured."""
+    for regime, methods in regimes.items():
+        for ablation in ABLATIONS if regime != BASE.name else ():
+            if (measured := effect(methods, ablation, lambda summary: summary.final_loss)) is not None:
+                bar = f"{ablation.module}: loss at the end with it less loss without it"
+                state = "on" if ablation.is_default else "off"
+                yield Verdict(
+                    bar=bar,
+                    asked="shown beside",
+                    regime=regime,
+                    unit="difference",
+                    measured=measured,
+                    note=f"{state} by default",
+                )
 
 
 def _module(ablation: Ablation, measured: Interval | None, row: Verdict, helps: Callable[[Interval], bool]) -> Verdict:

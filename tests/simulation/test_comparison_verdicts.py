@@ -169,6 +169,14 @@ def test_a_module_that_is_off_need_not_help():
     assert (verdict.met, verdict.note) == (True, "off by default")
 
 
+def test_what_a_module_is_worth_elsewhere_is_shown_beside() -> None:
+    aligned = [made("alignfed_transplant", seed, (4.0, 2.0, 0.75), regime="high-staleness") for seed in SEEDS]
+    plain = [made("alignfed", seed, (4.0, 2.0, 1.0), regime="high-staleness") for seed in SEEDS]
+    verdict = verdict_on("alignment by transplant: loss at the end", aligned + plain)
+    assert (verdict.regime, verdict.met, verdict.note) == ("high-staleness", None, "off by default")
+    assert verdict.measured is not None and verdict.measured.median == -0.25
+
+
 def test_server_time_is_counted_in_jobs_of_a_node():
     # (0.25 + 0.25 + gate) CPU seconds per version, 0.5 per job
     verdict = verdict_on("server time per version", three("alignfed", gate_seconds=1.5))
